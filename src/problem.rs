@@ -1,0 +1,541 @@
+//! What may be asked: [`AttentionSpec`], plain fields, becomes a checked [`AttentionProblem`] or a [`ProblemError`].
+
+use std::ops::Range;
+
+use crate::tensor::{Layout, TensorSpec};
+
+/// The longest query or key sequence, in tokens: 2^30, so that positions and their differences fit an `i32`.
+pub const MAX_LEN: usize = 1 << 30;
+
+/// Which key the first query row stands on: the `offset` of causal masks, windows and ALiBi.
+///
+/// Row `i` stands on key `i + offset`. A negative offset leaves leading rows before the first key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Diagonal {
+    /// Offset 0: `is_causal` of PyTorch, and of ONNX without a cache.
+    #[default]
+    TopLeft,
+    /// Offset `kv_len - q_len`: FlashAttention since 2.1, MLX.
+    BottomRight,
+    /// Offset `kv_lens[b] - q_len`, for each batch entry: ONNX with `nonpad_kv_seqlen`. The same as
+    /// [`BottomRight`](Self::BottomRight) where no key lengths are given.
+    EndOfKeys,
+    /// A fixed offset in tokens: the length of the past in front of the first query.
+    Fixed(i32),
+}
+
+impl std::fmt::Display for Diagonal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TopLeft => f.write_str("top_left"),
+            Self::BottomRight => f.write_str("bottom_right"),
+            Self::EndOfKeys => f.write_str("end_of_keys"),
+            Self::Fixed(offset) => write!(f, "fixed:{offset}"),
+        }
+    }
+}
+
+/// A matrix of scores or weights that can be returned, `[batch, q_heads, q_len, kv_len]` in f32.
+///
+/// The first three are modes 0, 1 and 2 of ONNX's `qk_matmul_output_mode`, the last is mode 3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ScoreStage {
+    /// `scale * dot(query, key)`, for every pair, also where a mask forbids it.
+    Scaled,
+    /// The same after the softcap.
+    Capped,
+    /// After softcap, bias, ALiBi and masks; negative infinity where not allowed.
+    Masked,
+    /// After the softmax: `exp(score - lse)`, zero where not allowed.
+    Probs,
+}
+
+/// What is asked of one attention. Plain data: fill it in, then make an [`AttentionProblem`] of it.
+///
+/// For batch entry `b`, query head `h`, row `i`, key `j`, with key/value head `h / (q_heads / kv_heads)`:
+///
+/// ```text
+/// s  = scale * dot(query[b,h,i,:], key[b,h/group,j,:])
+/// s  = softcap * tanh(s / softcap)                     if a softcap is given
+/// s += bias[b,h,i,j]                                   if a bias is given
+/// s -= alibi_slopes[h] * |i + offset - j|              if ALiBi slopes are given
+/// j is allowed iff  j < kv_lens[b]  and  mask[b,h,i,j]  and  row_start[b,i] <= j < row_end[b,i]
+///              and  j <= i + offset                    if causal
+///              and  i + offset - window_left <= j <= i + offset + window_right
+///              and  bias[b,h,i,j] is not -inf
+/// lse    = ln(sum over allowed j of exp(s)  [+ exp(sinks[h])])
+/// output = sum over allowed j of exp(s - lse) * value[b,h/group,j,:]
+/// ```
+///
+/// A row with no allowed key gives zeros, and an `lse` of negative infinity (of `sinks[h]` with a sink).
+///
+/// ```
+/// use cross_attention::{AttentionProblem, AttentionSpec};
+/// // 4096 latent positions attend to 77 tokens of a prompt, 8 heads of 40
+/// let spec = AttentionSpec::new([2, 8, 4096, 40], [2, 8, 77, 40]);
+/// let problem = AttentionProblem::new(spec)?;
+/// assert_eq!(problem.scale(), 1.0 / 40f32.sqrt());
+/// # Ok::<(), cross_attention::ProblemError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// `[batch, q_heads, q_len, head_dim]`.
+    pub query: TensorSpec,
+    /// `[batch, kv_heads, kv_len, head_dim]`; a batch of 1 is shared by the whole batch.
+    pub key: TensorSpec,
+    /// `[batch, kv_heads, kv_len, v_head_dim]`; a batch of 1 is shared by the whole batch.
+    pub value: TensorSpec,
+    /// `[batch, q_heads, q_len, v_head_dim]`; no two elements may share a place.
+    pub output: TensorSpec,
+    /// Factor on the dot products; any finite number. `None`: `1 / sqrt(head_dim)`.
+    pub scale: Option<f32>,
+    /// Cap on the scaled scores, `softcap * tanh(s / softcap)`; finite and above 0.
+    pub softcap: Option<f32>,
+    /// Added to the scores; `[batch, q_heads, q_len, kv_len]`, each axis may also be 1. -inf forbids the key.
+    pub bias: Option<TensorSpec>,
+    /// Boolean mask, true = attend; `[batch, q_heads, q_len, kv_len]`, each axis may also be 1.
+    /// On a device one byte an element, 0 = false.
+    pub mask: Option<Layout>,
+    /// Whether key lengths `[batch]` are given, in tokens.
+    pub kv_lens: bool,
+    /// Whether a range of keys `row_start <= j < row_end` is given for each row, two tensors `[batch, q_len]`.
+    pub row_ranges: bool,
+    /// Whether ALiBi slopes `[q_heads]` are given.
+    pub alibi_slopes: bool,
+    /// Whether attention sinks `[q_heads]` are given: a logit that takes part in the softmax and has no value.
+    pub sinks: bool,
+    /// Causal mask along this diagonal; `None`: not causal.
+    pub causal: Option<Diagonal>,
+    /// Keys a row sees before the diagonal, in tokens; `None`: all.
+    pub window_left: Option<u32>,
+    /// Keys a row sees behind the diagonal, in tokens; `None`: all.
+    pub window_right: Option<u32>,
+    /// The diagonal of windows and ALiBi where `causal` is `None` (default: [`Diagonal::TopLeft`]); with
+    /// `causal` it must be `None` or the same.
+    pub offset: Option<Diagonal>,
+    /// Whether to return the log-sum-exp of each row, `[batch, q_heads, q_len]` in f32, natural logarithm.
+    pub lse: bool,
+    /// A score matrix to return as well. It is as large as it is: `q_len * kv_len` for every head.
+    pub scores: Option<ScoreStage>,
+}
+
+impl AttentionSpec {
+    /// Attention over f32 tensors without gaps, in memory order `[batch, heads, len, dim]`.
+    ///
+    /// `query` is `[batch, q_heads, q_len, head_dim]`; `key` is `[batch, kv_heads, kv_len, head_dim]`, and value
+    /// has the shape of key.
+    #[must_use]
+    pub fn new(query: [usize; 4], key: [usize; 4]) -> Self {
+        let key = TensorSpec::f32(Layout::bhld(key));
+        Self::from_tensors(TensorSpec::f32(Layout::bhld(query)), key, key)
+    }
+
+    /// Attention over the given tensors; the output is of the query's element type, without gaps, in memory
+    /// order `[batch, heads, len, dim]`.
+    #[must_use]
+    pub fn from_tensors(query: TensorSpec, key: TensorSpec, value: TensorSpec) -> Self {
+        let [batch, heads, len, _] = query.layout.shape;
+        let output = Layout::bhld([batch, heads, len, value.layout.shape[3]]);
+        Self {
+            query,
+            key,
+            value,
+            output: TensorSpec { element: query.element, layout: output },
+            scale: None,
+            softcap: None,
+            bias: None,
+            mask: None,
+            kv_lens: false,
+            row_ranges: false,
+            alibi_slopes: false,
+            sinks: false,
+            causal: None,
+            window_left: None,
+            window_right: None,
+            offset: None,
+            lse: false,
+            scores: None,
+        }
+    }
+}
+
+/// An [`AttentionSpec`] that was found sound. Later stages do not check it again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionProblem {
+    spec: AttentionSpec,
+    scale: f32,
+    diagonal: Diagonal,
+}
+
+impl AttentionProblem {
+    /// Checks a spec. Axes of length 1 that broadcast get a stride of 0.
+    ///
+    /// # Errors
+    /// A [`ProblemError`] that names the tensor or option, what was found and what would do.
+    pub fn new(mut spec: AttentionSpec) -> Result<Self, ProblemError> {
+        let [batch, q_heads, q_len, head_dim] = spec.query.layout.shape;
+        let [_, kv_heads, kv_len, _] = spec.key.layout.shape;
+        let v_head_dim = spec.value.layout.shape[3];
+        for (name, n) in
+            [("q_heads", q_heads), ("kv_heads", kv_heads), ("head_dim", head_dim), ("v_head_dim", v_head_dim)]
+        {
+            if n == 0 {
+                return Err(ProblemError::Zero { name });
+            }
+        }
+        for (name, len) in [("q_len", q_len), ("kv_len", kv_len)] {
+            if len > MAX_LEN {
+                return Err(ProblemError::TooLong { name, len, max: MAX_LEN });
+            }
+        }
+        if q_heads % kv_heads != 0 {
+            return Err(ProblemError::Heads { q_heads, kv_heads });
+        }
+        let scores = [batch, q_heads, q_len, kv_len];
+        let broadcast = |name, layout: &Layout, wanted: [usize; 4], free: [bool; 4]| {
+            let fits = (0..4).all(|axis| layout.shape[axis] == wanted[axis] || (free[axis] && layout.shape[axis] == 1));
+            let stretched = if fits { layout.broadcast_to(wanted) } else { None };
+            stretched.ok_or(ProblemError::Shape { name, wanted, found: layout.shape })
+        };
+        let batch_only = [true, false, false, false];
+        spec.key.layout = broadcast("key", &spec.key.layout, [batch, kv_heads, kv_len, head_dim], batch_only)?;
+        spec.value.layout = broadcast("value", &spec.value.layout, [batch, kv_heads, kv_len, v_head_dim], batch_only)?;
+        let output = [batch, q_heads, q_len, v_head_dim];
+        spec.output.layout = broadcast("output", &spec.output.layout, output, [false; 4])?;
+        if let Some(bias) = &mut spec.bias {
+            bias.layout = broadcast("bias", &bias.layout, scores, [true; 4])?;
+        }
+        if let Some(mask) = &mut spec.mask {
+            *mask = broadcast("mask", mask, scores, [true; 4])?;
+        }
+        let tensors = [
+            ("query", Some(&spec.query.layout)),
+            ("key", Some(&spec.key.layout)),
+            ("value", Some(&spec.value.layout)),
+            ("output", Some(&spec.output.layout)),
+            ("bias", spec.bias.as_ref().map(|bias| &bias.layout)),
+            ("mask", spec.mask.as_ref()),
+        ];
+        for (name, layout) in tensors {
+            let overflows = |layout: &Layout| {
+                // bytes must fit too, and nothing is wider than four of them
+                layout.extent().is_none_or(|extent| extent.checked_mul(4).is_none())
+            };
+            if let Some(layout) = layout.filter(|layout| overflows(layout)) {
+                return Err(ProblemError::Overflow { name, shape: layout.shape, strides: layout.strides });
+            }
+        }
+        let score_bytes = Layout::bhld(scores).elements().and_then(|n| n.checked_mul(4));
+        if spec.scores.is_some() && score_bytes.is_none() {
+            let strides = Layout::bhld(scores).strides;
+            return Err(ProblemError::Overflow { name: "scores", shape: scores, strides });
+        }
+        if !spec.output.layout.is_injective() {
+            let Layout { shape, strides, .. } = spec.output.layout;
+            return Err(ProblemError::OutputOverlaps { shape, strides });
+        }
+        let scale = spec.scale.unwrap_or_else(|| default_scale(head_dim));
+        if !scale.is_finite() {
+            return Err(ProblemError::Scale { scale });
+        }
+        if let Some(softcap) = spec.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+            return Err(ProblemError::Softcap { softcap });
+        }
+        let diagonal = match (spec.causal, spec.offset) {
+            (Some(causal), Some(offset)) if causal != offset => {
+                return Err(ProblemError::TwoDiagonals { causal, offset });
+            }
+            (causal, offset) => causal.or(offset).unwrap_or_default(),
+        };
+        Ok(Self { spec, scale, diagonal })
+    }
+
+    /// The spec, with every layout stretched to its full shape.
+    #[must_use]
+    pub const fn spec(&self) -> &AttentionSpec {
+        &self.spec
+    }
+
+    /// Entries of the batch.
+    #[must_use]
+    pub const fn batch(&self) -> usize {
+        self.spec.query.layout.shape[0]
+    }
+
+    /// Heads of the query.
+    #[must_use]
+    pub const fn q_heads(&self) -> usize {
+        self.spec.query.layout.shape[1]
+    }
+
+    /// Heads of key and value.
+    #[must_use]
+    pub const fn kv_heads(&self) -> usize {
+        self.spec.key.layout.shape[1]
+    }
+
+    /// Query heads that share one key/value head: `q_heads / kv_heads`.
+    #[must_use]
+    pub const fn group_size(&self) -> usize {
+        self.q_heads() / self.kv_heads()
+    }
+
+    /// Length of the query sequence, in tokens.
+    #[must_use]
+    pub const fn q_len(&self) -> usize {
+        self.spec.query.layout.shape[2]
+    }
+
+    /// Length of the key/value sequence, in tokens.
+    #[must_use]
+    pub const fn kv_len(&self) -> usize {
+        self.spec.key.layout.shape[2]
+    }
+
+    /// Width of a query or key row.
+    #[must_use]
+    pub const fn head_dim(&self) -> usize {
+        self.spec.query.layout.shape[3]
+    }
+
+    /// Width of a value or output row.
+    #[must_use]
+    pub const fn v_head_dim(&self) -> usize {
+        self.spec.value.layout.shape[3]
+    }
+
+    /// The factor on the dot products, default filled in.
+    #[must_use]
+    pub const fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// The diagonal of causal mask, windows and ALiBi, default filled in.
+    #[must_use]
+    pub const fn diagonal(&self) -> Diagonal {
+        self.diagonal
+    }
+
+    /// Number of query rows: `batch * q_heads * q_len`.
+    #[must_use]
+    pub const fn rows(&self) -> usize {
+        self.batch() * self.q_heads() * self.q_len()
+    }
+
+    /// Whether there is nothing to compute: the output has no elements.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.rows() == 0
+    }
+
+    /// Shape of a returned score matrix: `[batch, q_heads, q_len, kv_len]`.
+    #[must_use]
+    pub const fn score_shape(&self) -> [usize; 4] {
+        [self.batch(), self.q_heads(), self.q_len(), self.kv_len()]
+    }
+
+    /// The offset of the diagonal for a batch entry with `kv_len` keys (its key length, where given).
+    #[must_use]
+    pub fn offset(&self, kv_len: usize) -> i64 {
+        let q_len = self.q_len() as i64;
+        match self.diagonal {
+            Diagonal::TopLeft => 0,
+            Diagonal::BottomRight => self.kv_len() as i64 - q_len,
+            Diagonal::EndOfKeys => kv_len as i64 - q_len,
+            Diagonal::Fixed(offset) => i64::from(offset),
+        }
+    }
+
+    /// The keys that row `i` may see by causal mask and window, for a batch entry with `kv_len` keys.
+    ///
+    /// Boolean mask, row ranges and bias come on top of it.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "0 <= from <= to <= kv_len, which was a usize")]
+    pub fn row_keys(&self, i: usize, kv_len: usize) -> Range<usize> {
+        let diagonal = i as i64 + self.offset(kv_len);
+        let from = self.spec.window_left.map_or(0, |left| diagonal - i64::from(left)).max(0);
+        let mut to = self.spec.window_right.map_or(i64::MAX, |right| diagonal + i64::from(right) + 1);
+        if self.spec.causal.is_some() {
+            to = to.min(diagonal + 1);
+        }
+        let to = to.clamp(0, kv_len as i64);
+        let from = from.min(to);
+        from.unsigned_abs() as usize..to.unsigned_abs() as usize
+    }
+}
+
+/// `1 / sqrt(head_dim)`, rounded once.
+#[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+fn default_scale(head_dim: usize) -> f32 {
+    (1.0 / (head_dim as f64).sqrt()) as f32
+}
+
+/// Why a spec was refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProblemError {
+    /// A count or width is 0 that must not be.
+    #[error("{name} is 0, needs at least 1 (batch, q_len and kv_len may be 0)")]
+    Zero {
+        /// Which one.
+        name: &'static str,
+    },
+    /// A sequence is longer than positions can be counted.
+    #[error("{name} is {len}, at most {max} tokens are possible")]
+    TooLong {
+        /// `q_len` or `kv_len`.
+        name: &'static str,
+        /// What was asked, in tokens.
+        len: usize,
+        /// The longest possible, in tokens.
+        max: usize,
+    },
+    /// Query heads cannot be shared out evenly.
+    #[error("key has kv_heads {kv_heads}, which does not divide q_heads {q_heads}")]
+    Heads {
+        /// Heads of the query.
+        q_heads: usize,
+        /// Heads of the key.
+        kv_heads: usize,
+    },
+    /// A tensor's shape does not fit the others.
+    #[error(
+        "{name} has shape {found:?}, needs {wanted:?}{}",
+        match *name {
+            "bias" | "mask" => " (each axis may also be 1)",
+            "key" | "value" => " (batch may also be 1)",
+            _ => "",
+        }
+    )]
+    Shape {
+        /// Which tensor.
+        name: &'static str,
+        /// The shape that would do.
+        wanted: [usize; 4],
+        /// The shape that was given.
+        found: [usize; 4],
+    },
+    /// Positions in a tensor, or its bytes, do not fit a `usize`.
+    #[error("{name} with shape {shape:?} and strides {strides:?} is larger than memory can be addressed")]
+    Overflow {
+        /// Which tensor.
+        name: &'static str,
+        /// Its shape.
+        shape: [usize; 4],
+        /// Its strides, in elements.
+        strides: [usize; 4],
+    },
+    /// Two elements of the output would be written to one place.
+    #[error(
+        "output with shape {shape:?} and strides {strides:?} has elements that share a place; \
+         each axis must step over what the smaller strides span"
+    )]
+    OutputOverlaps {
+        /// Shape of the output.
+        shape: [usize; 4],
+        /// Strides of the output, in elements.
+        strides: [usize; 4],
+    },
+    /// The scale is infinite or not a number.
+    #[error("scale is {scale}, needs a finite number")]
+    Scale {
+        /// What was asked.
+        scale: f32,
+    },
+    /// The softcap is not a positive number.
+    #[error("softcap is {softcap}, needs a finite number above 0 (no softcap: None)")]
+    Softcap {
+        /// What was asked.
+        softcap: f32,
+    },
+    /// The causal mask and the offset name different diagonals.
+    #[error("causal is {causal} but offset is {offset}; there is one diagonal, leave offset out or make it the same")]
+    TwoDiagonals {
+        /// The diagonal of the causal mask.
+        causal: Diagonal,
+        /// The diagonal of windows and ALiBi.
+        offset: Diagonal,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> AttentionSpec {
+        AttentionSpec::new([2, 6, 5, 8], [2, 3, 7, 8])
+    }
+
+    #[test]
+    fn counts_come_from_the_shapes() {
+        let problem = AttentionProblem::new(spec()).unwrap();
+        assert_eq!((problem.group_size(), problem.rows(), problem.v_head_dim()), (2, 60, 8));
+        assert_eq!(problem.score_shape(), [2, 6, 5, 7]);
+    }
+
+    #[test]
+    fn refusals_name_asked_and_found() {
+        let check = |change: &dyn Fn(&mut AttentionSpec), message: &str| {
+            let mut spec = spec();
+            change(&mut spec);
+            assert_eq!(AttentionProblem::new(spec).unwrap_err().to_string(), message);
+        };
+        check(
+            &|s| *s = AttentionSpec::new([2, 8, 5, 8], [2, 3, 7, 8]),
+            "key has kv_heads 3, which does not divide q_heads 8",
+        );
+        check(
+            &|s| s.value.layout.shape[2] = 9,
+            "value has shape [2, 3, 9, 8], needs [2, 3, 7, 8] (batch may also be 1)",
+        );
+        check(&|s| s.key.layout.shape[3] = 9, "key has shape [2, 3, 7, 9], needs [2, 3, 7, 8] (batch may also be 1)");
+        check(&|s| s.scale = Some(f32::NAN), "scale is NaN, needs a finite number");
+        check(&|s| s.softcap = Some(0.0), "softcap is 0, needs a finite number above 0 (no softcap: None)");
+        check(
+            &|s| s.mask = Some(Layout::bhld([1, 1, 5, 6])),
+            "mask has shape [1, 1, 5, 6], needs [2, 6, 5, 7] (each axis may also be 1)",
+        );
+        check(
+            &|s| {
+                s.causal = Some(Diagonal::TopLeft);
+                s.offset = Some(Diagonal::Fixed(3));
+            },
+            "causal is top_left but offset is fixed:3; there is one diagonal, leave offset out or make it the same",
+        );
+        check(
+            &|s| s.output.layout.strides[0] = 0,
+            "output with shape [2, 6, 5, 8] and strides [0, 40, 8, 1] has elements that share a place; each axis must \
+             step over what the smaller strides span",
+        );
+        check(&|s| s.query.layout.shape[3] = 0, "head_dim is 0, needs at least 1 (batch, q_len and kv_len may be 0)");
+        check(
+            &|s| s.query.layout.strides[0] = usize::MAX,
+            "query with shape [2, 6, 5, 8] and strides [18446744073709551615, 40, 8, 1] is larger than memory can be \
+             addressed",
+        );
+    }
+
+    #[test]
+    fn one_context_is_shared_by_the_batch() {
+        let problem = AttentionProblem::new(AttentionSpec::new([4, 6, 5, 8], [1, 3, 7, 8])).unwrap();
+        assert_eq!(problem.spec().key.layout.shape, [4, 3, 7, 8]);
+        assert_eq!(problem.spec().value.layout.strides[0], 0);
+    }
+
+    #[test]
+    fn row_keys_follow_the_diagonal() {
+        let mut spec = spec();
+        spec.causal = Some(Diagonal::BottomRight);
+        spec.window_left = Some(1);
+        let problem = AttentionProblem::new(spec.clone()).unwrap();
+        assert_eq!((0..5).map(|i| problem.row_keys(i, 7)).collect::<Vec<_>>(), [1..3, 2..4, 3..5, 4..6, 5..7]);
+        spec.causal = Some(Diagonal::EndOfKeys);
+        let problem = AttentionProblem::new(spec.clone()).unwrap();
+        assert_eq!((0..5).map(|i| problem.row_keys(i, 3)).collect::<Vec<_>>(), [0..0, 0..0, 0..1, 0..2, 1..3]);
+        spec.causal = Some(Diagonal::Fixed(i32::MIN));
+        spec.window_left = Some(u32::MAX);
+        assert_eq!(AttentionProblem::new(spec.clone()).unwrap().row_keys(4, 7), 0..0);
+        spec.causal = Some(Diagonal::Fixed(i32::MAX));
+        assert_eq!(AttentionProblem::new(spec).unwrap().row_keys(4, 7), 0..7);
+    }
+}
