@@ -1,0 +1,10 @@
+// output_f32x4.wgsl: the output, stored as f32, rows of whole vec4s at multiples of 4.
+
+@group(0) @binding(7) var<storage, read_write> output: array<vec4f>;
+
+// Elements 4 d to 4 d + 3 of the row that starts at element `start`.
+fn store_output_vec(start: u32, d: u32, elements: vec4f) {
+    if d * 4u < V_HEAD_DIM {
+        output[start / 4u + d] = elements;
+    }
+}

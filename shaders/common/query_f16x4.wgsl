@@ -1,0 +1,12 @@
+// query_f16x4.wgsl: the query, stored as f16, rows of whole vec4s at multiples of 4.
+
+@group(0) @binding(1) var<storage, read> query: array<vec2u>;
+
+// Elements 4 d to 4 d + 3 of the row that starts at element `start`; zeros behind its end.
+fn load_query_vec(start: u32, d: u32) -> vec4f {
+    if d * 4u >= HEAD_DIM {
+        return vec4f(0.0);
+    }
+    let words = query[start / 4u + d];
+    return vec4f(unpack2x16float(words.x), unpack2x16float(words.y));
+}

@@ -1,0 +1,11 @@
+// value_f32x4.wgsl: the value, stored as f32, rows of whole vec4s at multiples of 4.
+
+@group(0) @binding(3) var<storage, read> value: array<vec4f>;
+
+// Elements 4 d to 4 d + 3 of the row that starts at element `start`; zeros behind its end.
+fn load_value_vec(start: u32, d: u32) -> vec4f {
+    if d * 4u >= V_HEAD_DIM {
+        return vec4f(0.0);
+    }
+    return value[start / 4u + d];
+}
