@@ -6,6 +6,8 @@ pub mod cpu;
 mod inputs;
 mod problem;
 mod tensor;
+pub mod verify;
+pub mod workload;
 
 pub use half::f16;
 pub use inputs::{AttentionData, AttentionInputs, AttentionOutput, InputError};
