@@ -5,7 +5,7 @@
 //
 // Invocation (row_lane, key_lane) owns query rows row_lane + r * ROW_LANES, keys key_lane + c * KEY_LANES of the block
 // and value columns key_lane + n * KEY_LANES, so that every vec4 that is loaded feeds ROWS or KEYS products. A dot
-// product goes over chunks of CHUNK vec4; so does a value row. What is indexed by constants only stays in registers,
+// product goes over chunks of KEY_CHUNK vec4s; so does a value row. What is indexed by constants only stays in registers,
 // and indexing a workgroup array's inner dimension by constants leaves no bounds check: so the inner loops are
 // written out (`repeat`, src/shader.rs). A value of 0 probability is harmless unless it is infinite or NaN; only then is
 // it asked again, pair by pair, whether the key is allowed.
@@ -18,6 +18,7 @@
 // needs      KEYS <= 4; every barrier in uniform control flow
 // constants  ROWS, KEYS, ROW_LANES, KEY_LANES: the register tile and how many share it
 //            KEY_CHUNK, KEY_CHUNKS, VALUE_CHUNK, VALUE_CHUNKS: vec4s of a chunk, chunks of a row
+//            KEY_LOADS, VALUE_LOADS: vec4s of a tile that an invocation loads
 //            COLUMNS = ceil(VALUE_CHUNK / KEY_LANES), TILE_WIDTH = larger chunk + 1
 // bindings   0 params (uniform)  1 query  2 key  3 value  4 bias  5 mask  6 row_data (read)
 //            7 output  8 lse (read_write)
@@ -27,7 +28,17 @@
 const BLOCK_Q: u32 = ROWS * ROW_LANES;
 const BLOCK_KV: u32 = KEYS * KEY_LANES;
 const WORKGROUP_SIZE: u32 = ROW_LANES * KEY_LANES;
+const KEY_LOAD_ROWS: u32 = WORKGROUP_SIZE / KEY_CHUNK;
+const VALUE_LOAD_ROWS: u32 = WORKGROUP_SIZE / VALUE_CHUNK;
+// every invocation has something to load every time
+const KEY_LOADS_EXACT: bool = WORKGROUP_SIZE % KEY_CHUNK == 0u && BLOCK_KV % KEY_LOAD_ROWS == 0u;
+const VALUE_LOADS_EXACT: bool = WORKGROUP_SIZE % VALUE_CHUNK == 0u && BLOCK_KV % VALUE_LOAD_ROWS == 0u;
 
+override HEAD_DIM: u32;
+override V_HEAD_DIM: u32;
+// the last chunk of a row is not full
+override KEY_RAGGED: bool;
+override VALUE_RAGGED: bool;
 // rows of a block may see different keys
 override ROW_MASKS: bool;
 
@@ -50,6 +61,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let kv_h = row_at(b, h, 0u).kv_h;
     let key_start = params.key_offset + b * params.key_strides.x + kv_h * params.key_strides.y;
     let value_start = params.value_offset + b * params.value_strides.x + kv_h * params.value_strides.y;
+
+    // what this invocation loads of a tile: one column, every .._LOAD_ROWS-th row
+    let load_key_column = lane % KEY_CHUNK;
+    let load_key_row = lane / KEY_CHUNK;
+    let load_value_column = lane % VALUE_CHUNK;
+    let load_value_row = lane / VALUE_CHUNK;
 
     // the keys each row may see, and the span that holds them all
     var keys: array<vec2u, ROWS>;
@@ -102,15 +119,16 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         score[r][c] = 0.0;
         // end
         // end
-        for (var chunk = 0u; chunk < QUERY_CHUNKS; chunk++) {
-            for (var at = lane; at < BLOCK_KV * KEY_CHUNK; at += WORKGROUP_SIZE) {
-                let j = first_key + at / KEY_CHUNK;
-                var element = vec4f(0.0);
-                if j < uniform_span.y {
-                    element = load_key_vec(key_start + j * params.key_strides.z, chunk * KEY_CHUNK + at % KEY_CHUNK);
-                }
-                kv_tile[at / KEY_CHUNK][at % KEY_CHUNK] = element;
+        for (var chunk = 0u; chunk < KEY_CHUNKS; chunk++) {
+            // repeat n < KEY_LOADS
+            if KEY_LOADS_EXACT || (load_key_row + n * KEY_LOAD_ROWS < BLOCK_KV && load_key_row < KEY_LOAD_ROWS) {
+                // behind the last key stands the last one again: its scores are masked
+                let j = min(first_key + load_key_row + n * KEY_LOAD_ROWS, uniform_span.y - 1u);
+                let start = key_start + j * params.key_strides.z;
+                kv_tile[load_key_row + n * KEY_LOAD_ROWS][load_key_column] =
+                    load_key_vec(start, chunk * KEY_CHUNK + load_key_column);
             }
+            // end
             workgroupBarrier();
             // repeat d < KEY_CHUNK
             {
@@ -141,15 +159,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             var top = MASKED_SCORE;
             // repeat c < KEYS
             {
+                // straight-line: what is read for a key that is not allowed is thrown away
                 let j = first_key + key_lane + c * KEY_LANES;
-                var masked_score = MASKED_SCORE;
-                allowed[r][c] = false;
-                if j >= keys[r].x && j < keys[r].y {
-                    if key_allowed(row, j) {
-                        masked_score = full_score(row, j, score[r][c]);
-                        allowed[r][c] = true;
-                    }
+                if ROW_MASKS {
+                    allowed[r][c] = j >= keys[r].x && j < keys[r].y && key_allowed(row, j);
+                } else {
+                    allowed[r][c] = j < uniform_span.y;
                 }
+                let masked_score = select(MASKED_SCORE, full_score(row, j, score[r][c]), allowed[r][c]);
                 score[r][c] = masked_score;
                 top = max(top, masked_score);
             }
@@ -187,18 +204,19 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         // repeat chunk < VALUE_CHUNKS
         {
             var wild = false;
-            for (var at = lane; at < BLOCK_KV * VALUE_CHUNK; at += WORKGROUP_SIZE) {
-                let j = first_key + at / VALUE_CHUNK;
-                var element = vec4f(0.0);
-                if j < uniform_span.y {
-                    let d = chunk * VALUE_CHUNK + at % VALUE_CHUNK;
-                    element = load_value_vec(value_start + j * params.value_strides.z, d);
-                    if ROW_MASKS {
-                        wild = wild || any((bitcast<vec4u>(element) & vec4u(0x7f800000u)) == vec4u(0x7f800000u));
-                    }
+            // repeat n < VALUE_LOADS
+            if VALUE_LOADS_EXACT || (load_value_row + n * VALUE_LOAD_ROWS < BLOCK_KV && load_value_row < VALUE_LOAD_ROWS) {
+                let j = first_key + load_value_row + n * VALUE_LOAD_ROWS;
+                let start = value_start + min(j, uniform_span.y - 1u) * params.value_strides.z;
+                let loaded = load_value_vec(start, chunk * VALUE_CHUNK + load_value_column);
+                // zeros behind the last key: a probability of 0 does not keep infinity out
+                let element = select(vec4f(0.0), loaded, j < uniform_span.y);
+                if ROW_MASKS {
+                    wild = wild || any((bitcast<vec4u>(element) & vec4u(0x7f800000u)) == vec4u(0x7f800000u));
                 }
-                kv_tile[at / VALUE_CHUNK][at % VALUE_CHUNK] = element;
+                kv_tile[load_value_row + n * VALUE_LOAD_ROWS][load_value_column] = element;
             }
+            // end
             if ROW_MASKS {
                 if wild {
                     atomicStore(&wild_value, 1u);

@@ -1,5 +1,7 @@
 //! WGSL text of a variant: directives, constants, snippets, kernel file, in this order.
 
+mod repeat;
+
 use std::fmt::Write;
 
 use crate::kernels::Shader;
@@ -18,7 +20,10 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "bias_none",
     "half",
     "key_f16",
+    "key_f16x4",
     "key_f32",
+    "key_f32x4",
+    "key_gather",
     "keys",
     "lse_none",
     "lse_store",
@@ -26,21 +31,33 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "mask_none",
     "numerics",
     "output_f16",
+    "output_f16x4",
     "output_f32",
+    "output_f32x4",
+    "output_scatter",
     "params",
     "query_f16",
+    "query_f16x4",
     "query_f32",
+    "query_f32x4",
+    "query_gather",
     "row_data_buffer",
     "row_data_none",
     "row_end",
     "score",
+    "tile_query_storage",
+    "tile_query_workgroup",
     "value_f16",
+    "value_f16x4",
     "value_f32",
+    "value_f32x4",
+    "value_gather",
 );
 
 const fn kernel_file(shader: Shader) -> &'static str {
     match shader {
         Shader::Fused => include_str!("../shaders/fused.wgsl"),
+        Shader::Tiled => include_str!("../shaders/tiled.wgsl"),
         Shader::Scores => include_str!("../shaders/scores.wgsl"),
         Shader::Softmax => include_str!("../shaders/softmax.wgsl"),
         Shader::WeightedSum => include_str!("../shaders/weighted_sum.wgsl"),
@@ -65,6 +82,6 @@ impl Variant {
         }
         text.push('\n');
         text.push_str(kernel_file(self.shader));
-        text
+        repeat::expand(&text, &self.constants)
     }
 }

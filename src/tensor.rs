@@ -155,6 +155,17 @@ impl Layout {
             + at[3] * self.strides[3]
     }
 
+    /// Whether every row consists of whole groups of four neighbours that start at multiples of four elements.
+    #[must_use]
+    pub(crate) fn has_vec4_rows(&self) -> bool {
+        let [rows @ .., dim] = self.strides;
+        let aligned = |(stride, n): (&usize, &usize)| *n <= 1 || stride.is_multiple_of(4);
+        self.shape[3].is_multiple_of(4)
+            && dim == 1
+            && self.offset.is_multiple_of(4)
+            && rows.iter().zip(&self.shape).all(aligned)
+    }
+
     /// Whether no two elements share a place, as a tensor that is written to needs it.
     ///
     /// Decided axis by axis, from the smallest stride up: each must step over all that the smaller ones

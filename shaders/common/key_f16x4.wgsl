@@ -4,7 +4,7 @@
 
 // Elements 4 d to 4 d + 3 of the row that starts at element `start`; zeros behind its end.
 fn load_key_vec(start: u32, d: u32) -> vec4f {
-    if d * 4u >= HEAD_DIM {
+    if KEY_RAGGED && d * 4u >= HEAD_DIM {
         return vec4f(0.0);
     }
     let words = key[start / 4u + d];

@@ -4,7 +4,7 @@
 
 // Elements 4 d to 4 d + 3 of the row that starts at element `start`.
 fn store_output_vec(start: u32, d: u32, elements: vec4f) {
-    if d * 4u < V_HEAD_DIM {
+    if !VALUE_RAGGED || d * 4u < V_HEAD_DIM {
         output[start / 4u + d] = elements;
     }
 }

@@ -1,7 +1,7 @@
 // tile_query_workgroup.wgsl: the block's query rows in workgroup memory; needs query_*.
 
-// one vec4 more than a row: neighbouring rows start in different banks
-var<workgroup> query_tile: array<array<array<vec4f, KEY_CHUNK>, KEY_CHUNKS>, BLOCK_Q>;
+// one vec4 more than a chunk: neighbouring rows start in different banks
+var<workgroup> query_tile: array<array<array<vec4f, KEY_CHUNK + 1u>, KEY_CHUNKS>, BLOCK_Q>;
 
 fn stage_query(b: u32, h: u32, first_row: u32, lane: u32) {
     for (var at = lane; at < BLOCK_Q * KEY_CHUNKS * KEY_CHUNK; at += WORKGROUP_SIZE) {

@@ -4,7 +4,7 @@
 
 // Elements 4 d to 4 d + 3 of the row that starts at element `start`; zeros behind its end.
 fn load_value_vec(start: u32, d: u32) -> vec4f {
-    if d * 4u >= V_HEAD_DIM {
+    if VALUE_RAGGED && d * 4u >= V_HEAD_DIM {
         return vec4f(0.0);
     }
     let words = value[start / 4u + d];

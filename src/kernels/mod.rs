@@ -4,6 +4,7 @@ pub(crate) mod fused;
 pub(crate) mod merge;
 pub(crate) mod params;
 pub(crate) mod plain;
+pub(crate) mod tiled;
 
 pub use params::Params;
 
@@ -15,6 +16,8 @@ use crate::problem::AttentionProblem;
 /// A way to compute an attention on a GPU. A plan chooses one; [`Kernel::ALL`] lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kernel {
+    /// One pass with register tiles, for many queries; scores are never stored.
+    Tiled,
     /// One pass with an online softmax over blocks of keys; scores are never stored.
     Fused,
     /// Three passes: scores, softmax, weighted sum. Stores `q_len * kv_len` scores for every head.
@@ -23,12 +26,13 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel, in the order in which they are preferred where several would do.
-    pub const ALL: [Self; 2] = [Self::Fused, Self::Plain];
+    pub const ALL: [Self; 3] = [Self::Tiled, Self::Fused, Self::Plain];
 
-    /// `fused`, `plain`.
+    /// `tiled`, `fused`, `plain`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Tiled => "tiled",
             Self::Fused => "fused",
             Self::Plain => "plain",
         }
@@ -41,6 +45,7 @@ impl Kernel {
     pub fn supports(self, problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
         params::supports(problem)?;
         match self {
+            Self::Tiled => tiled::supports(problem, caps),
             Self::Fused => fused::supports(problem, caps),
             Self::Plain => plain::supports(problem, caps),
         }
@@ -49,6 +54,7 @@ impl Kernel {
     /// Query rows of the smallest part that the problem can be cut into.
     pub(crate) fn block_rows(self, problem: &AttentionProblem, caps: &DeviceCaps) -> usize {
         match self {
+            Self::Tiled => tiled::tiles(problem, caps).block_q(),
             Self::Fused => fused::tiles(problem, caps).rows,
             // its softmax takes a workgroup a row
             Self::Plain => 1,
@@ -58,6 +64,7 @@ impl Kernel {
     /// Workgroups along each dimension for every dispatch of a part.
     pub(crate) fn grids(self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<[u64; 3]> {
         match self {
+            Self::Tiled => vec![tiled::grid(problem, caps, part)],
             Self::Fused => vec![fused::grid(problem, caps, part)],
             Self::Plain => plain::grids(problem, part),
         }
@@ -66,6 +73,7 @@ impl Kernel {
     /// The dispatches that compute a part.
     pub(crate) fn steps(self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
         match self {
+            Self::Tiled => tiled::steps(problem, caps, part),
             Self::Fused => fused::steps(problem, caps, part),
             Self::Plain => plain::steps(problem, caps, part),
         }
@@ -143,6 +151,8 @@ pub enum Unsupported {
 /// A WGSL file with an entry point `main`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Shader {
+    /// The whole attention with register tiles.
+    Tiled,
     /// The whole attention with an online softmax.
     Fused,
     /// Scores of every pair.
@@ -157,12 +167,13 @@ pub enum Shader {
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 5] = [Self::Fused, Self::Scores, Self::Softmax, Self::WeightedSum, Self::Merge];
+    pub const ALL: [Self; 6] = [Self::Tiled, Self::Fused, Self::Scores, Self::Softmax, Self::WeightedSum, Self::Merge];
 
     /// The name of its file in `shaders/`, without the ending.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Tiled => "tiled",
             Self::Fused => "fused",
             Self::Scores => "scores",
             Self::Softmax => "softmax",
@@ -175,7 +186,7 @@ impl Shader {
     #[must_use]
     pub const fn param_fields(self) -> &'static [(&'static str, usize)] {
         match self {
-            Self::Fused | Self::Scores | Self::Softmax | Self::WeightedSum => Params::FIELDS,
+            Self::Tiled | Self::Fused | Self::Scores | Self::Softmax | Self::WeightedSum => Params::FIELDS,
             Self::Merge => merge::Params::FIELDS,
         }
     }

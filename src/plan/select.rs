@@ -42,15 +42,17 @@ pub(super) fn plan(problem: &AttentionProblem, caps: &DeviceCaps, forced: Option
 }
 
 /// The kernels in the order in which they are tried, each with the reason for its place.
-fn preference(problem: &AttentionProblem) -> [(Kernel, &'static str); 2] {
+fn preference(problem: &AttentionProblem) -> [(Kernel, &'static str); 3] {
     match problem.spec().scores {
         // all of them are computed and stored anyway: the plain kernel does it once, the fused one would again
         Some(ScoreStage::Probs) => [
             (Kernel::Plain, "the probabilities are returned, so they are computed and stored once"),
-            (Kernel::Fused, "the plain kernel cannot; the probabilities are computed a second time to return them"),
+            (Kernel::Tiled, "the plain kernel cannot; the probabilities are computed a second time to return them"),
+            (Kernel::Fused, "the others cannot; the probabilities are computed a second time to return them"),
         ],
         _ => [
-            (Kernel::Fused, "one pass, no scores stored"),
+            (Kernel::Tiled, "one pass with register tiles, no scores stored"),
+            (Kernel::Fused, "the tiled kernel cannot; one pass, no scores stored"),
             (Kernel::Plain, "the fused kernel cannot; this one stores q_len * kv_len scores for every head"),
         ],
     }
@@ -63,14 +65,15 @@ fn reason_against(other: Kernel, chosen: Kernel, forced: Option<Kernel>, refused
     match (forced, other) {
         (Some(_), _) => format!("{chosen} was asked for by name"),
         (None, Kernel::Plain) => "stores q_len * kv_len scores for every head".to_owned(),
-        (None, Kernel::Fused) => "computes the scores a second time to return them".to_owned(),
+        (None, Kernel::Tiled | Kernel::Fused) if chosen != Kernel::Plain => format!("{chosen} is faster here"),
+        (None, Kernel::Tiled | Kernel::Fused) => "computes the scores a second time to return them".to_owned(),
     }
 }
 
 /// The dispatches, with the problem cut until every binding and grid fits.
 fn cut(problem: &AttentionProblem, caps: &DeviceCaps, kernel: Kernel) -> Result<(u64, Vec<Step>), Rejection> {
     kernel.supports(problem, caps)?;
-    if kernel == Kernel::Fused && problem.spec().scores.is_some() {
+    if kernel != Kernel::Plain && problem.spec().scores.is_some() {
         plain::supports(problem, caps)?;
     }
     if problem.is_empty() {
@@ -102,7 +105,7 @@ fn steps(
     for part in size.parts(problem) {
         let mut grids = kernel.grids(problem, caps, &part);
         let mut steps = kernel.steps(problem, caps, &part);
-        if kernel == Kernel::Fused {
+        if kernel != Kernel::Plain {
             let returned = plain::returned_scores(problem, caps, &part);
             if !returned.is_empty() {
                 grids.extend(plain::grids(problem, &part));

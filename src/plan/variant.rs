@@ -2,7 +2,7 @@
 
 use crate::kernels::Shader;
 use crate::problem::{AttentionProblem, AttentionSpec, Diagonal};
-use crate::tensor::Element;
+use crate::tensor::{Element, TensorSpec};
 
 /// All that a pipeline is built from; two dispatches with equal variants share one pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -66,6 +66,46 @@ impl Variant {
         self.element(spec.output.element, ["output_f32", "output_f16"])
     }
 
+    /// A tensor that is read or written four elements at a time where its rows allow it, else one by one.
+    fn vec_element(
+        &mut self,
+        tensor: &TensorSpec,
+        x4: [&'static str; 2],
+        single: [&'static str; 2],
+        each: &'static str,
+    ) {
+        if tensor.layout.has_vec4_rows() {
+            self.element(tensor.element, x4);
+        } else {
+            self.element(tensor.element, single).snippets(&[each]);
+        }
+    }
+
+    pub(crate) fn query_vec(&mut self, spec: &AttentionSpec) -> &mut Self {
+        self.vec_element(&spec.query, ["query_f32x4", "query_f16x4"], ["query_f32", "query_f16"], "query_gather");
+        self
+    }
+
+    pub(crate) fn key_vec(&mut self, spec: &AttentionSpec) -> &mut Self {
+        self.vec_element(&spec.key, ["key_f32x4", "key_f16x4"], ["key_f32", "key_f16"], "key_gather");
+        self
+    }
+
+    pub(crate) fn value_vec(&mut self, spec: &AttentionSpec) -> &mut Self {
+        self.vec_element(&spec.value, ["value_f32x4", "value_f16x4"], ["value_f32", "value_f16"], "value_gather");
+        self
+    }
+
+    pub(crate) fn output_vec(&mut self, spec: &AttentionSpec) -> &mut Self {
+        self.vec_element(
+            &spec.output,
+            ["output_f32x4", "output_f16x4"],
+            ["output_f32", "output_f16"],
+            "output_scatter",
+        );
+        self
+    }
+
     /// Bias, mask and row data, present or not.
     pub(crate) fn terms(&mut self, spec: &AttentionSpec) -> &mut Self {
         match spec.bias {
@@ -98,7 +138,7 @@ impl Variant {
         self
     }
 
-    fn switch(&mut self, name: &'static str, on: bool) -> &mut Self {
+    pub(crate) fn switch(&mut self, name: &'static str, on: bool) -> &mut Self {
         self.overrides.push((name, u32::from(on)));
         self
     }
