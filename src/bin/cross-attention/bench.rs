@@ -176,57 +176,58 @@ fn list(workloads: &[Workload], terminal: &mut Terminal) -> Result<(), Error> {
     terminal.line(format_args!("{table}"))
 }
 
+const COLUMNS: [&str; 12] = [
+    "workload",
+    "batch x heads x q_len x kv_len x dim",
+    "kernel",
+    "element",
+    "median ms",
+    "p10",
+    "p90",
+    "first",
+    "GFLOP/s",
+    "GB/s",
+    "max error",
+    "timing",
+];
+
 fn headed_table() -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header([
-        "workload",
-        "kernel",
-        "element",
-        "median ms",
-        "p10",
-        "p90",
-        "first",
-        "rounds",
-        "GFLOP/s",
-        "GB/s",
-        "max error",
-        "timing",
-        "note",
-    ]);
-    for column in table.column_iter_mut().skip(3).take(8) {
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(COLUMNS);
+    for column in table.column_iter_mut().skip(4).take(7) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
 }
 
 fn cells(workload: &Workload, args: &Args, device: &Device, result: &Result<Row, Error>) -> Vec<String> {
-    let note = if software(device) { "software" } else { "" };
-    let element = Element::from(args.element).name();
+    let mut cells = vec![workload.name.to_owned(), short_shape(workload)];
     match result {
-        Ok(row) => vec![
-            workload.name.to_owned(),
+        Ok(row) => cells.extend([
             row.kernel.to_owned(),
-            element.to_owned(),
+            Element::from(args.element).to_string(),
             format!("{:.3}", row.median_ms),
             format!("{:.3}", row.p10_ms),
             format!("{:.3}", row.p90_ms),
             format!("{:.1}", row.first_ms),
-            row.rounds.to_string(),
             format!("{:.1}", row.gflops),
             format!("{:.1}", row.gbps),
             format!("{:.1e}", row.max_abs_error),
-            row.timing.to_owned(),
-            note.to_owned(),
-        ],
-        Err(_) => {
-            let mut cells = vec![String::new(); 13];
-            workload.name.clone_into(&mut cells[0]);
-            element.clone_into(&mut cells[2]);
-            cells[12] = format!("failed {note}").trim_end().to_owned();
-            cells
-        }
+            format!("{}{}", row.timing, if software(device) { ", software" } else { "" }),
+        ]),
+        Err(_) => cells.push("failed".to_owned()),
     }
+    cells
+}
+
+/// `batch x q_heads/kv_heads x q_len x kv_len x head_dim/v_head_dim`, where equal ones are named once.
+fn short_shape(workload: &Workload) -> String {
+    let [batch, q_heads, q_len, head_dim] = workload.spec.query.layout.shape;
+    let [_, kv_heads, kv_len, _] = workload.spec.key.layout.shape;
+    let pair = |first, second| if first == second { format!("{first}") } else { format!("{first}/{second}") };
+    let (heads, dim) = (pair(q_heads, kv_heads), pair(head_dim, workload.spec.value.layout.shape[3]));
+    format!("{batch} x {heads} x {q_len} x {kv_len} x {dim}")
 }
 
 fn as_json(workload: &Workload, args: &Args, device: &Device, result: &Result<Row, Error>) -> Value {

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::terminal::Terminal;
 
 const EXAMPLE: &str = "\
-Example:
+Examples:
   cross-attention devices
   WGPU_BACKEND=vulkan cross-attention devices --json";
 

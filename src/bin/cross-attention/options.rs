@@ -47,7 +47,7 @@ pub(crate) struct OptionFlags {
     /// Diagonal of windows and ALiBi where there is no causal mask: none, top_left, bottom_right, end_of_keys or fixed:N
     #[arg(long, value_name = "DIAGONAL", value_parser = parse::<Line>)]
     offset: Option<Setting<Diagonal>>,
-    /// Order of the axes of query, key, value and output
+    /// Order of the axes of query, key, value and output: batch, heads, len, dim or batch, len, heads, dim
     #[arg(long, value_enum, ignore_case = true)]
     layout: Option<AxisOrder>,
 }
@@ -67,10 +67,8 @@ pub(crate) struct Options {
 /// Memory order of a four-dimensional tensor: batch, heads, length, dim.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AxisOrder {
-    /// `[batch, heads, len, dim]`
     #[default]
     Bhld,
-    /// `[batch, len, heads, dim]`
     Blhd,
 }
 
@@ -103,10 +101,8 @@ impl AxisOrder {
 /// An element type by name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ElementName {
-    /// Single precision, 4 bytes
     #[default]
     F32,
-    /// Half precision, 2 bytes
     F16,
 }
 
