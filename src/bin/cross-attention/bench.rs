@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::builder::PossibleValuesParser;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use cross_attention::workload::{self, Workload};
-use cross_attention::{AttentionProblem, Device, Element, Timing, TimingSource, verify};
+use cross_attention::{AttentionProblem, Device, DeviceClass, Element, TimingSource, verify};
 use serde_json::{Value, json};
 
 use crate::error::Error;
@@ -60,7 +60,7 @@ struct Row {
     rounds: usize,
     gflops: f64,
     gbps: f64,
-    timing: &'static str,
+    timing: TimingSource,
 }
 
 /// Times the workloads; whether all of them were right.
@@ -75,9 +75,9 @@ pub(crate) fn bench(args: &Args, terminal: &mut Terminal) -> Result<bool, Error>
     if args.list {
         return list(&workloads, terminal).map(|()| true);
     }
-    let choice = Device::choose(&args.device.device)?;
+    let choice = Device::choose_blocking(&args.device.device)?;
     let device = &choice.device;
-    let reason = format!("device: {} ({})", device.name(), choice.reason);
+    let reason = format!("device: {choice}");
     if args.json {
         terminal.note(format_args!("{reason}"));
     } else {
@@ -121,7 +121,7 @@ fn measure(workload: &Workload, args: &Args, device: &Device, terminal: &Termina
     let data = workload::inputs(&problem, workload.name);
     let inputs = data.as_inputs();
     let start = Instant::now();
-    let prepared = device.prepare(&problem, args.device.kernel)?;
+    let prepared = device.prepare_blocking(&problem, args.device.kernel)?;
     let results = prepared.run(&inputs)?;
     let first_ms = start.elapsed().as_secs_f64() * 1e3;
     let report = verify::verify_sample(&problem, &inputs, &results, VERIFIED_ROWS)?;
@@ -134,36 +134,19 @@ fn measure(workload: &Workload, args: &Args, device: &Device, terminal: &Termina
         terminal.bar().set_message(format!("{}, round {rounds}", workload.name));
     };
     let timing = prepared.time(&inputs, MIN_ROUNDS, args.seconds, &mut on_round)?;
-    let Timing { mut millis, source } = timing;
-    millis.sort_by(f64::total_cmp);
-    let median_ms = percentile(&millis, 0.5);
+    let median_ms = timing.quantile(0.5);
     Ok(Row {
         kernel: prepared.kernel_name(),
         max_abs_error: report.max_abs_error,
         first_ms,
         median_ms,
-        p10_ms: percentile(&millis, 0.1),
-        p90_ms: percentile(&millis, 0.9),
-        rounds: millis.len(),
+        p10_ms: timing.quantile(0.1),
+        p90_ms: timing.quantile(0.9),
+        rounds: timing.millis.len(),
         gflops: workload::flops(&problem, &inputs) / (median_ms * 1e6),
         gbps: workload::bytes(&problem) / (median_ms * 1e6),
-        timing: match source {
-            TimingSource::Timestamps => "timestamps",
-            TimingSource::Wall => "wall",
-            TimingSource::Cpu => "cpu",
-        },
+        timing: timing.source,
     })
-}
-
-/// The value below which a share of the sorted values lies, linear between neighbours; NaN of nothing.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at is between 0 and the last index")]
-fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let at = share * sorted.len().saturating_sub(1) as f64;
-    let (low, high) = (at.floor() as usize, at.ceil() as usize);
-    match (sorted.get(low), sorted.get(high)) {
-        (Some(low), Some(high)) => low + (high - low) * at.fract(),
-        _ => f64::NAN,
-    }
 }
 
 fn list(workloads: &[Workload], terminal: &mut Terminal) -> Result<(), Error> {
@@ -238,7 +221,7 @@ fn as_json(workload: &Workload, args: &Args, device: &Device, result: &Result<Ro
         "device": kind(device),
         "adapter": device.name(),
         "driver": device.driver(),
-        "backend": backend(device),
+        "backend": device.backend(),
         "software": software(device),
         "element": Element::from(args.element).name(),
         "batch": batch,
@@ -260,7 +243,7 @@ fn as_json(workload: &Workload, args: &Args, device: &Device, result: &Result<Ro
             "gflops": row.gflops,
             "gbps": row.gbps,
             "max_abs_error": row.max_abs_error,
-            "timing": row.timing,
+            "timing": row.timing.to_string(),
         }),
         Err(error) => json!({ "error": error.chain() }),
     };
@@ -278,15 +261,9 @@ const fn kind(device: &Device) -> &'static str {
     }
 }
 
-fn backend(device: &Device) -> &'static str {
-    match device {
-        Device::Cpu | Device::Oracle => "cpu",
-        Device::Gpu(_) => "gpu",
-    }
-}
-
-fn software(_device: &Device) -> bool {
-    false
+/// Whether a GPU is played by the CPU: such times say nothing about GPUs.
+fn software(device: &Device) -> bool {
+    matches!(device, Device::Gpu(context) if context.caps().class == DeviceClass::Software)
 }
 
 fn names() -> Vec<&'static str> {
@@ -303,15 +280,6 @@ fn seconds(text: &str) -> Result<Duration, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percentiles_lie_between_neighbours() {
-        let close = |a: f64, b: f64| (a - b).abs() < 1e-12;
-        assert!(close(percentile(&[1.0, 2.0, 4.0], 0.5), 2.0));
-        assert!(close(percentile(&[1.0, 2.0], 0.5), 1.5));
-        assert!(close(percentile(&[3.0], 0.9), 3.0));
-        assert!(percentile(&[], 0.5).is_nan());
-    }
 
     #[test]
     fn seconds_are_a_length_of_time() {

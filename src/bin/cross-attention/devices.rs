@@ -1,9 +1,9 @@
 //! `devices`: the adapters there are, what they can do, and which one would be chosen.
 
 use comfy_table::{ContentArrangement, Table, presets};
-use cross_attention::Device;
 use cross_attention::gpu::{self, AdapterSummary};
-use cross_attention::wgpu::{Backend, DeviceType, Features};
+use cross_attention::wgpu::Features;
+use cross_attention::{Choice, Device};
 use serde_json::{Value, json};
 
 use crate::error::Error;
@@ -28,11 +28,16 @@ pub(crate) struct Args {
 /// # Errors
 /// Standard output that can't be written.
 pub(crate) fn devices(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
-    let adapters = gpu::adapters();
+    let adapters = gpu::adapters_blocking();
     let auto = Device::auto();
     if args.json {
         let list: Vec<_> = adapters.iter().enumerate().map(|(index, adapter)| as_json(index, adapter)).collect();
-        let auto = json!({ "device": auto.device.name(), "driver": auto.device.driver(), "reason": auto.reason });
+        let auto = match auto {
+            Ok(Choice { device, reason }) => {
+                json!({ "device": device.name(), "driver": device.driver(), "backend": device.backend(), "reason": reason })
+            }
+            Err(error) => json!({ "error": error.to_string() }),
+        };
         return terminal.line(format_args!("{}", json!({ "adapters": list, "auto": auto })));
     }
     if adapters.is_empty() {
@@ -42,7 +47,10 @@ pub(crate) fn devices(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
     } else {
         terminal.line(format_args!("{}", table(&adapters)))?;
     }
-    terminal.line(format_args!("auto chooses: {} ({})", auto.device.name(), auto.reason))?;
+    match auto {
+        Ok(Choice { device, reason }) => terminal.line(format_args!("auto chooses: {}: {reason}", device.name()))?,
+        Err(error) => terminal.line(format_args!("auto chooses nothing: {error}"))?,
+    }
     terminal.line(format_args!(
         "another: --device with part of an adapter's name, cpu or oracle; \
          WGPU_BACKEND (vulkan, metal, dx12, gl) and WGPU_ADAPTER_NAME narrow the list"
@@ -54,7 +62,7 @@ fn table(adapters: &[AdapterSummary]) -> Table {
     table.load_style(presets::UTF8_FULL).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(["#", "adapter", "driver", "limits", "features"]);
     for (index, adapter) in adapters.iter().enumerate() {
-        let AdapterSummary { info, limits, features, .. } = adapter;
+        let AdapterSummary { info, caps, limits, features } = adapter;
         let subgroups = match subgroups(adapter) {
             None => "no".to_owned(),
             Some((min, max)) if min == max => format!("of {min}"),
@@ -62,7 +70,7 @@ fn table(adapters: &[AdapterSummary]) -> Table {
         };
         table.add_row([
             index.to_string(),
-            format!("{}\n{}, {}", info.name, type_name(info.device_type), backend_name(info.backend)),
+            format!("{}\n{}, {}", info.name, caps.class, info.backend.to_str()),
             driver(adapter),
             format!(
                 "binding {} MiB\nworkgroup memory {} KiB\n{} invocations\n{} storage buffers",
@@ -82,12 +90,12 @@ fn table(adapters: &[AdapterSummary]) -> Table {
 }
 
 fn as_json(index: usize, adapter: &AdapterSummary) -> Value {
-    let AdapterSummary { info, limits, features, .. } = adapter;
+    let AdapterSummary { info, caps, limits, features } = adapter;
     json!({
         "index": index,
         "name": info.name,
-        "type": type_name(info.device_type),
-        "backend": backend_name(info.backend),
+        "type": caps.class.to_string(),
+        "backend": info.backend.to_str(),
         "driver": driver(adapter),
         "max_storage_buffer_binding_bytes": limits.max_storage_buffer_binding_size,
         "max_buffer_bytes": limits.max_buffer_size,
@@ -112,25 +120,4 @@ fn subgroups(AdapterSummary { info, features, .. }: &AdapterSummary) -> Option<(
 
 const fn yes(is: bool) -> &'static str {
     if is { "yes" } else { "no" }
-}
-
-const fn type_name(of: DeviceType) -> &'static str {
-    match of {
-        DeviceType::DiscreteGpu => "discrete",
-        DeviceType::IntegratedGpu => "integrated",
-        DeviceType::VirtualGpu => "virtual",
-        DeviceType::Cpu => "software",
-        DeviceType::Other => "other",
-    }
-}
-
-const fn backend_name(backend: Backend) -> &'static str {
-    match backend {
-        Backend::Noop => "noop",
-        Backend::Vulkan => "Vulkan",
-        Backend::Metal => "Metal",
-        Backend::Dx12 => "DX12",
-        Backend::Gl => "GL",
-        Backend::BrowserWebGpu => "WebGPU",
-    }
 }

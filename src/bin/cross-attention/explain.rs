@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use cross_attention::{AttentionProblem, AttentionSpec, Device, Layout, ScoreStage, TensorSpec};
+use cross_attention::gpu::Context;
+use cross_attention::{
+    AttentionProblem, AttentionSpec, Device, Kernel, KernelChoice, Layout, Plan, ScoreStage, TensorSpec,
+};
 
 use crate::error::Error;
 use crate::file::{self, Wish};
@@ -99,12 +102,21 @@ pub(crate) fn explain(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
         }
         None => args.problem()?,
     };
-    let choice = Device::choose(&args.device.device)?;
-    let prepared = choice.device.prepare(&problem, args.device.kernel)?;
-    terminal.line(format_args!("device: {} ({})", choice.device.name(), choice.reason))?;
+    let choice = Device::choose_blocking(&args.device.device)?;
+    let plan = match (&choice.device, args.device.kernel) {
+        (Device::Gpu(context), KernelChoice::Auto) => plan(&problem, context, None)?,
+        (Device::Gpu(context), KernelChoice::Gpu(kernel)) => plan(&problem, context, Some(kernel))?,
+        (device, kernel) => device.prepare_blocking(&problem, kernel)?.plan_text(),
+    };
+    terminal.line(format_args!("device: {choice}"))?;
     terminal.line(format_args!("problem: {}", shape(&problem)))?;
     terminal.line(format_args!("  {}", extras(&problem)))?;
-    terminal.line(format_args!("{}", prepared.plan_text().trim_end()))
+    terminal.line(format_args!("{}", plan.trim_end()))
+}
+
+/// A GPU's plan, without making the pipelines.
+fn plan(problem: &AttentionProblem, context: &Context, kernel: Option<Kernel>) -> Result<String, Error> {
+    Ok(Plan::new(problem, context.caps(), kernel).map_err(cross_attention::Error::from)?.to_string())
 }
 
 impl Args {

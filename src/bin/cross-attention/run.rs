@@ -64,9 +64,9 @@ struct Job {
 /// What kept all of them from running.
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
     let jobs = jobs(&args.inputs, &args.output)?;
-    let choice = Device::choose(&args.device.device)?;
+    let choice = Device::choose_blocking(&args.device.device)?;
     if !args.quiet {
-        terminal.line(format_args!("device: {} ({})", choice.device.name(), choice.reason))?;
+        terminal.line(format_args!("device: {choice}"))?;
         if jobs.len() > 1 {
             terminal.start_bar(jobs.len());
         }
@@ -101,7 +101,7 @@ fn run_one(args: &Args, device: &Device, job: &Job, terminal: &mut Terminal) -> 
             terminal.note(format_args!("warning: {input}: tensor {name} is not one of attention's, ignored"));
         }
     }
-    let prepared = device.prepare(&request.problem, args.device.kernel)?;
+    let prepared = device.prepare_blocking(&request.problem, args.device.kernel)?;
     let start = Instant::now();
     let results = prepared.run(&inputs)?;
     let millis = start.elapsed().as_secs_f64() * 1e3;
