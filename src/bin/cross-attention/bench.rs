@@ -82,7 +82,7 @@ pub(crate) fn bench(args: &Args, terminal: &mut Terminal) -> Result<bool, Error>
         terminal.note(format_args!("{reason}"));
     } else {
         terminal.line(format_args!("{reason}"))?;
-        terminal.line(format_args!("driver: {}", device.driver()))?;
+        terminal.line(format_args!("driver: {}, {}", device.driver(), device.backend()))?;
     }
     terminal.start_bar(workloads.len());
     let mut table = headed_table();

@@ -38,6 +38,8 @@ pub(crate) enum Error {
     Layout { path: PathBuf, source: safetensors::SafeTensorError },
     #[error("cannot write to standard output")]
     Stdout { source: std::io::Error },
+    #[error("the results would take {bytes} bytes, more memory than there is")]
+    Memory { bytes: u128 },
     #[error("the device gave no {name} back; this is a fault of the library")]
     NotReturned { name: &'static str },
     #[error("the result is off: {report}")]

@@ -103,15 +103,16 @@ pub(crate) fn explain(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
         None => args.problem()?,
     };
     let choice = Device::choose_blocking(&args.device.device)?;
-    let plan = match (&choice.device, args.device.kernel) {
+    let text = match (&choice.device, args.device.kernel) {
         (Device::Gpu(context), KernelChoice::Auto) => plan(&problem, context, None)?,
         (Device::Gpu(context), KernelChoice::Gpu(kernel)) => plan(&problem, context, Some(kernel))?,
-        (device, kernel) => device.prepare_blocking(&problem, kernel)?.plan_text(),
+        (device, kernel) => {
+            let prepared = device.prepare_blocking(&problem, kernel)?;
+            format!("problem    {}, {}\n{}", shape(&problem), extras(&problem), prepared.plan_text())
+        }
     };
-    terminal.line(format_args!("device: {choice}"))?;
-    terminal.line(format_args!("problem: {}", shape(&problem)))?;
-    terminal.line(format_args!("  {}", extras(&problem)))?;
-    terminal.line(format_args!("{}", plan.trim_end()))
+    terminal.line(format_args!("chosen     {choice}"))?;
+    terminal.line(format_args!("{}", text.trim_end()))
 }
 
 /// A GPU's plan, without making the pipelines.

@@ -101,6 +101,7 @@ fn run_one(args: &Args, device: &Device, job: &Job, terminal: &mut Terminal) -> 
             terminal.note(format_args!("warning: {input}: tensor {name} is not one of attention's, ignored"));
         }
     }
+    check_memory(&request.problem)?;
     let prepared = device.prepare_blocking(&request.problem, args.device.kernel)?;
     let start = Instant::now();
     let results = prepared.run(&inputs)?;
@@ -122,10 +123,21 @@ fn run_one(args: &Args, device: &Device, job: &Job, terminal: &mut Terminal) -> 
             return Err(Error::Verify { report: report.to_string() });
         }
         if !args.quiet {
-            terminal.line(format_args!("{report}"))?;
+            terminal.line(format_args!("  {}", report.to_string().replace('\n', "\n  ")))?;
         }
     }
     Ok(())
+}
+
+/// Whether the results fit in memory; where they don't, allocating them would end the process.
+fn check_memory(problem: &AttentionProblem) -> Result<(), Error> {
+    let spec = problem.spec();
+    let output = spec.output.layout.extent().unwrap_or(usize::MAX) as u128 * spec.output.element.size_bytes() as u128;
+    let rows = problem.rows() as u128;
+    let probs = if spec.scores.is_some() { rows * problem.kv_len() as u128 } else { 0 };
+    let bytes = output + 4 * (rows + probs);
+    let reserved = usize::try_from(bytes).map(|bytes| Vec::<u8>::new().try_reserve_exact(bytes));
+    if matches!(reserved, Ok(Ok(()))) { Ok(()) } else { Err(Error::Memory { bytes }) }
 }
 
 /// The shape of a problem on one line.
