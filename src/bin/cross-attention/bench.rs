@@ -122,7 +122,7 @@ fn measure(workload: &Workload, args: &Args, device: &Device, terminal: &Termina
     let inputs = data.as_inputs();
     let start = Instant::now();
     let prepared = device.prepare_blocking(&problem, args.device.kernel)?;
-    let results = prepared.run(&inputs)?;
+    let results = prepared.run_blocking(&inputs)?;
     let first_ms = start.elapsed().as_secs_f64() * 1e3;
     let report = verify::verify_sample(&problem, &inputs, &results, VERIFIED_ROWS)?;
     if !report.passed() {
@@ -133,7 +133,7 @@ fn measure(workload: &Workload, args: &Args, device: &Device, terminal: &Termina
         rounds += 1;
         terminal.bar().set_message(format!("{}, round {rounds}", workload.name));
     };
-    let timing = prepared.time(&inputs, MIN_ROUNDS, args.seconds, &mut on_round)?;
+    let timing = prepared.time_blocking(&inputs, MIN_ROUNDS, args.seconds, &mut on_round)?;
     let median_ms = timing.quantile(0.5);
     Ok(Row {
         kernel: prepared.kernel_name(),

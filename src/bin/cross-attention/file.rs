@@ -12,7 +12,7 @@ use cross_attention::{
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::error::Error;
-use crate::options::{AxisOrder, OptionFlags};
+use crate::options::{AxisOrder, Metadata, OptionFlags};
 
 /// One attention, as a file and the flags ask for it.
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub(crate) struct Request {
     pub(crate) problem: AttentionProblem,
     pub(crate) data: AttentionData,
     pub(crate) order: AxisOrder,
+    pub(crate) metadata: Metadata,
     /// Tensors of the file that mean nothing here.
     pub(crate) ignored: Vec<String>,
 }
@@ -48,7 +49,8 @@ fn parse(bytes: &[u8], flags: &OptionFlags, wish: Wish) -> Result<Request, Error
     let format = |source| Error::Format { source };
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
     let file = SafeTensors::deserialize(bytes).map_err(format)?;
-    let options = flags.over(header.metadata().as_ref().unwrap_or(&HashMap::new()))?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let options = flags.over(&metadata)?;
     let order = options.layout;
 
     let (query_spec, query) = operand(&file, "query", order)?;
@@ -107,7 +109,7 @@ fn parse(bytes: &[u8], flags: &OptionFlags, wish: Wish) -> Result<Request, Error
     let mut ignored: Vec<_> =
         file.names().into_iter().filter(|name| !NAMES.contains(name)).map(str::to_owned).collect();
     ignored.sort();
-    Ok(Request { problem, data, order, ignored })
+    Ok(Request { problem, data, order, metadata, ignored })
 }
 
 fn optional<'a>(file: &SafeTensors<'a>, name: &str) -> Option<TensorView<'a>> {
@@ -119,7 +121,7 @@ fn operand(file: &SafeTensors<'_>, name: &'static str, order: AxisOrder) -> Resu
     let view = optional(file, name).ok_or_else(|| {
         let mut names = file.names();
         names.sort_unstable();
-        let found = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+        let found = if names.is_empty() { "nothing".to_owned() } else { format!("{names:?}") };
         Error::MissingTensor { name, found }
     })?;
     let axes = <[usize; 4]>::try_from(view.shape()).map_err(|_| Error::Rank {
@@ -215,7 +217,8 @@ fn saturate(bounds: Vec<i64>) -> Vec<i32> {
     bounds.into_iter().map(|bound| bound.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32).collect()
 }
 
-/// Writes the results beside `path` and then moves them there, so that the file is whole or not there.
+/// Writes the results beside `path` and then moves them there, so that the file is whole or not there; the weights
+/// only if `probs` says so.
 ///
 /// # Errors
 /// [`Error::NotReturned`], [`Error::Layout`] and [`Error::Write`].
@@ -223,9 +226,10 @@ pub(crate) fn write(
     path: &Path,
     request: &Request,
     results: &AttentionOutput,
+    probs: bool,
     about: HashMap<String, String>,
 ) -> Result<(), Error> {
-    let bytes = serialize(path, request, results, about)?;
+    let bytes = serialize(path, request, results, probs, about)?;
     let failed = |source| Error::Write { path: path.to_owned(), source };
     let mut file = temporary_beside(path).map_err(failed)?;
     file.write_all(&bytes).and_then(|()| file.flush()).map_err(failed)?;
@@ -237,6 +241,7 @@ fn serialize(
     path: &Path,
     request: &Request,
     results: &AttentionOutput,
+    probs: bool,
     about: HashMap<String, String>,
 ) -> Result<Vec<u8>, Error> {
     let failed = |source| Error::Layout { path: path.to_owned(), source };
@@ -248,7 +253,7 @@ fn serialize(
         ("output", results.output.as_ref(), request.order.swap(spec.output.layout.shape).to_vec()),
         ("lse", TensorRef::F32(lse), lse_shape),
     ];
-    if spec.scores.is_some() {
+    if probs {
         let probs = results.scores.as_deref().ok_or(Error::NotReturned { name: "probs" })?;
         tensors.push(("probs", TensorRef::F32(probs), problem.score_shape().to_vec()));
     }
@@ -386,7 +391,7 @@ mod tests {
     fn refusals_name_the_tensor() {
         assert_eq!(
             load(&[("key", Dtype::F32, vec![1])], &[]).unwrap_err().to_string(),
-            "tensor query is missing: the file holds key, needs at least query, key and value"
+            "tensor query is missing: the file holds [\"key\"], needs at least query, key and value"
         );
         assert_eq!(
             refusal(&[("query", Dtype::F32, vec![2, 3, 8])]),

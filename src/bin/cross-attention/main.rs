@@ -1,5 +1,7 @@
 //! The command line program: attention over files, plans, devices and timings.
 
+#![expect(clippy::doc_markdown, reason = "doc comments of flags are help texts, read on a terminal")]
+
 mod bench;
 mod devices;
 mod error;
@@ -7,6 +9,7 @@ mod explain;
 mod file;
 mod options;
 mod run;
+mod show;
 mod terminal;
 
 use std::process::ExitCode;

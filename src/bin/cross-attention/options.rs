@@ -209,7 +209,6 @@ impl Value for Softcap {
     type Of = f32;
     const WANTED: &'static str = "a finite number above 0, or none";
 
-    #[expect(clippy::float_cmp, reason = "exactly 0 is how other programs write that there is no cap")]
     fn read(text: &str) -> Option<Option<f32>> {
         let softcap = text.parse().ok().filter(|cap: &f32| cap.is_finite() && *cap >= 0.0)?;
         Some(Some(softcap).filter(|cap| *cap != 0.0))

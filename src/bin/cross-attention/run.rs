@@ -9,6 +9,7 @@ use cross_attention::{AttentionProblem, Device, verify};
 use crate::error::Error;
 use crate::file::{self, Wish};
 use crate::options::{DeviceFlags, ElementName, OptionFlags};
+use crate::show;
 use crate::terminal::Terminal;
 
 const EXAMPLE: &str = "\
@@ -24,6 +25,9 @@ Examples:
 /// in its metadata, under the names of the flags.
 ///
 /// The result holds output and lse (F32) [batch, q_heads, q_len], and probs with --probs.
+///
+/// For --show the metadata may hold show_rows (labels, a JSON list of strings), show_heads (0,2,5), show_keys (how many
+/// to draw) and key_seconds (the time a key stands for).
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment, after_help = EXAMPLE)]
 pub(crate) struct Args {
@@ -39,6 +43,9 @@ pub(crate) struct Args {
     /// Write the attention weights too, F32 [batch, q_heads, q_len, kv_len]
     #[arg(long)]
     probs: bool,
+    /// Draw the weights of the first batch entry, averaged over heads
+    #[arg(long)]
+    show: bool,
     /// Compare each result with the f64 oracle
     #[arg(long)]
     verify: bool,
@@ -92,30 +99,34 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
 }
 
 fn run_one(args: &Args, device: &Device, job: &Job, terminal: &mut Terminal) -> Result<(), Error> {
-    let wish = Wish { output: args.output_type.into(), probs: args.probs };
+    let wish = Wish { output: args.output_type.into(), probs: args.probs || args.show };
     let request = file::read(&job.input, &args.options, wish)?;
     let inputs = request.data.as_inputs();
     if !args.quiet {
         for name in &request.ignored {
             let input = job.input.display();
-            terminal.note(format_args!("warning: {input}: tensor {name} is not one of attention's, ignored"));
+            terminal.note(format_args!("warning: {input}: tensor {name:?} is not one of attention's, ignored"));
         }
     }
     check_memory(&request.problem)?;
     let prepared = device.prepare_blocking(&request.problem, args.device.kernel)?;
     let start = Instant::now();
-    let results = prepared.run(&inputs)?;
+    let results = prepared.run_blocking(&inputs)?;
     let millis = start.elapsed().as_secs_f64() * 1e3;
     let about = HashMap::from([
         ("device".to_owned(), device.name()),
         ("kernel".to_owned(), prepared.kernel_name().to_owned()),
         ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
     ]);
-    file::write(&job.output, &request, &results, about)?;
+    file::write(&job.output, &request, &results, args.probs, about)?;
     if !args.quiet {
         let name = job.input.file_name().unwrap_or_default().display();
         let shape = shape(&request.problem);
         terminal.line(format_args!("{name}: {shape}; {}, {millis:.3} ms", prepared.kernel_name()))?;
+    }
+    if args.show {
+        let probs = results.scores.as_deref().ok_or(Error::NotReturned { name: "probs" })?;
+        terminal.line(format_args!("{}", show::picture(&request.problem, probs, &request.metadata)))?;
     }
     if args.verify {
         let report = verify::verify(&request.problem, &inputs, &results)?;
@@ -216,10 +227,13 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
 
-    fn outputs(inputs: &[PathBuf], out: &Path) -> Vec<PathBuf> {
-        jobs(inputs, out).unwrap().into_iter().map(|job| job.output).collect()
+    fn outputs(inputs: &[&Path], out: &Path) -> Vec<PathBuf> {
+        let inputs: Vec<_> = inputs.iter().map(|&input| input.to_owned()).collect();
+        jobs(&inputs, out).unwrap().into_iter().map(|job| job.output).collect()
     }
 
     #[test]
@@ -231,13 +245,13 @@ mod tests {
         }
         std::fs::create_dir(at("sub.safetensors")).unwrap();
         let (a, b) = (at("a.safetensors"), at("b.safetensors"));
-        assert_eq!(outputs(&[a.clone()], &at("x")), [at("x")]);
-        assert_eq!(outputs(&[a.clone()], &at("new/deep/x")), [at("new/deep/x")]);
-        assert_eq!(outputs(&[a.clone()], &at("slash/")), [at("slash/a.safetensors")]);
-        assert_eq!(outputs(&[a.clone()], &at("new")), [at("new/a.safetensors")]);
+        assert_eq!(outputs(&[&a], &at("x")), [at("x")]);
+        assert_eq!(outputs(&[&a], &at("new/deep/x")), [at("new/deep/x")]);
+        assert_eq!(outputs(&[&a], &at("slash/")), [at("slash/a.safetensors")]);
+        assert_eq!(outputs(&[&a], &at("new")), [at("new/a.safetensors")]);
         let both = [at("out/a.safetensors"), at("out/b.safetensors")];
-        assert_eq!(outputs(&[a, b], &at("out")), both);
-        assert_eq!(outputs(&[folder.path().to_owned()], &at("out")), both);
+        assert_eq!(outputs(&[&a, &b], &at("out")), both);
+        assert_eq!(outputs(&[folder.path()], &at("out")), both);
     }
 
     #[test]
@@ -252,8 +266,8 @@ mod tests {
         std::fs::write(&two, "").unwrap();
         assert!(matches!(jobs(&[one.clone(), two.clone()], &at("out")), Err(Error::SameOutput { .. })));
         assert!(!at("out").exists());
-        assert!(matches!(jobs(&[one.clone()], &one), Err(Error::OutputIsInput { .. })));
-        assert!(matches!(jobs(&[one.clone()], &at("one/../one")), Err(Error::OutputIsInput { .. })));
+        assert!(matches!(jobs(from_ref(&one), &one), Err(Error::OutputIsInput { .. })));
+        assert!(matches!(jobs(from_ref(&one), &at("one/../one")), Err(Error::OutputIsInput { .. })));
         assert!(matches!(jobs(&[at("none")], &at("out")), Err(Error::EmptyFolder { .. })));
         assert!(matches!(jobs(&[one.clone(), at("one/b.safetensors")], &two), Err(Error::OutputFolder { .. })));
         assert!(matches!(jobs(&[one], &two.join("x")), Err(Error::OutputFolder { .. })));
