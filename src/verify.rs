@@ -4,6 +4,8 @@
 //! `plain` is the direct algorithm in f32 before its output is rounded, so it pays what f32 itself costs. `floor` is
 //! what any sound kernel may differ by, derived below; nothing in it is chosen to make a test pass.
 //!
+//! The rule and its derivation stand in this one file and nowhere else, which makes it a long one.
+//!
 //! # The floor
 //!
 //! `u = 2^-24` is the rounding of one f32 operation. Let `s_j` be the scores, `m` their maximum (the sink's logit
