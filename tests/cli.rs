@@ -252,6 +252,15 @@ fn empty_tensors_are_no_error() {
 }
 
 #[test]
+fn the_example_of_the_readme_runs() {
+    let folder = Folder::new();
+    let input = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/whisper.safetensors");
+    let said = good(&["run", input, "-o", &folder.at("out"), "--device", "cpu", "--show", "--verify"]);
+    let worst = said.lines().find(|line| line.contains("worst │")).unwrap();
+    assert!(worst.ends_with("│ 3.80 s"), "{said}");
+}
+
+#[test]
 fn a_bad_file_stops_no_other() {
     let folder = Folder::new();
     fs::create_dir(folder.at("in")).unwrap();

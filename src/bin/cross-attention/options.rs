@@ -16,7 +16,7 @@ pub(crate) struct DeviceFlags {
     /// Where to compute: auto (a hardware GPU, else the CPU), cpu, oracle (f64, slow), gpu, or part of an adapter's name
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceRequest,
-    /// The kernel to use, by name; auto lets the plan choose
+    /// The kernel to use, by name (a wrong one lists them); auto lets the plan choose
     #[arg(long, value_name = "NAME", default_value = "auto")]
     pub(crate) kernel: KernelChoice,
 }

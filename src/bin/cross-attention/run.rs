@@ -26,8 +26,8 @@ Examples:
 ///
 /// The result holds output and lse (F32) [batch, q_heads, q_len], and probs with --probs.
 ///
-/// For --show the metadata may hold show_rows (labels, a JSON list of strings), show_heads (0,2,5), show_keys (how many
-/// to draw) and key_seconds (the time a key stands for).
+/// For --show the metadata may hold row_labels (labels, a JSON list of strings), show_heads (0,2,5), show_keys (how many
+/// to draw) and seconds_per_key (the time a key stands for).
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment, after_help = EXAMPLE)]
 pub(crate) struct Args {

@@ -18,8 +18,8 @@ const SHADES: [char; 5] = [' ', '░', '▒', '▓', '█'];
 
 /// Draws the weights `[batch, q_heads, q_len, kv_len]` of the first batch entry, averaged over heads.
 ///
-/// A file's metadata may say more: `show_rows`, labels as a JSON list of strings; `show_heads`, the heads to average,
-/// `0,2,5`; `show_keys`, how many keys to draw; `key_seconds`, the time a key stands for. What can't be read is as if
+/// A file's metadata may say more: `row_labels`, labels as a JSON list of strings; `show_heads`, the heads to average,
+/// `0,2,5`; `show_keys`, how many keys to draw; `seconds_per_key`, the time a key stands for. What can't be read is as if
 /// it were not there.
 pub(crate) fn picture(problem: &AttentionProblem, probs: &[f32], metadata: &Metadata) -> String {
     let (kv_len, q_len) = (problem.kv_len(), problem.q_len());
@@ -32,7 +32,7 @@ pub(crate) fn picture(problem: &AttentionProblem, probs: &[f32], metadata: &Meta
     let label = |row: usize| labels.get(row).map_or_else(|| row.to_string(), |text| clip(text));
     let rows = q_len.min(MAX_ROWS);
     let margin = (0..rows).map(|row| label(row).chars().count()).max().unwrap_or(0);
-    let seconds: Option<f64> = metadata.get("key_seconds").and_then(|text| text.trim().parse().ok());
+    let seconds: Option<f64> = metadata.get("seconds_per_key").and_then(|text| text.trim().parse().ok());
     let place = |key: usize| match seconds {
         Some(seconds) => format!("{:.2} s", key as f64 * seconds),
         None => format!("key {key}"),
@@ -75,7 +75,7 @@ fn heads(problem: &AttentionProblem, metadata: &Metadata) -> Vec<usize> {
 }
 
 fn labels(metadata: &Metadata) -> Vec<String> {
-    metadata.get("show_rows").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    metadata.get("row_labels").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// A label, cut, and without characters that would move the cursor.
@@ -106,10 +106,10 @@ mod tests {
         let wanted = "  ┌───┐ most at\n0 │▒█ │ key 1\n1 │  █│ key 2\n  └───┘ key 3 in all";
         assert_eq!(text, wanted);
         let metadata = [
-            ("show_rows", r#"[" It", "\u001bwas"]"#),
+            ("row_labels", r#"[" It", "\u001bwas"]"#),
             ("show_heads", "1, 7"),
             ("show_keys", "2"),
-            ("key_seconds", "0.5"),
+            ("seconds_per_key", "0.5"),
         ];
         let text = draw([1, 2, 2, 1], [1, 2, 3, 1], &probs, &metadata);
         assert_eq!(text, "    ┌──┐ most at\n It │ █│ 0.50 s\nwas │  │ none\n    └──┘ 1.00 s in all");
@@ -119,7 +119,7 @@ mod tests {
     fn any_shape_can_be_drawn() {
         assert!(draw([1, 1, 3, 1], [1, 1, 0, 1], &[], &[]).contains("no weights"));
         assert!(draw([0, 1, 3, 1], [0, 1, 2, 1], &[], &[]).contains("no weights"));
-        let long = draw([1, 1, 100, 1], [1, 1, 1000, 1], &vec![f32::NAN; 100_000], &[("show_rows", "nonsense")]);
+        let long = draw([1, 1, 100, 1], [1, 1, 1000, 1], &vec![f32::NAN; 100_000], &[("row_labels", "nonsense")]);
         assert!(long.ends_with("and 36 rows more"), "{long}");
     }
 }
