@@ -2,6 +2,7 @@
 //!
 //! (crate docs to come)
 
+pub mod cpu;
 mod inputs;
 mod problem;
 mod tensor;

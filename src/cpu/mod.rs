@@ -1,0 +1,205 @@
+//! Attention on the CPU: the executor for machines without a GPU, the twins of the algorithms, and the oracle.
+
+mod fused;
+mod merge;
+mod plain;
+pub mod reference;
+mod terms;
+
+pub use merge::{MergeError, MergedState, PartialState, merge};
+pub(crate) use plain::row as plain_row;
+
+use half::f16;
+
+use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
+use crate::problem::AttentionProblem;
+use crate::tensor::{Element, Layout, TensorData};
+
+/// An algorithm on the CPU. All of them compute in f32 and take every problem.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CpuKernel {
+    /// Online softmax over blocks of keys; never holds the scores. The default.
+    #[default]
+    Fused,
+    /// The direct algorithm: all scores of a row, softmax, weighted sum, each added up in order.
+    Plain,
+}
+
+impl CpuKernel {
+    /// Every kernel.
+    pub const ALL: [Self; 2] = [Self::Fused, Self::Plain];
+
+    /// `cpu_fused` or `cpu_plain`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fused => "cpu_fused",
+            Self::Plain => "cpu_plain",
+        }
+    }
+}
+
+impl std::fmt::Display for CpuKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Computes one attention with the default kernel, on all cores (feature `native`) or on one.
+///
+/// The same inputs give the same bits, whatever the number of threads.
+///
+/// ```
+/// use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, TensorData};
+/// // one query row, two keys of width 2; the scores are equal, so the values are averaged
+/// let problem = AttentionProblem::new(AttentionSpec::new([1, 1, 1, 2], [1, 1, 2, 2]))?;
+/// let (query, key, value) = (vec![1.0f32, 0.0], vec![0.0f32; 4], vec![1.0f32, 2.0, 3.0, 4.0]);
+/// let output = cross_attention::cpu::attention(&problem, &AttentionInputs::new(&query, &key, &value))?;
+/// assert_eq!(output.output, TensorData::F32(vec![2.0, 3.0]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// An [`InputError`] if the data is not what the problem asks for.
+pub fn attention(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, InputError> {
+    attention_with(CpuKernel::default(), problem, inputs)
+}
+
+/// Computes one attention with the given kernel.
+///
+/// # Errors
+/// An [`InputError`] if the data is not what the problem asks for.
+pub fn attention_with(
+    kernel: CpuKernel,
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+) -> Result<AttentionOutput, InputError> {
+    inputs.check(problem)?;
+    Ok(match kernel {
+        CpuKernel::Fused => run(problem, fused::BLOCK_Q, |task| fused::compute(problem, inputs, task)),
+        CpuKernel::Plain => run(problem, 1, |task| plain::compute(problem, inputs, task)),
+    })
+}
+
+/// Neighbouring rows of one head, and where their results go.
+struct Task<'a> {
+    b: usize,
+    h: usize,
+    first_row: usize,
+    /// `[rows, v_head_dim]`, zeros
+    output: &'a mut [f32],
+    /// `[rows]`
+    lse: &'a mut [f32],
+    /// `[rows, kv_len]` of zeros; empty if not asked for
+    scores: &'a mut [f32],
+}
+
+/// Cuts the rows of every head into tasks, computes them all, and stores the results as the spec asks.
+fn run(problem: &AttentionProblem, rows_per_task: usize, compute: impl Fn(Task<'_>) + Send + Sync) -> AttentionOutput {
+    let spec = problem.spec();
+    let (q_len, kv_len, v_head_dim) = (problem.q_len(), problem.kv_len(), problem.v_head_dim());
+    let score_len = if spec.scores.is_some() { kv_len } else { 0 };
+    let mut output = vec![0.0f32; problem.rows() * v_head_dim];
+    let mut lse = vec![0.0f32; problem.rows()];
+    let mut scores = vec![0.0f32; problem.rows() * score_len];
+
+    let mut tasks = Vec::new();
+    let (mut output_left, mut lse_left, mut scores_left) = (&mut output[..], &mut lse[..], &mut scores[..]);
+    for b in 0..problem.batch() {
+        for h in 0..problem.q_heads() {
+            for first_row in (0..q_len).step_by(rows_per_task) {
+                let rows = rows_per_task.min(q_len - first_row);
+                let (output, lse, scores);
+                (output, output_left) = output_left.split_at_mut(rows * v_head_dim);
+                (lse, lse_left) = lse_left.split_at_mut(rows);
+                (scores, scores_left) = scores_left.split_at_mut(rows * score_len);
+                tasks.push(Task { b, h, first_row, output, lse, scores });
+            }
+        }
+    }
+    for_each(tasks, compute);
+
+    AttentionOutput {
+        output: stored(problem, output, |x| x, f16::from_f32),
+        lse: spec.lse.then_some(lse),
+        scores: spec.scores.map(|_| scores),
+    }
+}
+
+/// Rounds `dense` (`[batch, q_heads, q_len, v_head_dim]`, no gaps) into the layout and element of the output.
+fn stored<T: Copy>(
+    problem: &AttentionProblem,
+    dense: Vec<T>,
+    to_f32: impl Fn(T) -> f32,
+    to_f16: impl Fn(T) -> f16,
+) -> TensorData {
+    fn scatter<T: Copy, E: Copy>(layout: &Layout, dense: Vec<T>, zero: E, round: impl Fn(T) -> E) -> Vec<E> {
+        if *layout == Layout::bhld(layout.shape) {
+            return dense.into_iter().map(round).collect();
+        }
+        let mut data = vec![zero; layout.extent().unwrap_or(0)];
+        let [_, heads, len, dim] = layout.shape;
+        for (row, values) in dense.chunks_exact(dim).enumerate() {
+            let start = layout.index([row / (heads * len), row / len % heads, row % len, 0]);
+            for (d, &value) in values.iter().enumerate() {
+                data[start + d * layout.strides[3]] = round(value);
+            }
+        }
+        data
+    }
+    let output = &problem.spec().output;
+    match output.element {
+        Element::F32 => TensorData::F32(scatter(&output.layout, dense, 0.0, to_f32)),
+        Element::F16 => TensorData::F16(scatter(&output.layout, dense, f16::ZERO, to_f16)),
+    }
+}
+
+/// Batch entry, head and position of a row, counted over `[batch, q_heads, q_len]`.
+pub(crate) const fn row_place(problem: &AttentionProblem, row: usize) -> (usize, usize, usize) {
+    let (heads, len) = (problem.q_heads(), problem.q_len());
+    (row / (heads * len), row / len % heads, row % len)
+}
+
+/// Computes `compute(0), compute(1), ..` on all cores, and returns them in order.
+pub(crate) fn map<T: Send>(n: usize, compute: impl Fn(usize) -> T + Send + Sync) -> Vec<T> {
+    #[cfg(feature = "native")]
+    {
+        use rayon::prelude::*;
+        (0..n).into_par_iter().map(compute).collect()
+    }
+    #[cfg(not(feature = "native"))]
+    (0..n).map(compute).collect()
+}
+
+fn for_each<T: Send>(tasks: Vec<T>, compute: impl Fn(T) + Send + Sync) {
+    #[cfg(feature = "native")]
+    {
+        use rayon::prelude::*;
+        tasks.into_par_iter().for_each(compute);
+    }
+    #[cfg(not(feature = "native"))]
+    tasks.into_iter().for_each(compute);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::AttentionSpec;
+
+    #[test]
+    fn a_softmax_by_hand() {
+        let mut spec = AttentionSpec::new([1, 1, 1, 1], [1, 1, 2, 1]);
+        spec.lse = true;
+        let problem = AttentionProblem::new(spec).unwrap();
+        let (query, key, value) = (vec![1.0f32], vec![0.0f32, 3f32.ln()], vec![1.0f32, 5.0]);
+        let inputs = AttentionInputs::new(&query, &key, &value);
+        // weights 1/4 and 3/4
+        for kernel in CpuKernel::ALL {
+            let output = attention_with(kernel, &problem, &inputs).unwrap();
+            assert!((output.output.to_f32()[0] - 4.0).abs() < 1e-6, "{kernel}: {output:?}");
+            assert!((output.lse.unwrap()[0] - 4f32.ln()).abs() < 1e-6, "{kernel}");
+        }
+        let reference = reference::attention(&problem, &inputs).unwrap();
+        assert!((reference.output[0] - 4.0).abs() < 1e-6);
+    }
+}

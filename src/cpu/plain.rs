@@ -1,0 +1,80 @@
+//! The direct algorithm in f32: all scores of a row, a softmax in two passes, a weighted sum, each added up in order.
+//!
+//! It is the twin of the plain kernels, and the yardstick of the tolerance rule in [`verify`](crate::verify).
+
+use crate::inputs::AttentionInputs;
+use crate::problem::{AttentionProblem, ScoreStage};
+use crate::tensor::{Layout, TensorRef};
+
+use super::Task;
+use super::fused::prob;
+use super::terms::RowTerms;
+
+/// One row in f32, before the output is rounded to its element.
+pub(crate) struct Row {
+    /// `[v_head_dim]`
+    pub(crate) output: Vec<f32>,
+    pub(crate) lse: f32,
+    /// `[kv_len]`, empty if the spec does not ask for it
+    pub(crate) scores: Vec<f32>,
+}
+
+pub(super) fn compute(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, task: Task<'_>) {
+    let row = row(problem, inputs, [task.b, task.h, task.first_row]);
+    task.output.copy_from_slice(&row.output);
+    task.lse.fill(row.lse);
+    task.scores.copy_from_slice(&row.scores);
+}
+
+/// Computes row `[b, h, i]`.
+pub(crate) fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, [b, h, i]: [usize; 3]) -> Row {
+    let spec = problem.spec();
+    let kv_head = h / problem.group_size();
+    let terms = RowTerms::new(problem, inputs, [b, h, i]);
+    let query = load(inputs.query, &spec.query.layout, [b, h, i]);
+    let dot = |j| {
+        let key = load(inputs.key, &spec.key.layout, [b, kv_head, j]);
+        query.iter().zip(key).fold(0.0f32, |sum, (q, k)| sum + q * k)
+    };
+
+    let keys: Vec<usize> = terms.keys.clone().filter(|&j| terms.allows(j)).collect();
+    let scores: Vec<f32> = keys.iter().map(|&j| terms.score(j, dot(j))).collect();
+    let sink = inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
+    let row_max = scores.iter().copied().fold(sink, f32::max);
+    // while all scores are -inf there is no maximum to subtract, and -inf - -inf would be NaN
+    let shift = if row_max == f32::NEG_INFINITY { 0.0 } else { row_max };
+    let weights: Vec<f32> = scores.iter().map(|score| (score - shift).exp()).collect();
+    let row_sum = weights.iter().fold((sink - shift).exp(), |sum, weight| sum + weight);
+
+    let mut output = vec![0.0f32; problem.v_head_dim()];
+    let mut lse = f32::NEG_INFINITY;
+    if row_sum != 0.0 {
+        lse = row_max + row_sum.ln();
+        for (&j, weight) in keys.iter().zip(&weights) {
+            let prob = weight / row_sum;
+            for (x, v) in output.iter_mut().zip(load(inputs.value, &spec.value.layout, [b, kv_head, j])) {
+                *x += prob * v;
+            }
+        }
+    }
+    let stage = |fill: f32, of: &dyn Fn(f32) -> f32| {
+        let mut row = vec![fill; problem.kv_len()];
+        for (&j, &score) in keys.iter().zip(&scores) {
+            row[j] = of(score);
+        }
+        row
+    };
+    let scores = match spec.scores {
+        None => Vec::new(),
+        Some(ScoreStage::Scaled) => (0..problem.kv_len()).map(|j| terms.scaled(dot(j))).collect(),
+        Some(ScoreStage::Capped) => (0..problem.kv_len()).map(|j| terms.capped(dot(j))).collect(),
+        Some(ScoreStage::Masked) => stage(f32::NEG_INFINITY, &|score| score),
+        Some(ScoreStage::Probs) => stage(0.0, &|score| prob(score, lse)),
+    };
+    Row { output, lse, scores }
+}
+
+fn load(data: TensorRef<'_>, layout: &Layout, [b, h, i]: [usize; 3]) -> Vec<f32> {
+    let start = layout.index([b, h, i, 0]);
+    (0..layout.shape[3]).map(|d| data.get(start + d * layout.strides[3])).collect()
+}

@@ -1,0 +1,233 @@
+//! The oracle: the formula of [`AttentionSpec`](crate::AttentionSpec) in f64, all scores of a row, no tricks.
+//!
+//! It takes the stored (rounded) inputs as exact, and shares no code with the kernels that it judges.
+
+use half::f16;
+
+use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
+use crate::problem::{AttentionProblem, Diagonal, ScoreStage};
+use crate::tensor::{Layout, TensorRef};
+
+/// The right answer, in f64.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reference {
+    /// `[batch, q_heads, q_len, v_head_dim]`, without gaps.
+    pub output: Vec<f64>,
+    /// `[batch, q_heads, q_len]`, natural logarithm.
+    pub lse: Vec<f64>,
+    /// `[batch, q_heads, q_len, kv_len]`, if the spec asks for it.
+    pub scores: Option<Vec<f64>>,
+}
+
+/// The right answer for one row, with the steps to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// `[v_head_dim]`.
+    pub output: Vec<f64>,
+    /// Log-sum-exp of the allowed scores and the sink.
+    pub lse: f64,
+    /// `[kv_len]`: whether the row sees the key.
+    pub allowed: Vec<bool>,
+    /// `[kv_len]`: the score with all its terms, negative infinity where not allowed.
+    pub scores: Vec<f64>,
+    /// `[kv_len]`: `exp(score - lse)`, zero where not allowed.
+    pub probs: Vec<f64>,
+}
+
+/// Computes the right answer.
+///
+/// # Errors
+/// An [`InputError`] if the data is not what the problem asks for.
+pub fn attention(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -> Result<Reference, InputError> {
+    inputs.check(problem)?;
+    let kv_len = problem.kv_len();
+    let rows = super::map(problem.rows(), |n| {
+        let (b, h, i) = super::row_place(problem, n);
+        let row = row(problem, inputs, b, h, i);
+        let scores = match problem.spec().scores {
+            None => Vec::new(),
+            Some(ScoreStage::Scaled) => (0..kv_len).map(|j| scaled(problem, inputs, b, h, i, j)).collect(),
+            Some(ScoreStage::Capped) => (0..kv_len).map(|j| capped(problem, inputs, b, h, i, j)).collect(),
+            Some(ScoreStage::Masked) => row.scores,
+            Some(ScoreStage::Probs) => row.probs,
+        };
+        (row.output, row.lse, scores)
+    });
+    let mut reference = Reference { output: Vec::new(), lse: Vec::new(), scores: None };
+    let mut scores = Vec::new();
+    for (row_output, row_lse, row_scores) in rows {
+        reference.output.extend(row_output);
+        reference.lse.push(row_lse);
+        scores.extend(row_scores);
+    }
+    reference.scores = problem.spec().scores.map(|_| scores);
+    Ok(reference)
+}
+
+impl Reference {
+    /// Rounds once to the elements and the layout that the spec asks for.
+    #[must_use]
+    pub fn to_output(&self, problem: &AttentionProblem) -> AttentionOutput {
+        let to_f32 = |values: &[f64]| values.iter().map(|&x| f32_from(x)).collect::<Vec<_>>();
+        AttentionOutput {
+            output: super::stored(problem, self.output.clone(), f32_from, f16_from),
+            lse: problem.spec().lse.then(|| to_f32(&self.lse)),
+            scores: self.scores.as_deref().map(to_f32),
+        }
+    }
+}
+
+/// Computes row `i` of head `h` of batch entry `b`. The inputs must have passed
+/// [`check`](AttentionInputs::check).
+///
+/// # Panics
+/// If the indices or the inputs do not fit the problem.
+#[must_use]
+pub fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h: usize, i: usize) -> Row {
+    let spec = problem.spec();
+    let keys = 0..problem.kv_len();
+    let allowed: Vec<bool> = keys.clone().map(|j| allowed(problem, inputs, b, h, i, j)).collect();
+    let scores: Vec<f64> =
+        keys.clone().map(|j| if allowed[j] { score(problem, inputs, b, h, i, j) } else { f64::NEG_INFINITY }).collect();
+    let sink = inputs.sinks.map(|sinks| f64::from(sinks[h]));
+
+    let mut max = f64::NEG_INFINITY;
+    for score in keys.clone().filter(|&j| allowed[j]).map(|j| scores[j]).chain(sink) {
+        if score.is_nan() || score > max {
+            max = score;
+        }
+        if max.is_nan() {
+            break;
+        }
+    }
+    let mut output = vec![0.0; problem.v_head_dim()];
+    let mut probs = vec![0.0; problem.kv_len()];
+    if max == f64::NEG_INFINITY {
+        // no key, or none with any mass
+        return Row { output, lse: max, allowed, scores, probs };
+    }
+    let mut sum = 0.0;
+    for score in keys.clone().filter(|&j| allowed[j]).map(|j| scores[j]).chain(sink) {
+        sum += (score - max).exp();
+    }
+    let lse = max + sum.ln();
+    for j in keys.filter(|&j| allowed[j]) {
+        // exp(score - lse), without the rounding of lse
+        probs[j] = (scores[j] - max).exp() / sum;
+        let value = load(inputs.value, &spec.value.layout, [b, h / problem.group_size(), j]);
+        for (x, v) in output.iter_mut().zip(value) {
+            *x += probs[j] * v;
+        }
+    }
+    Row { output, lse, allowed, scores, probs }
+}
+
+/// `scale * dot(query, key)` of one pair, whether allowed or not.
+pub(crate) fn scaled(
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+    b: usize,
+    h: usize,
+    i: usize,
+    j: usize,
+) -> f64 {
+    let spec = problem.spec();
+    let query = load(inputs.query, &spec.query.layout, [b, h, i]);
+    let key = load(inputs.key, &spec.key.layout, [b, h / problem.group_size(), j]);
+    f64::from(problem.scale()) * query.zip(key).map(|(q, k)| q * k).sum::<f64>()
+}
+
+/// The same after the softcap.
+pub(crate) fn capped(
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+    b: usize,
+    h: usize,
+    i: usize,
+    j: usize,
+) -> f64 {
+    let score = scaled(problem, inputs, b, h, i, j);
+    match problem.spec().softcap.map(f64::from) {
+        Some(softcap) => softcap * (score / softcap).tanh(),
+        None => score,
+    }
+}
+
+/// The score of an allowed pair, with all its terms.
+fn score(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h: usize, i: usize, j: usize) -> f64 {
+    let mut score = capped(problem, inputs, b, h, i, j);
+    if let Some(bias) = bias(problem, inputs, b, h, i, j) {
+        score += bias;
+    }
+    if let Some(slopes) = inputs.alibi_slopes {
+        let distance = (i as i64 + offset(problem, inputs, b) - j as i64).abs();
+        score -= f64::from(slopes[h]) * distance as f64;
+    }
+    score
+}
+
+/// Whether row `i` sees key `j`.
+fn allowed(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h: usize, i: usize, j: usize) -> bool {
+    let spec = problem.spec();
+    let row = b * problem.q_len() + i;
+    let diagonal = i as i64 + offset(problem, inputs, b);
+    let key = j as i64;
+    inputs.kv_lens.is_none_or(|lens| key < i64::from(lens[b]))
+        && inputs.mask.zip(spec.mask.as_ref()).is_none_or(|(mask, layout)| mask[layout.index([b, h, i, j])])
+        && inputs.row_start.is_none_or(|start| i64::from(start[row]) <= key)
+        && inputs.row_end.is_none_or(|end| key < i64::from(end[row]))
+        && (spec.causal.is_none() || key <= diagonal)
+        && spec.window_left.is_none_or(|left| diagonal - i64::from(left) <= key)
+        && spec.window_right.is_none_or(|right| key <= diagonal + i64::from(right))
+        && bias(problem, inputs, b, h, i, j) != Some(f64::NEG_INFINITY)
+}
+
+fn offset(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize) -> i64 {
+    let (q_len, kv_len) = (problem.q_len() as i64, problem.kv_len() as i64);
+    match problem.diagonal() {
+        Diagonal::TopLeft => 0,
+        Diagonal::BottomRight => kv_len - q_len,
+        Diagonal::EndOfKeys => inputs.kv_lens.map_or(kv_len, |lens| i64::from(lens[b])) - q_len,
+        Diagonal::Fixed(offset) => i64::from(offset),
+    }
+}
+
+fn bias(
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+    b: usize,
+    h: usize,
+    i: usize,
+    j: usize,
+) -> Option<f64> {
+    let (data, bias) = inputs.bias.zip(problem.spec().bias.as_ref())?;
+    Some(f64::from(data.get(bias.layout.index([b, h, i, j]))))
+}
+
+/// Row `[b, h, i]` of a tensor.
+pub(crate) fn load<'a>(
+    data: TensorRef<'a>,
+    layout: &Layout,
+    [b, h, i]: [usize; 3],
+) -> impl Iterator<Item = f64> + use<'a> {
+    let (start, stride) = (layout.index([b, h, i, 0]), layout.strides[3]);
+    (0..layout.shape[3]).map(move |d| f64::from(data.get(start + d * stride)))
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+const fn f32_from(x: f64) -> f32 {
+    x as f32
+}
+
+/// Rounds once: by way of f32 a value may fall on a tie of f16 that it was not on. Rounding to odd on the way
+/// (Boldo and Melquiond 2008) keeps it off.
+pub(crate) fn f16_from(x: f64) -> f16 {
+    let nearest = f32_from(x);
+    let exact = f64::from(nearest);
+    if exact.is_nan() || (exact - x).abs() == 0.0 || nearest.to_bits() & 1 == 1 || nearest.is_infinite() {
+        return f16::from_f32(nearest);
+    }
+    let towards_zero = exact.abs() > x.abs();
+    let bits = nearest.to_bits();
+    f16::from_f32(f32::from_bits(if towards_zero { bits - 1 } else { bits + 1 }))
+}
