@@ -67,15 +67,7 @@ pub enum MergeError {
 /// # Errors
 /// A [`MergeError`] if there are no parts, or they differ in rows or width.
 pub fn merge(parts: &[PartialState<'_>], v_head_dim: usize) -> Result<MergedState, MergeError> {
-    let rows = parts.first().ok_or(MergeError::NoParts)?.lse.len();
-    for (part, state) in parts.iter().enumerate() {
-        if state.lse.len() != rows {
-            return Err(MergeError::Lse { part, wanted: rows, found: state.lse.len() });
-        }
-        if rows.checked_mul(v_head_dim) != Some(state.output.len()) {
-            return Err(MergeError::Output { part, rows, v_head_dim, found: state.output.len() });
-        }
-    }
+    let rows = check_parts(parts, v_head_dim)?;
     let mut merged = MergedState { output: vec![0.0; rows * v_head_dim], lse: vec![f32::NEG_INFINITY; rows] };
     for row in 0..rows {
         let live = || parts.iter().filter(|part| part.lse[row] != f32::NEG_INFINITY);
@@ -95,6 +87,20 @@ pub fn merge(parts: &[PartialState<'_>], v_head_dim: usize) -> Result<MergedStat
         }
     }
     Ok(merged)
+}
+
+/// The number of rows that all parts have.
+pub(crate) fn check_parts(parts: &[PartialState<'_>], v_head_dim: usize) -> Result<usize, MergeError> {
+    let rows = parts.first().ok_or(MergeError::NoParts)?.lse.len();
+    for (part, state) in parts.iter().enumerate() {
+        if state.lse.len() != rows {
+            return Err(MergeError::Lse { part, wanted: rows, found: state.lse.len() });
+        }
+        if rows.checked_mul(v_head_dim) != Some(state.output.len()) {
+            return Err(MergeError::Output { part, rows, v_head_dim, found: state.output.len() });
+        }
+    }
+    Ok(rows)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod plain;
 pub mod reference;
 mod terms;
 
+pub(crate) use merge::check_parts;
 pub use merge::{MergeError, MergedState, PartialState, merge};
 pub(crate) use plain::row as plain_row;
 

@@ -1,0 +1,18 @@
+// bias_f16.wgsl: an additive bias, stored as f16; negative infinity forbids the key. Needs half.wgsl.
+
+@group(0) @binding(4) var<storage, read> bias: array<u32>;
+
+fn bias_index(row: Row, j: u32) -> u32 {
+    return offset_4(params.bias_offset, params.bias_strides, row.b, row.h, row.i) + j * params.bias_strides.w;
+}
+
+fn add_bias(row: Row, j: u32, score: f32) -> f32 {
+    let index = bias_index(row, j);
+    return score + half_of(bias[index >> 1u], index);
+}
+
+// By its bits: a comparison with infinity may be optimised away.
+fn bias_allows(row: Row, j: u32) -> bool {
+    let index = bias_index(row, j);
+    return ((bias[index >> 1u] >> ((index & 1u) * 16u)) & 0xffffu) != 0xfc00u;
+}

@@ -1,0 +1,62 @@
+// params.wgsl: what changes from call to call, shared by all attention kernels (src/kernels/params.rs).
+//
+// One dispatch covers a part of the problem: `batch` entries from batch_base on, `q_heads` heads from
+// head_base on, `q_len` rows from row_base on. Offsets and strides count elements of the bound range,
+// so index arithmetic uses indices within the part; positions that masks and row data speak of are
+// global, base added.
+
+struct Params {
+    query_strides: vec4u,
+    key_strides: vec4u,
+    value_strides: vec4u,
+    output_strides: vec4u,
+    bias_strides: vec4u,
+    mask_strides: vec4u,
+    scores_strides: vec4u,
+    query_offset: u32,
+    key_offset: u32,
+    value_offset: u32,
+    output_offset: u32,
+    bias_offset: u32,
+    mask_offset: u32,
+    scores_offset: u32,
+    lse_offset: u32,
+    lse_strides: vec2u,
+    batch_base: u32,
+    head_base: u32,
+    row_base: u32,
+    q_len: u32,
+    kv_len: u32,
+    q_len_whole: u32,
+    group_size: u32,
+    begin_shift: i32,
+    end_shift: i32,
+    diagonal_shift: i32,
+    kv_lens_at: u32,
+    row_start_at: u32,
+    row_end_at: u32,
+    alibi_at: u32,
+    sinks_at: u32,
+    scale: f32,
+    softcap: f32,
+    negative_infinity: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+
+// One query row: indices within the part, and the key/value head it reads.
+struct Row {
+    b: u32,
+    h: u32,
+    i: u32,
+    kv_h: u32,
+}
+
+fn row_at(b: u32, h: u32, i: u32) -> Row {
+    let kv_h = (params.head_base + h) / params.group_size - params.head_base / params.group_size;
+    return Row(b, h, i, kv_h);
+}
+
+fn offset_4(offset: u32, strides: vec4u, b: u32, h: u32, i: u32) -> u32 {
+    return offset + b * strides.x + h * strides.y + i * strides.z;
+}

@@ -1,0 +1,22 @@
+// score.wgsl: from a dot product to a score: scale, softcap, bias, ALiBi, in this order.
+
+override SOFTCAP: bool = false;
+override ALIBI: bool = false;
+
+fn capped_score(dot: f32) -> f32 {
+    let score = params.scale * dot;
+    if SOFTCAP {
+        return params.softcap * hyperbolic_tangent(score / params.softcap);
+    }
+    return score;
+}
+
+fn full_score(row: Row, j: u32, dot: f32) -> f32 {
+    var score = add_bias(row, j, capped_score(dot));
+    if ALIBI {
+        let slope = bitcast<f32>(row_data_word(params.alibi_at + params.head_base + row.h));
+        let position = row_position(row, batch_kv_len(row.b)) + params.diagonal_shift;
+        score -= slope * f32(abs(position - i32(j)));
+    }
+    return score;
+}

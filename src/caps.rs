@@ -1,0 +1,106 @@
+//! What a device can do, as plain data: everything that planning may depend on.
+
+/// What kind of device computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceClass {
+    /// A GPU with memory of its own.
+    Discrete,
+    /// A GPU that shares memory with the CPU.
+    Integrated,
+    /// A GPU lent by a host.
+    Virtual,
+    /// A software driver: the CPU plays GPU.
+    Software,
+    /// Not known (browsers do not tell).
+    Unknown,
+}
+
+impl DeviceClass {
+    /// Whether this is a GPU as far as one can know.
+    #[must_use]
+    pub const fn is_hardware(self) -> bool {
+        matches!(self, Self::Discrete | Self::Integrated | Self::Virtual)
+    }
+}
+
+impl std::fmt::Display for DeviceClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Discrete => "discrete GPU",
+            Self::Integrated => "integrated GPU",
+            Self::Virtual => "virtual GPU",
+            Self::Software => "software driver on the CPU",
+            Self::Unknown => "device of unknown kind",
+        })
+    }
+}
+
+/// Limits and features of a device, in wgpu's terms. Sizes are in bytes.
+///
+/// Plain data, so that planning needs no device: a plan for another machine, or for limits set lower on purpose,
+/// is a matter of changing fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceCaps {
+    /// What kind of device it is.
+    pub class: DeviceClass,
+    /// Largest range of a storage buffer that one binding can show to a kernel.
+    pub max_storage_buffer_binding_size: u64,
+    /// Largest buffer.
+    pub max_buffer_size: u64,
+    /// Storage buffers that one kernel can use.
+    pub max_storage_buffers_per_shader_stage: u32,
+    /// A binding starts at a multiple of this.
+    pub min_storage_buffer_offset_alignment: u32,
+    /// The same for uniform buffers.
+    pub min_uniform_buffer_offset_alignment: u32,
+    /// Workgroup memory.
+    pub max_compute_workgroup_storage_size: u32,
+    /// Invocations of a workgroup.
+    pub max_compute_invocations_per_workgroup: u32,
+    /// Workgroups along one dimension of a dispatch.
+    pub max_compute_workgroups_per_dimension: u32,
+    /// Smallest and largest subgroup, where kernels may use subgroups.
+    pub subgroups: Option<(u32, u32)>,
+    /// Whether kernels may compute in f16. Storing f16 needs nothing.
+    pub shader_f16: bool,
+    /// Whether passes can be timed by the device.
+    pub timestamps: bool,
+}
+
+impl DeviceCaps {
+    /// What every WebGPU device has: the default limits, no optional feature.
+    #[must_use]
+    pub fn webgpu_defaults() -> Self {
+        Self::new(DeviceClass::Unknown, &wgpu::Limits::defaults(), wgpu::Features::empty(), (0, 0))
+    }
+
+    /// The capabilities of a device made from `adapter` with these features and limits.
+    #[must_use]
+    pub fn of(adapter: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Limits) -> Self {
+        let class = match adapter.device_type {
+            wgpu::DeviceType::DiscreteGpu => DeviceClass::Discrete,
+            wgpu::DeviceType::IntegratedGpu => DeviceClass::Integrated,
+            wgpu::DeviceType::VirtualGpu => DeviceClass::Virtual,
+            wgpu::DeviceType::Cpu => DeviceClass::Software,
+            wgpu::DeviceType::Other => DeviceClass::Unknown,
+        };
+        Self::new(class, limits, features, (adapter.subgroup_min_size, adapter.subgroup_max_size))
+    }
+
+    fn new(class: DeviceClass, limits: &wgpu::Limits, features: wgpu::Features, subgroups: (u32, u32)) -> Self {
+        Self {
+            class,
+            max_storage_buffer_binding_size: limits.max_storage_buffer_binding_size,
+            max_buffer_size: limits.max_buffer_size,
+            max_storage_buffers_per_shader_stage: limits.max_storage_buffers_per_shader_stage,
+            min_storage_buffer_offset_alignment: limits.min_storage_buffer_offset_alignment,
+            min_uniform_buffer_offset_alignment: limits.min_uniform_buffer_offset_alignment,
+            max_compute_workgroup_storage_size: limits.max_compute_workgroup_storage_size,
+            max_compute_invocations_per_workgroup: limits.max_compute_invocations_per_workgroup,
+            max_compute_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+            subgroups: features.contains(wgpu::Features::SUBGROUP).then_some(subgroups),
+            shader_f16: features.contains(wgpu::Features::SHADER_F16),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        }
+    }
+}

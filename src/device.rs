@@ -1,0 +1,326 @@
+//! One handle for whatever computes: a GPU if there is one, else the CPU.
+
+use std::convert::Infallible;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use crate::cpu::{self, CpuKernel};
+use crate::error::{Error, kernel_names};
+use crate::gpu::{self, AdapterRequest, AttentionTensors, BoundAttention, Context, GpuError};
+use crate::inputs::{AttentionInputs, AttentionOutput};
+use crate::kernels::Kernel;
+use crate::problem::AttentionProblem;
+use crate::timing::{Timing, TimingSource};
+
+/// Which device is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DeviceRequest {
+    /// A GPU if there is one, else the CPU. A software driver is taken only if `WGPU_ADAPTER_NAME` names it.
+    #[default]
+    Auto,
+    /// The CPU path.
+    Cpu,
+    /// The oracle: f64, slow, exact as far as f64 goes.
+    Oracle,
+    /// A GPU, or an error.
+    Gpu,
+    /// The adapter whose name contains this, in any case; also a software driver.
+    Named(String),
+}
+
+impl FromStr for DeviceRequest {
+    type Err = Infallible;
+
+    /// `auto`, `cpu`, `oracle`, `gpu`, or a part of an adapter's name.
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "cpu" => Self::Cpu,
+            "oracle" => Self::Oracle,
+            "gpu" => Self::Gpu,
+            name => Self::Named(name.to_owned()),
+        })
+    }
+}
+
+/// Which kernel is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KernelChoice {
+    /// What the plan finds best.
+    #[default]
+    Auto,
+    /// This kernel on a GPU.
+    Gpu(Kernel),
+    /// This kernel on the CPU.
+    Cpu(CpuKernel),
+}
+
+impl FromStr for KernelChoice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let gpu = Kernel::ALL.into_iter().find(|kernel| kernel.name() == text).map(Self::Gpu);
+        let cpu = CpuKernel::ALL.into_iter().find(|kernel| kernel.name() == text).map(Self::Cpu);
+        gpu.or(cpu).ok_or_else(|| Error::UnknownKernel { name: text.to_owned() })
+    }
+}
+
+/// What computes.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// The CPU path, f32, on all threads of the current rayon pool.
+    Cpu,
+    /// The oracle, f64.
+    Oracle,
+    /// A device of wgpu.
+    Gpu(Context),
+}
+
+/// A device that was chosen, and why.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// The device.
+    pub device: Device,
+    /// Why this one, in a sentence.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Choice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.device.name(), self.reason)
+    }
+}
+
+impl Device {
+    /// Chooses a device. Natively, [`choose_blocking`](Self::choose_blocking) does the same without async.
+    ///
+    /// # Errors
+    /// [`GpuError::NoAdapter`] if a GPU is asked for and there is none such, [`GpuError::RequestDevice`]. With
+    /// [`DeviceRequest::Auto`] only if `WGPU_ADAPTER_NAME` names an adapter that is not there, or a GPU that is there
+    /// gives no device.
+    pub async fn choose(request: &DeviceRequest) -> Result<Choice, Error> {
+        let adapter = match request {
+            DeviceRequest::Cpu => return Ok(Choice { device: Self::Cpu, reason: "asked for by name".to_owned() }),
+            DeviceRequest::Oracle => {
+                return Ok(Choice { device: Self::Oracle, reason: "asked for by name".to_owned() });
+            }
+            DeviceRequest::Auto | DeviceRequest::Gpu => AdapterRequest::Hardware,
+            DeviceRequest::Named(name) => AdapterRequest::Named(name.clone()),
+        };
+        match gpu::choose(&adapter).await {
+            Ok(chosen) => {
+                let device = Self::Gpu(chosen.open().await?);
+                Ok(Choice { device, reason: chosen.reason })
+            }
+            Err(GpuError::NoAdapter { found, .. })
+                if *request == DeviceRequest::Auto && std::env::var_os("WGPU_ADAPTER_NAME").is_none() =>
+            {
+                let reason = format!("no GPU was found (adapters: {found})");
+                Ok(Choice { device: Self::Cpu, reason })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// [`choose`](Self::choose), blocking.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose).
+    #[cfg(feature = "native")]
+    pub fn choose_blocking(request: &DeviceRequest) -> Result<Choice, Error> {
+        pollster::block_on(Self::choose(request))
+    }
+
+    /// A GPU if there is one, else the CPU; blocking. `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` are respected.
+    ///
+    /// # Errors
+    /// As [`choose`](Self::choose) with [`DeviceRequest::Auto`].
+    #[cfg(feature = "native")]
+    pub fn auto() -> Result<Choice, Error> {
+        Self::choose_blocking(&DeviceRequest::Auto)
+    }
+
+    /// Name of the adapter, or `cpu (2 threads)`, or `oracle (f64)`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Cpu => format!("cpu ({} threads)", cpu_threads()),
+            Self::Oracle => "oracle (f64)".to_owned(),
+            Self::Gpu(context) => context.info().name.clone(),
+        }
+    }
+
+    /// Backend and driver of an adapter; the version of this crate for the CPU.
+    #[must_use]
+    pub fn driver(&self) -> String {
+        match self {
+            Self::Cpu | Self::Oracle => format!("cross-attention {}", env!("CARGO_PKG_VERSION")),
+            Self::Gpu(context) => {
+                let info = context.info();
+                format!("{} {}", info.driver, info.driver_info).trim().to_owned()
+            }
+        }
+    }
+
+    /// `vulkan`, `metal`, `dx12`, `gl`, `webgpu`; `cpu` for the CPU.
+    #[must_use]
+    pub fn backend(&self) -> String {
+        match self {
+            Self::Cpu | Self::Oracle => "cpu".to_owned(),
+            Self::Gpu(context) => context.info().backend.to_str().to_owned(),
+        }
+    }
+
+    /// Plans a problem and makes what the plan needs; any number of calls can follow.
+    ///
+    /// # Errors
+    /// [`Error::WrongKernel`] if the kernel is one of another kind of device, [`Error::Plan`], [`Error::Gpu`].
+    pub async fn prepare(&self, problem: &AttentionProblem, kernel: KernelChoice) -> Result<PreparedOn, Error> {
+        let wrong = |possible: Vec<&'static str>| {
+            let kernel = match kernel {
+                KernelChoice::Auto => "auto",
+                KernelChoice::Gpu(kernel) => kernel.name(),
+                KernelChoice::Cpu(kernel) => kernel.name(),
+            };
+            let possible = possible.join(", ");
+            Error::WrongKernel { kernel: kernel.to_owned(), device: self.name(), possible }
+        };
+        let names = |gpu: bool| kernel_names().into_iter().filter(|name| name.starts_with("cpu_") != gpu).collect();
+        match (self, kernel) {
+            (Self::Cpu, KernelChoice::Auto) => Ok(PreparedOn::Cpu(problem.clone(), CpuKernel::default())),
+            (Self::Cpu, KernelChoice::Cpu(kernel)) => Ok(PreparedOn::Cpu(problem.clone(), kernel)),
+            (Self::Cpu, KernelChoice::Gpu(_)) => Err(wrong(names(false))),
+            (Self::Oracle, KernelChoice::Auto) => Ok(PreparedOn::Oracle(problem.clone())),
+            (Self::Oracle, _) => Err(wrong(vec!["auto"])),
+            (Self::Gpu(_), KernelChoice::Cpu(_)) => Err(wrong(names(true))),
+            (Self::Gpu(context), KernelChoice::Auto) => Ok(PreparedOn::gpu(context.prepare(problem, None).await?)),
+            (Self::Gpu(context), KernelChoice::Gpu(kernel)) => {
+                Ok(PreparedOn::gpu(context.prepare(problem, Some(kernel)).await?))
+            }
+        }
+    }
+
+    /// [`prepare`](Self::prepare), blocking.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare).
+    #[cfg(feature = "native")]
+    pub fn prepare_blocking(&self, problem: &AttentionProblem, kernel: KernelChoice) -> Result<PreparedOn, Error> {
+        self.block_on(self.prepare(problem, kernel))
+    }
+
+    /// One attention from host memory to host memory; blocking.
+    ///
+    /// # Errors
+    /// [`Error::Input`], [`Error::Plan`], [`Error::Gpu`].
+    #[cfg(feature = "native")]
+    pub fn attention(
+        &self,
+        problem: &AttentionProblem,
+        inputs: &AttentionInputs<'_>,
+    ) -> Result<AttentionOutput, Error> {
+        inputs.check(problem)?;
+        self.prepare_blocking(problem, KernelChoice::Auto)?.run(inputs)
+    }
+
+    #[cfg(feature = "native")]
+    fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        match self {
+            Self::Cpu | Self::Oracle => pollster::block_on(future),
+            Self::Gpu(context) => context.block_on(future),
+        }
+    }
+}
+
+fn cpu_threads() -> usize {
+    #[cfg(feature = "native")]
+    return rayon::current_num_threads();
+    #[cfg(not(feature = "native"))]
+    1
+}
+
+/// An attention that is planned and prepared on a device.
+#[derive(Clone, Debug)]
+pub enum PreparedOn {
+    /// On the CPU, with this kernel.
+    Cpu(AttentionProblem, CpuKernel),
+    /// By the oracle.
+    Oracle(AttentionProblem),
+    /// On a device of wgpu.
+    Gpu(Box<gpu::PreparedAttention>),
+}
+
+impl PreparedOn {
+    fn gpu(prepared: gpu::PreparedAttention) -> Self {
+        Self::Gpu(Box::new(prepared))
+    }
+
+    /// `fused`, `plain`, `cpu_fused`, …, `oracle`.
+    #[must_use]
+    pub fn kernel_name(&self) -> &'static str {
+        match self {
+            Self::Cpu(_, kernel) => kernel.name(),
+            Self::Oracle(_) => "oracle",
+            Self::Gpu(prepared) => prepared.plan().kernel().name(),
+        }
+    }
+
+    /// What will run, and why.
+    #[must_use]
+    pub fn plan_text(&self) -> String {
+        match self {
+            Self::Cpu(_, kernel) => {
+                format!("kernel     {kernel}, on {} threads; no workspace that grows with kv_len\n", cpu_threads())
+            }
+            Self::Oracle(_) => "kernel     oracle: f64, all scores of a row, one row after another\n".to_owned(),
+            Self::Gpu(prepared) => prepared.plan().to_string(),
+        }
+    }
+
+    /// One call from host memory to host memory; blocking.
+    ///
+    /// # Errors
+    /// [`Error::Input`], [`Error::Gpu`].
+    #[cfg(feature = "native")]
+    pub fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
+        match self {
+            Self::Cpu(problem, kernel) => Ok(cpu::attention_with(*kernel, problem, inputs)?),
+            Self::Oracle(problem) => Ok(cpu::reference::attention(problem, inputs)?.to_output(problem)),
+            Self::Gpu(prepared) => prepared.run_blocking(inputs),
+        }
+    }
+
+    /// Times the attention alone: inputs in place, pipelines warm; blocking. At least `min_rounds` rounds, until `budget`
+    /// is used up; `on_round` is called after each.
+    ///
+    /// # Errors
+    /// [`Error::Input`], [`Error::Gpu`].
+    #[cfg(feature = "native")]
+    pub fn time(
+        &self,
+        inputs: &AttentionInputs<'_>,
+        min_rounds: usize,
+        budget: Duration,
+        on_round: &mut (dyn FnMut() + '_),
+    ) -> Result<Timing, Error> {
+        if let Self::Gpu(prepared) = self {
+            let context = prepared.context();
+            let tensors: AttentionTensors = context.block_on(prepared.upload(inputs))?;
+            let bound: BoundAttention = prepared.bind(&tensors.buffers())?;
+            return Ok(prepared.time_blocking(&bound, min_rounds, budget, on_round)?);
+        }
+        self.run(inputs)?;
+        let mut millis = vec![];
+        let begin = Instant::now();
+        while millis.len() < min_rounds || begin.elapsed() < budget {
+            let start = Instant::now();
+            self.run(inputs)?;
+            millis.push(start.elapsed().as_secs_f64() * 1e3);
+            on_round();
+        }
+        Ok(Timing { millis, source: TimingSource::Cpu })
+    }
+}

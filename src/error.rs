@@ -1,0 +1,56 @@
+//! The umbrella error: one variant for each stage, and for choosing a device.
+
+use crate::cpu::{CpuKernel, MergeError};
+use crate::gpu::GpuError;
+use crate::inputs::InputError;
+use crate::kernels::{Kernel, Unsupported};
+use crate::plan::PlanError;
+use crate::problem::ProblemError;
+
+/// Any error of this crate.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A spec was refused.
+    #[error(transparent)]
+    Problem(#[from] ProblemError),
+    /// The data of a call was refused.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// No kernel will do.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A device failed or refused.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// Partial states do not fit together.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
+    /// Partial states are too many or too large for the device's merge kernel.
+    #[error("the device cannot merge this: {reason}")]
+    MergePlan {
+        /// Why.
+        reason: Unsupported,
+    },
+    /// A kernel was asked for that the chosen device does not have.
+    #[error("kernel {kernel} does not run on {device}; possible there: {possible}")]
+    WrongKernel {
+        /// The kernel that was asked for.
+        kernel: String,
+        /// The device that was chosen.
+        device: String,
+        /// Kernels of that device.
+        possible: String,
+    },
+    /// No kernel has this name.
+    #[error("there is no kernel {name:?}; possible: auto, {}", kernel_names().join(", "))]
+    UnknownKernel {
+        /// The name that was given.
+        name: String,
+    },
+}
+
+/// Names of all kernels, those of GPUs first.
+pub(crate) fn kernel_names() -> Vec<&'static str> {
+    Kernel::ALL.iter().map(|kernel| kernel.name()).chain(CpuKernel::ALL.iter().map(|kernel| kernel.name())).collect()
+}

@@ -1,0 +1,154 @@
+//! Which adapters there are, and which one to take.
+
+use super::context::Context;
+use super::error::GpuError;
+use crate::caps::{DeviceCaps, DeviceClass};
+
+/// An adapter, described.
+#[derive(Clone, Debug)]
+pub struct AdapterSummary {
+    /// Name, backend, driver.
+    pub info: wgpu::AdapterInfo,
+    /// What a device made from it can do, as planning sees it.
+    pub caps: DeviceCaps,
+    /// All its features.
+    pub features: wgpu::Features,
+    /// All its limits.
+    pub limits: wgpu::Limits,
+}
+
+impl AdapterSummary {
+    fn of(adapter: &wgpu::Adapter) -> Self {
+        let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
+        Self { caps: DeviceCaps::of(&info, features & Context::FEATURES, &limits), info, features, limits }
+    }
+
+    /// Name and backend: `llvmpipe (LLVM 15.0.6, 256 bits), vulkan`.
+    #[must_use]
+    pub fn title(&self) -> String {
+        format!("{}, {}", self.info.name, self.info.backend)
+    }
+}
+
+/// Which adapter is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdapterRequest {
+    /// A GPU; a software driver only if `WGPU_ADAPTER_NAME` names it.
+    Hardware,
+    /// The first whose name contains this, in any case, software drivers too.
+    Named(String),
+}
+
+/// An adapter that was chosen, and why.
+#[derive(Clone, Debug)]
+pub struct ChosenAdapter {
+    adapter: wgpu::Adapter,
+    /// The adapter, described.
+    pub summary: AdapterSummary,
+    /// Why this one, in a sentence.
+    pub reason: String,
+}
+
+/// All adapters of the backends that `WGPU_BACKEND` leaves, best first: GPUs before software drivers, and Vulkan,
+/// Metal and DX12 before GL.
+pub async fn adapters() -> Vec<AdapterSummary> {
+    enumerate().await.iter().map(AdapterSummary::of).collect()
+}
+
+/// The same, blocking.
+#[cfg(feature = "native")]
+#[must_use]
+pub fn adapters_blocking() -> Vec<AdapterSummary> {
+    pollster::block_on(adapters())
+}
+
+/// Chooses an adapter. `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` are respected.
+///
+/// # Errors
+/// [`GpuError::NoAdapter`] names what was asked and what there is.
+pub async fn choose(request: &AdapterRequest) -> Result<ChosenAdapter, GpuError> {
+    let all = enumerate().await;
+    let summaries: Vec<_> = all.iter().map(AdapterSummary::of).collect();
+    let found = || {
+        let titles: Vec<_> = summaries.iter().map(|s| format!("{} ({})", s.title(), s.caps.class)).collect();
+        if titles.is_empty() { "none".to_owned() } else { titles.join("; ") }
+    };
+    let named = |name: &str| -> Vec<usize> {
+        let name = name.to_lowercase();
+        (0..all.len()).filter(|&n| summaries[n].info.name.to_lowercase().contains(&name)).collect()
+    };
+    let (matching, wanted, because) = match (request, environment("WGPU_ADAPTER_NAME")) {
+        (AdapterRequest::Named(name), _) => {
+            (named(name), format!("named like {name:?}"), format!("its name contains {name:?}"))
+        }
+        (AdapterRequest::Hardware, Some(name)) => (
+            named(&name),
+            format!("named like WGPU_ADAPTER_NAME={name:?}"),
+            format!("its name contains WGPU_ADAPTER_NAME={name:?}"),
+        ),
+        (AdapterRequest::Hardware, None) => {
+            let usable = |n: &usize| summaries[*n].caps.class != DeviceClass::Software;
+            let matching: Vec<_> = (0..all.len()).filter(usable).collect();
+            let class = matching.first().map_or(DeviceClass::Unknown, |&n| summaries[n].caps.class);
+            (matching, "a GPU (a software driver is used only when named)".to_owned(), format!("it is a {class}"))
+        }
+    };
+    let Some(&first) = matching.first() else {
+        return Err(GpuError::NoAdapter { wanted, found: found() });
+    };
+    let mut reason = because;
+    if matching.len() > 1 {
+        let others: Vec<_> = matching[1..].iter().map(|&n| summaries[n].title()).collect();
+        reason += &format!("; preferred to {}", others.join(" and "));
+    }
+    Ok(ChosenAdapter { adapter: all[first].clone(), summary: summaries[first].clone(), reason })
+}
+
+impl ChosenAdapter {
+    /// Makes a device with all the limits and the useful features that the adapter has.
+    ///
+    /// # Errors
+    /// [`GpuError::RequestDevice`] with the driver's words.
+    pub async fn open(&self) -> Result<Context, GpuError> {
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("cross-attention"),
+            required_features: self.adapter.features() & Context::FEATURES,
+            required_limits: self.adapter.limits(),
+            ..Default::default()
+        };
+        let adapter = self.summary.info.name.clone();
+        match self.adapter.request_device(&descriptor).await {
+            Ok((device, queue)) => Context::own(device, queue).await,
+            Err(error) => Err(GpuError::RequestDevice { adapter, message: error.to_string() }),
+        }
+    }
+}
+
+async fn enumerate() -> Vec<wgpu::Adapter> {
+    // making an instance without any backend would end the process
+    if wgpu::Instance::enabled_backend_features().is_empty() {
+        return vec![];
+    }
+    let descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    let backends = descriptor.backends;
+    let instance = wgpu::Instance::new(descriptor);
+    let mut adapters = instance.enumerate_adapters(backends).await;
+    adapters.sort_by_key(|adapter| rank(&adapter.get_info()));
+    adapters
+}
+
+/// Smaller is better.
+fn rank(info: &wgpu::AdapterInfo) -> (u8, u8) {
+    let class = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    };
+    (class, u8::from(info.backend == wgpu::Backend::Gl))
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}

@@ -1,0 +1,436 @@
+//! A prepared attention: pipelines and workspace of a plan, bound to buffers, recorded into a command encoder.
+
+use super::buffers::AttentionBuffers;
+use super::context::Context;
+use super::error::{GpuError, checked, checked_now};
+use super::pipelines::{Interface, Pipeline};
+use crate::error::Error;
+use crate::inputs::{AttentionInputs, AttentionOutput};
+use crate::kernels::{Kernel, Slot};
+use crate::plan::Plan;
+use crate::problem::AttentionProblem;
+use crate::tensor::{Element, TensorData};
+
+/// A plan with its pipelines, parameters and workspace on a device, to be used for any number of calls.
+///
+/// Calls that share one `PreparedAttention` share its workspace: recorded into command buffers of one queue they run
+/// one after another, which is right.
+#[derive(Clone, Debug)]
+pub struct PreparedAttention {
+    context: Context,
+    problem: AttentionProblem,
+    plan: Plan,
+    pipelines: Vec<Pipeline>,
+    /// `Params` of each step, each at a multiple of the device's alignment.
+    params: wgpu::Buffer,
+    params_stride: u64,
+    scores: Option<wgpu::Buffer>,
+    row_data: Option<wgpu::Buffer>,
+}
+
+impl Context {
+    /// Plans a problem for this device and makes what the plan needs; `kernel` forces a kernel.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] if no kernel will do, [`Error::Gpu`] if the device refuses.
+    pub async fn prepare(
+        &self,
+        problem: &AttentionProblem,
+        kernel: Option<Kernel>,
+    ) -> Result<PreparedAttention, Error> {
+        let plan = Plan::new(problem, self.caps(), kernel)?;
+        self.prepare_plan(problem, plan).await
+    }
+
+    /// Makes what a plan of `problem` needs. The plan may have been made for lower capabilities than the device has.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if the device refuses.
+    pub async fn prepare_plan(&self, problem: &AttentionProblem, plan: Plan) -> Result<PreparedAttention, Error> {
+        let mut pipelines = Vec::with_capacity(plan.steps().len());
+        for step in plan.steps() {
+            pipelines.push(self.pipeline(&step.variant, &Interface::of(step)).await?);
+        }
+        let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment);
+        let params_stride = (size_of::<crate::kernels::params::Params>() as u64).next_multiple_of(alignment);
+        let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let params = self.buffer("params", params_stride * plan.steps().len() as u64, uses).await?;
+        checked(self.device(), "params", params.size(), || {
+            for (n, step) in plan.steps().iter().enumerate() {
+                self.queue().write_buffer(&params, n as u64 * params_stride, bytemuck::bytes_of(&step.params));
+            }
+        })
+        .await?;
+        let scores = match plan.scores_bytes() {
+            0 => None,
+            bytes => Some(self.allocate("workspace", bytes).await?),
+        };
+        let row_data = match plan.row_data().words {
+            0 => None,
+            words => Some(self.allocate("row_data", u64::from(words) * 4).await?),
+        };
+        Ok(PreparedAttention {
+            context: self.clone(),
+            problem: problem.clone(),
+            plan,
+            pipelines,
+            params,
+            params_stride,
+            scores,
+            row_data,
+        })
+    }
+
+    /// One attention from host memory to host memory: upload, run, read back. Natively, somebody must poll the device
+    /// meanwhile; [`attention_blocking`](Self::attention_blocking) does.
+    ///
+    /// # Errors
+    /// [`Error::Input`], [`Error::Plan`], [`Error::Gpu`].
+    pub async fn attention(
+        &self,
+        problem: &AttentionProblem,
+        inputs: &AttentionInputs<'_>,
+        kernel: Option<Kernel>,
+    ) -> Result<AttentionOutput, Error> {
+        inputs.check(problem)?;
+        self.prepare(problem, kernel).await?.run(inputs).await
+    }
+
+    /// [`prepare`](Self::prepare), blocking.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare).
+    #[cfg(feature = "native")]
+    pub fn prepare_blocking(
+        &self,
+        problem: &AttentionProblem,
+        kernel: Option<Kernel>,
+    ) -> Result<PreparedAttention, Error> {
+        self.block_on(self.prepare(problem, kernel))
+    }
+
+    /// [`attention`](Self::attention), blocking.
+    ///
+    /// # Errors
+    /// As [`attention`](Self::attention).
+    #[cfg(feature = "native")]
+    pub fn attention_blocking(
+        &self,
+        problem: &AttentionProblem,
+        inputs: &AttentionInputs<'_>,
+        kernel: Option<Kernel>,
+    ) -> Result<AttentionOutput, Error> {
+        self.block_on(self.attention(problem, inputs, kernel))
+    }
+}
+
+impl PreparedAttention {
+    /// What runs.
+    #[must_use]
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What it was prepared for.
+    #[must_use]
+    pub const fn problem(&self) -> &AttentionProblem {
+        &self.problem
+    }
+
+    /// The device it was prepared on.
+    #[must_use]
+    pub const fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Binds the caller's buffers. What is bound can be recorded again and again; the contents may change between.
+    ///
+    /// # Errors
+    /// [`GpuError`] names the buffer that is missing, too small, made for other uses, or read and written at once.
+    pub fn bind(&self, buffers: &AttentionBuffers<'_>) -> Result<BoundAttention, GpuError> {
+        buffers.check(&self.problem, &self.plan, self.context.caps())?;
+        let (row_data, copies) = match &self.row_data {
+            None => (None, vec![]),
+            Some(packed) => match buffers.single_row_data(self.context.caps()) {
+                Some(slice) => (Some(slice), vec![]),
+                None => (Some(packed.slice(..)), buffers.row_data_copies(&self.problem, packed)?),
+            },
+        };
+        checked_now(self.context.device(), "bind groups", || {
+            let mut dispatches = vec![];
+            for (n, (step, pipeline)) in self.plan.steps().iter().zip(&self.pipelines).enumerate() {
+                let params = wgpu::BufferBinding {
+                    buffer: &self.params,
+                    offset: n as u64 * self.params_stride,
+                    size: wgpu::BufferSize::new(size_of_val(&step.params) as u64),
+                };
+                let mut entries =
+                    vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(params) }];
+                for binding in &step.bindings {
+                    let slice = match binding.slot {
+                        Slot::RowData => row_data,
+                        Slot::Workspace => self.scores.as_ref().map(|scores| scores.slice(..)),
+                        slot => buffers.slice(slot),
+                    };
+                    let resource = match (slice, wgpu::BufferSize::new(binding.size_bytes)) {
+                        (Some(slice), Some(size)) => wgpu::BufferBinding {
+                            buffer: slice.buffer(),
+                            offset: slice.offset() + binding.start_bytes,
+                            size: Some(size),
+                        },
+                        // an empty tensor: nothing of the buffer is touched, but something must be bound
+                        _ => wgpu::BufferBinding {
+                            buffer: self.context.empty_buffer(binding.written),
+                            offset: 0,
+                            size: None,
+                        },
+                    };
+                    entries.push(wgpu::BindGroupEntry {
+                        binding: binding.slot.binding(),
+                        resource: wgpu::BindingResource::Buffer(resource),
+                    });
+                }
+                let group = self.context.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: Some(step.variant.shader.name()),
+                    layout: &pipeline.layout,
+                    entries: &entries,
+                });
+                dispatches.push(Dispatch { pipeline: pipeline.pipeline.clone(), group, grid: step.grid });
+            }
+            BoundAttention { dispatches, copies }
+        })
+    }
+
+    /// Records one attention over the caller's buffers into the caller's encoder. Does not submit, wait, or poll.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, buffers: &AttentionBuffers<'_>) -> Result<(), GpuError> {
+        self.bind(buffers)?.encode(encoder);
+        Ok(())
+    }
+
+    /// One call from host memory to host memory. Natively, somebody must poll the device meanwhile;
+    /// [`run_blocking`](Self::run_blocking) does.
+    ///
+    /// # Errors
+    /// [`Error::Input`], [`Error::Gpu`].
+    pub async fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
+        let tensors = self.upload(inputs).await?;
+        let bound = self.bind(&tensors.buffers())?;
+        self.submit(&bound).await?;
+        self.read_output(&tensors).await
+    }
+
+    /// [`run`](Self::run), blocking.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    #[cfg(feature = "native")]
+    pub fn run_blocking(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
+        self.context.block_on(self.run(inputs))
+    }
+
+    /// Submits what is bound, once. Returns when it is on the queue, not when it is done.
+    ///
+    /// # Errors
+    /// [`GpuError`] if the device refuses or was lost.
+    pub async fn submit(&self, bound: &BoundAttention) -> Result<(), GpuError> {
+        self.context.check_faults()?;
+        checked(self.context.device(), "the submission of an attention", 0, || {
+            let mut encoder = self.context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            bound.encode(&mut encoder);
+            self.context.queue().submit([encoder.finish()]);
+        })
+        .await
+    }
+
+    /// Copies all inputs to the device and makes the outputs there.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if they are not what the problem says, [`Error::Gpu`].
+    pub async fn upload(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionTensors, Error> {
+        inputs.check(&self.problem)?;
+        let context = &self.context;
+        let spec = self.problem.spec();
+        let bytes = |slot| self.plan_bytes(slot);
+        let mut tensors = AttentionTensors {
+            query: context.upload_tensor("query", inputs.query).await?,
+            key: context.upload_tensor("key", inputs.key).await?,
+            value: context.upload_tensor("value", inputs.value).await?,
+            bias: None,
+            mask: None,
+            kv_lens: None,
+            row_start: None,
+            row_end: None,
+            alibi_slopes: None,
+            sinks: None,
+            output: context.allocate("output", bytes(Slot::Output)).await?,
+            lse: None,
+            scores: None,
+        };
+        if let Some(bias) = inputs.bias {
+            tensors.bias = Some(context.upload_tensor("bias", bias).await?);
+        }
+        if let Some(mask) = inputs.mask {
+            tensors.mask = Some(context.upload("mask", mask).await?);
+        }
+        if let Some(kv_lens) = inputs.kv_lens {
+            tensors.kv_lens = Some(context.upload("kv_lens", kv_lens).await?);
+        }
+        if let Some(row_start) = inputs.row_start {
+            tensors.row_start = Some(context.upload("row_start", row_start).await?);
+        }
+        if let Some(row_end) = inputs.row_end {
+            tensors.row_end = Some(context.upload("row_end", row_end).await?);
+        }
+        if let Some(slopes) = inputs.alibi_slopes {
+            tensors.alibi_slopes = Some(context.upload("alibi_slopes", slopes).await?);
+        }
+        if let Some(sinks) = inputs.sinks {
+            tensors.sinks = Some(context.upload("sinks", sinks).await?);
+        }
+        if spec.lse {
+            tensors.lse = Some(context.allocate("lse", bytes(Slot::Lse)).await?);
+        }
+        if spec.scores.is_some() {
+            tensors.scores = Some(context.allocate("scores", bytes(Slot::Scores)).await?);
+        }
+        Ok(tensors)
+    }
+
+    /// Reads the outputs back. Natively, somebody must poll the device meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`].
+    pub async fn read_output(&self, tensors: &AttentionTensors) -> Result<AttentionOutput, Error> {
+        let context = &self.context;
+        let spec = self.problem.spec();
+        let len = spec.output.layout.extent().unwrap_or(0);
+        let output = match spec.output.element {
+            Element::F32 => TensorData::F32(context.read("output", tensors.output.slice(..), len).await?),
+            Element::F16 => TensorData::F16(context.read("output", tensors.output.slice(..), len).await?),
+        };
+        let mut lse = None;
+        if let Some(buffer) = &tensors.lse {
+            lse = Some(context.read("lse", buffer.slice(..), self.problem.rows()).await?);
+        }
+        let mut scores = None;
+        if let Some(buffer) = &tensors.scores {
+            scores = Some(context.read("scores", buffer.slice(..), self.problem.rows() * self.problem.kv_len()).await?);
+        }
+        Ok(AttentionOutput { output, lse, scores })
+    }
+
+    fn plan_bytes(&self, slot: Slot) -> u64 {
+        super::buffers::needed_bytes(&self.problem, slot)
+    }
+}
+
+/// Every tensor of one call, on the device.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "the fields are those of AttentionInputs and AttentionOutput")]
+pub struct AttentionTensors {
+    pub query: wgpu::Buffer,
+    pub key: wgpu::Buffer,
+    pub value: wgpu::Buffer,
+    pub bias: Option<wgpu::Buffer>,
+    pub mask: Option<wgpu::Buffer>,
+    pub kv_lens: Option<wgpu::Buffer>,
+    pub row_start: Option<wgpu::Buffer>,
+    pub row_end: Option<wgpu::Buffer>,
+    pub alibi_slopes: Option<wgpu::Buffer>,
+    pub sinks: Option<wgpu::Buffer>,
+    pub output: wgpu::Buffer,
+    pub lse: Option<wgpu::Buffer>,
+    pub scores: Option<wgpu::Buffer>,
+}
+
+impl AttentionTensors {
+    /// The whole buffers, to bind.
+    #[must_use]
+    pub fn buffers(&self) -> AttentionBuffers<'_> {
+        fn whole(buffer: &Option<wgpu::Buffer>) -> Option<wgpu::BufferSlice<'_>> {
+            buffer.as_ref().map(|buffer| buffer.slice(..))
+        }
+        AttentionBuffers {
+            query: self.query.slice(..),
+            key: self.key.slice(..),
+            value: self.value.slice(..),
+            bias: whole(&self.bias),
+            mask: whole(&self.mask),
+            kv_lens: whole(&self.kv_lens),
+            row_start: whole(&self.row_start),
+            row_end: whole(&self.row_end),
+            alibi_slopes: whole(&self.alibi_slopes),
+            sinks: whole(&self.sinks),
+            output: self.output.slice(..),
+            lse: whole(&self.lse),
+            scores: whole(&self.scores),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Dispatch {
+    pipeline: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+    grid: [u32; 3],
+}
+
+/// Row data of the caller's on its way into the packed buffer.
+#[derive(Clone, Debug)]
+pub(super) struct RowDataCopy {
+    pub(super) from: wgpu::Buffer,
+    pub(super) from_bytes: u64,
+    pub(super) to: wgpu::Buffer,
+    pub(super) to_bytes: u64,
+    pub(super) bytes: u64,
+}
+
+/// A prepared attention bound to buffers: recording it allocates nothing of its own.
+#[derive(Clone, Debug)]
+pub struct BoundAttention {
+    dispatches: Vec<Dispatch>,
+    copies: Vec<RowDataCopy>,
+}
+
+impl BoundAttention {
+    /// Records the attention: the copies of row data, if any, then one compute pass.
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.encode_timed(encoder, None);
+    }
+
+    /// Records the attention into a compute pass of the caller's, beside other work of theirs.
+    ///
+    /// # Errors
+    /// [`GpuError::NeedsEncoder`] where row data of several kinds must be copied first.
+    pub fn encode_in_pass(&self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), GpuError> {
+        if !self.copies.is_empty() {
+            return Err(GpuError::NeedsEncoder);
+        }
+        self.dispatch(pass);
+        Ok(())
+    }
+
+    pub(super) fn encode_timed(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        timestamps: Option<wgpu::ComputePassTimestampWrites<'_>>,
+    ) {
+        for copy in &self.copies {
+            encoder.copy_buffer_to_buffer(&copy.from, copy.from_bytes, &copy.to, copy.to_bytes, copy.bytes);
+        }
+        let descriptor = wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: timestamps };
+        self.dispatch(&mut encoder.begin_compute_pass(&descriptor));
+    }
+
+    fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
+        for dispatch in &self.dispatches {
+            pass.set_pipeline(&dispatch.pipeline);
+            pass.set_bind_group(0, &dispatch.group, &[]);
+            let [x, y, z] = dispatch.grid;
+            pass.dispatch_workgroups(x, y, z);
+        }
+    }
+}

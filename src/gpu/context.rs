@@ -1,0 +1,145 @@
+//! A device to compute on, its queue, its capabilities and the pipelines made so far.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use super::error::{Faults, GpuError, checked, lock};
+use super::pipelines::Pipeline;
+use crate::caps::DeviceCaps;
+use crate::plan::Variant;
+
+/// A device with its queue and everything that was made on it. Cheap to clone; clones share pipelines.
+#[derive(Clone, Debug)]
+pub struct Context {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    caps: DeviceCaps,
+    pipelines: Mutex<HashMap<Variant, Pipeline>>,
+    faults: Faults,
+    /// Bound where a tensor is empty, for a binding may not be: one to read, one to write.
+    empty_read: wgpu::Buffer,
+    empty_written: wgpu::Buffer,
+}
+
+impl Context {
+    /// The features that are asked of an adapter where it has them. No kernel needs any.
+    pub const FEATURES: wgpu::Features =
+        wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::SUBGROUP).union(wgpu::Features::SHADER_F16);
+
+    /// Computes on a device of the caller's. Its callbacks are left alone.
+    ///
+    /// # Errors
+    /// [`GpuError`] if not even a buffer of 16 bytes can be made on it.
+    pub async fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, GpuError> {
+        Self::new(device, queue, Faults::default()).await
+    }
+
+    /// The same, blocking.
+    ///
+    /// # Errors
+    /// As [`from_device`](Self::from_device).
+    #[cfg(feature = "native")]
+    pub fn from_device_blocking(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, GpuError> {
+        pollster::block_on(Self::from_device(device, queue))
+    }
+
+    /// Takes over a device that nobody else uses: its faults become values.
+    pub(super) async fn own(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, GpuError> {
+        let faults = Faults::of(&device);
+        Self::new(device, queue, faults).await
+    }
+
+    async fn new(device: wgpu::Device, queue: wgpu::Queue, faults: Faults) -> Result<Self, GpuError> {
+        let info = device.adapter_info();
+        let caps = DeviceCaps::of(&info, device.features(), &device.limits());
+        let empty = || {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("empty tensor"),
+                size: 16,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
+        };
+        let (empty_read, empty_written) = checked(&device, "an empty buffer", 16, || (empty(), empty())).await?;
+        let pipelines = Mutex::default();
+        let inner = Inner { device, queue, info, caps, pipelines, faults, empty_read, empty_written };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// The device's queue.
+    #[must_use]
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.inner.queue
+    }
+
+    /// Name, backend and driver of the adapter.
+    #[must_use]
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.inner.info
+    }
+
+    /// What the device can do.
+    #[must_use]
+    pub fn caps(&self) -> &DeviceCaps {
+        &self.inner.caps
+    }
+
+    /// Number of pipelines made so far.
+    #[must_use]
+    pub fn pipelines(&self) -> usize {
+        lock(&self.inner.pipelines).len()
+    }
+
+    /// The pipeline of a variant, made now if it is not there yet.
+    pub(super) async fn pipeline(
+        &self,
+        variant: &Variant,
+        step: &super::pipelines::Interface,
+    ) -> Result<Pipeline, GpuError> {
+        if let Some(pipeline) = lock(&self.inner.pipelines).get(variant) {
+            return Ok(pipeline.clone());
+        }
+        // two threads may make the same one; the second replaces the first, and both work
+        let pipeline = Pipeline::new(self.device(), variant, step).await?;
+        lock(&self.inner.pipelines).insert(variant.clone(), pipeline.clone());
+        Ok(pipeline)
+    }
+
+    pub(super) fn empty_buffer(&self, written: bool) -> &wgpu::Buffer {
+        if written { &self.inner.empty_written } else { &self.inner.empty_read }
+    }
+
+    /// What a device of ours reported since the last look.
+    pub(super) fn check_faults(&self) -> Result<(), GpuError> {
+        self.inner.faults.take()
+    }
+
+    /// Waits for a future that needs the device to make progress.
+    #[cfg(feature = "native")]
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        let mut future = std::pin::pin!(future);
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        loop {
+            if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) {
+                return value;
+            }
+            // what the future waits for arrives in a callback of this poll; if polling fails, the callback brings the
+            // error
+            if self.device().poll(wgpu::PollType::wait_indefinitely()).is_err() {
+                std::thread::yield_now();
+            }
+        }
+    }
+}

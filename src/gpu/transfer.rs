@@ -1,0 +1,179 @@
+//! Host memory to the device and back.
+
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+
+use super::context::Context;
+use super::error::{GpuError, checked, lock};
+use crate::tensor::TensorRef;
+
+/// The uses of every buffer that this crate makes for tensors.
+const TENSOR: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_DST).union(wgpu::BufferUsages::COPY_SRC);
+
+impl Context {
+    /// A buffer of zeros for a tensor of `bytes` bytes, rounded up to a multiple of 4.
+    ///
+    /// # Errors
+    /// [`GpuError::BufferTooLarge`] beyond the device's limit, [`GpuError::OutOfMemory`].
+    pub async fn allocate(&self, name: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        self.buffer(name, bytes, TENSOR).await
+    }
+
+    /// Copies elements to a new buffer. Works for `f32`, `f16`, `u32`, `i32` and bytes.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    pub async fn upload<T: bytemuck::NoUninit>(&self, name: &str, data: &[T]) -> Result<wgpu::Buffer, GpuError> {
+        let bytes: &[u8] = bytemuck::cast_slice(data);
+        let buffer = self.allocate(name, bytes.len() as u64).await?;
+        let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
+        checked(self.device(), name, bytes.len() as u64, || {
+            if !whole.is_empty() {
+                self.queue().write_buffer(&buffer, 0, whole);
+            }
+            if !rest.is_empty() {
+                let mut word = [0u8; 4];
+                word[..rest.len()].copy_from_slice(rest);
+                self.queue().write_buffer(&buffer, whole.len() as u64, &word);
+            }
+        })
+        .await?;
+        Ok(buffer)
+    }
+
+    /// Copies a tensor's elements to a new buffer.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    pub async fn upload_tensor(&self, name: &str, data: TensorRef<'_>) -> Result<wgpu::Buffer, GpuError> {
+        self.upload(name, data.as_bytes()).await
+    }
+
+    /// Reads `len` elements from the start of a slice back to the host. Natively, somebody must poll the device
+    /// meanwhile; [`read_blocking`](Self::read_blocking) does.
+    ///
+    /// # Errors
+    /// [`GpuError::BufferTooSmall`], [`GpuError::Usage`] (the buffer needs `COPY_SRC`), [`GpuError::DeviceLost`],
+    /// [`GpuError::OutOfMemory`].
+    pub async fn read<T: bytemuck::Pod>(
+        &self,
+        name: &'static str,
+        slice: wgpu::BufferSlice<'_>,
+        len: usize,
+    ) -> Result<Vec<T>, GpuError> {
+        let wanted = len.saturating_mul(size_of::<T>());
+        let needed = (wanted as u64).next_multiple_of(4);
+        if slice.size() < needed {
+            return Err(GpuError::BufferTooSmall { name, needed, found: slice.size() });
+        }
+        if !slice.buffer().usage().contains(wgpu::BufferUsages::COPY_SRC) {
+            let found = slice.buffer().usage();
+            return Err(GpuError::Usage { name, needed: wgpu::BufferUsages::COPY_SRC, found });
+        }
+        if len == 0 {
+            return Ok(vec![]);
+        }
+        let uses = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let staging = self.buffer("read-back", needed, uses).await?;
+        let arrival = Arrival::default();
+        checked(self.device(), name, needed, || {
+            let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            encoder.copy_buffer_to_buffer(slice.buffer(), slice.offset(), &staging, 0, needed);
+            self.queue().submit([encoder.finish()]);
+            let arrival = arrival.clone();
+            staging.slice(..).map_async(wgpu::MapMode::Read, move |result| arrival.arrive(result.is_ok()));
+        })
+        .await?;
+        let arrived = arrival.wait().await;
+        self.check_faults()?;
+        let failed = |message: String| GpuError::ReadBack { what: name.to_owned(), message };
+        if !arrived {
+            return Err(failed("the buffer could not be mapped".to_owned()));
+        }
+        let mut data = vec![T::zeroed(); len];
+        let view = staging.slice(..).get_mapped_range().map_err(|error| failed(error.to_string()))?;
+        bytemuck::cast_slice_mut(&mut data).copy_from_slice(&view[..wanted]);
+        drop(view);
+        staging.unmap();
+        Ok(data)
+    }
+
+    /// The same, blocking.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    #[cfg(feature = "native")]
+    pub fn read_blocking<T: bytemuck::Pod>(
+        &self,
+        name: &'static str,
+        slice: wgpu::BufferSlice<'_>,
+        len: usize,
+    ) -> Result<Vec<T>, GpuError> {
+        self.block_on(self.read(name, slice, len))
+    }
+
+    /// [`allocate`](Self::allocate), blocking.
+    ///
+    /// # Errors
+    /// As [`allocate`](Self::allocate).
+    #[cfg(feature = "native")]
+    pub fn allocate_blocking(&self, name: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
+        self.block_on(self.allocate(name, bytes))
+    }
+
+    /// [`upload`](Self::upload), blocking.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    #[cfg(feature = "native")]
+    pub fn upload_blocking<T: bytemuck::NoUninit>(&self, name: &str, data: &[T]) -> Result<wgpu::Buffer, GpuError> {
+        self.block_on(self.upload(name, data))
+    }
+
+    pub(super) async fn buffer(
+        &self,
+        name: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer, GpuError> {
+        self.check_faults()?;
+        // a buffer without bytes could not be bound
+        let size = bytes.max(4).next_multiple_of(4);
+        let max = self.caps().max_buffer_size;
+        if size > max {
+            return Err(GpuError::BufferTooLarge { what: name.to_owned(), bytes: size, max });
+        }
+        let descriptor = wgpu::BufferDescriptor { label: Some(name), size, usage, mapped_at_creation: false };
+        checked(self.device(), name, size, || self.device().create_buffer(&descriptor)).await
+    }
+}
+
+/// A flag that arrives in a callback and can be awaited.
+#[derive(Clone, Debug, Default)]
+struct Arrival {
+    state: Arc<Mutex<(Option<bool>, Option<Waker>)>>,
+}
+
+impl Arrival {
+    fn arrive(&self, value: bool) {
+        let mut state = lock(&self.state);
+        state.0 = Some(value);
+        if let Some(waker) = state.1.take() {
+            drop(state);
+            waker.wake();
+        }
+    }
+
+    fn wait(&self) -> impl Future<Output = bool> {
+        let state = Arc::clone(&self.state);
+        std::future::poll_fn(move |context| {
+            let mut state = lock(&state);
+            if let Some(value) = state.0 {
+                return Poll::Ready(value);
+            }
+            state.1 = Some(context.waker().clone());
+            Poll::Pending
+        })
+    }
+}

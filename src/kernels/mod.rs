@@ -1,0 +1,260 @@
+//! The kernels: what the host must know of each shader, and which shaders make up a kernel.
+
+pub(crate) mod fused;
+pub(crate) mod merge;
+pub(crate) mod params;
+pub(crate) mod plain;
+
+pub use params::Params;
+
+use crate::caps::DeviceCaps;
+use crate::plan::Step;
+use crate::plan::split::Part;
+use crate::problem::AttentionProblem;
+
+/// A way to compute an attention on a GPU. A plan chooses one; [`Kernel::ALL`] lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kernel {
+    /// One pass with an online softmax over blocks of keys; scores are never stored.
+    Fused,
+    /// Three passes: scores, softmax, weighted sum. Stores `q_len * kv_len` scores for every head.
+    Plain,
+}
+
+impl Kernel {
+    /// Every kernel, in the order in which they are preferred where several would do.
+    pub const ALL: [Self; 2] = [Self::Fused, Self::Plain];
+
+    /// `fused`, `plain`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fused => "fused",
+            Self::Plain => "plain",
+        }
+    }
+
+    /// Whether the kernel can compute this problem on such a device, and if not, why.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn supports(self, problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
+        params::supports(problem)?;
+        match self {
+            Self::Fused => fused::supports(problem, caps),
+            Self::Plain => plain::supports(problem, caps),
+        }
+    }
+
+    /// Query rows of the smallest part that the problem can be cut into.
+    pub(crate) fn block_rows(self, problem: &AttentionProblem, caps: &DeviceCaps) -> usize {
+        match self {
+            Self::Fused => fused::tiles(problem, caps).rows,
+            Self::Plain => plain::TILE,
+        }
+    }
+
+    /// Workgroups along each dimension for every dispatch of a part.
+    pub(crate) fn grids(self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<[u64; 3]> {
+        match self {
+            Self::Fused => vec![fused::grid(problem, caps, part)],
+            Self::Plain => plain::grids(problem, part),
+        }
+    }
+
+    /// The dispatches that compute a part.
+    pub(crate) fn steps(self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
+        match self {
+            Self::Fused => fused::steps(problem, caps, part),
+            Self::Plain => plain::steps(problem, caps, part),
+        }
+    }
+}
+
+impl std::fmt::Display for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a kernel cannot compute a problem on a device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unsupported {
+    /// The device has fewer invocations in a workgroup.
+    #[error("needs {needed} invocations in a workgroup, the device allows {found}")]
+    Invocations {
+        /// What the kernel needs.
+        needed: u32,
+        /// What the device has.
+        found: u32,
+    },
+    /// The tiles do not fit workgroup memory.
+    #[error("needs {needed} bytes of workgroup memory for head_dim {head_dim}, the device has {found}")]
+    WorkgroupMemory {
+        /// Bytes that the kernel needs.
+        needed: u64,
+        /// Bytes that the device has.
+        found: u64,
+        /// Width of a query row.
+        head_dim: usize,
+    },
+    /// The kernel binds more buffers than the device allows.
+    #[error("needs {needed} storage buffers, the device allows {found} in a kernel")]
+    StorageBuffers {
+        /// What the kernel needs.
+        needed: u32,
+        /// What the device has.
+        found: u32,
+    },
+    /// A row of the output is too wide for the registers that a kernel may ask for.
+    #[error("{name} is {found}, the kernel takes at most {max}")]
+    Dim {
+        /// `head_dim` or `v_head_dim`.
+        name: &'static str,
+        /// What was asked.
+        found: usize,
+        /// The widest that would do.
+        max: usize,
+    },
+    /// Positions do not fit the kernel's integers.
+    #[error("{name} is {found}, positions in a kernel go up to {max}")]
+    Positions {
+        /// Which number.
+        name: &'static str,
+        /// What was asked.
+        found: i64,
+        /// The largest that would do.
+        max: i64,
+    },
+    /// A row needs more workgroups than a dispatch has.
+    #[error("kv_len {kv_len} needs {needed} workgroups along one dimension, the device allows {found}")]
+    Grid {
+        /// Length of the keys, in tokens.
+        kv_len: usize,
+        /// Workgroups needed.
+        needed: u64,
+        /// Workgroups allowed.
+        found: u64,
+    },
+}
+
+/// A WGSL file with an entry point `main`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Shader {
+    /// The whole attention with an online softmax.
+    Fused,
+    /// Scores of every pair.
+    Scores,
+    /// Softmax of stored scores, in place.
+    Softmax,
+    /// Weighted sum of values.
+    WeightedSum,
+    /// Merge of partial attentions.
+    Merge,
+}
+
+impl Shader {
+    /// Every shader.
+    pub const ALL: [Self; 5] = [Self::Fused, Self::Scores, Self::Softmax, Self::WeightedSum, Self::Merge];
+
+    /// The name of its file in `shaders/`, without the ending.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fused => "fused",
+            Self::Scores => "scores",
+            Self::Softmax => "softmax",
+            Self::WeightedSum => "weighted_sum",
+            Self::Merge => "merge",
+        }
+    }
+
+    /// Name and byte offset of each field of the uniform at binding 0, as the host fills it.
+    #[must_use]
+    pub const fn param_fields(self) -> &'static [(&'static str, usize)] {
+        match self {
+            Self::Fused | Self::Scores | Self::Softmax | Self::WeightedSum => Params::FIELDS,
+            Self::Merge => merge::Params::FIELDS,
+        }
+    }
+}
+
+/// A buffer that a kernel binds: the name it has in WGSL and the place it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Slot {
+    /// The caller's query.
+    Query,
+    /// The caller's key.
+    Key,
+    /// The caller's value.
+    Value,
+    /// The caller's bias.
+    Bias,
+    /// The caller's boolean mask, one byte an element.
+    Mask,
+    /// Key lengths, row ranges, slopes and sinks, side by side.
+    RowData,
+    /// The caller's output.
+    Output,
+    /// The caller's log-sum-exp.
+    Lse,
+    /// The caller's score matrix.
+    Scores,
+    /// Scores between passes, in the plan's workspace.
+    Workspace,
+}
+
+impl Slot {
+    /// `query`, `key`, …
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Key => "key",
+            Self::Value => "value",
+            Self::Bias => "bias",
+            Self::Mask => "mask",
+            Self::RowData => "row_data",
+            Self::Output => "output",
+            Self::Lse => "lse",
+            Self::Scores => "scores",
+            Self::Workspace => "workspace",
+        }
+    }
+
+    /// The binding number in every attention shader. Workspace and returned scores are the same to a shader.
+    pub(crate) const fn binding(self) -> u32 {
+        match self {
+            Self::Query => 1,
+            Self::Key => 2,
+            Self::Value => 3,
+            Self::Bias => 4,
+            Self::Mask => 5,
+            Self::RowData => 6,
+            Self::Output => 7,
+            Self::Lse => 8,
+            Self::Scores | Self::Workspace => 9,
+        }
+    }
+}
+
+pub(crate) fn check_invocations(needed: u32, caps: &DeviceCaps) -> Result<(), Unsupported> {
+    let found = caps.max_compute_invocations_per_workgroup;
+    if found < needed { Err(Unsupported::Invocations { needed, found }) } else { Ok(()) }
+}
+
+pub(crate) fn check_storage_buffers(needed: u32, caps: &DeviceCaps) -> Result<(), Unsupported> {
+    let found = caps.max_storage_buffers_per_shader_stage;
+    if found < needed { Err(Unsupported::StorageBuffers { needed, found }) } else { Ok(()) }
+}
+
+pub(crate) fn check_workgroup_memory(
+    needed: u64,
+    problem: &AttentionProblem,
+    caps: &DeviceCaps,
+) -> Result<(), Unsupported> {
+    let found = u64::from(caps.max_compute_workgroup_storage_size);
+    let head_dim = problem.head_dim();
+    if found < needed { Err(Unsupported::WorkgroupMemory { needed, found, head_dim }) } else { Ok(()) }
+}

@@ -1,0 +1,195 @@
+//! `Params` of the attention shaders, and what of a problem goes into it (shaders/common/params.wgsl).
+
+use std::mem::offset_of;
+
+use super::{Slot, Unsupported};
+use crate::plan::bindings::{Bindings, RowDataMap};
+use crate::plan::split::Part;
+use crate::problem::{AttentionProblem, Diagonal};
+
+/// Positions within a kernel, and differences of them, stay below this in magnitude, so that sums of three fit `i32`.
+const MAX_POSITION: i64 = 1 << 29;
+
+/// The uniform at binding 0 of every attention shader.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct Params {
+    pub(crate) query_strides: [u32; 4],
+    pub(crate) key_strides: [u32; 4],
+    pub(crate) value_strides: [u32; 4],
+    pub(crate) output_strides: [u32; 4],
+    pub(crate) bias_strides: [u32; 4],
+    pub(crate) mask_strides: [u32; 4],
+    pub(crate) scores_strides: [u32; 4],
+    pub(crate) query_offset: u32,
+    pub(crate) key_offset: u32,
+    pub(crate) value_offset: u32,
+    pub(crate) output_offset: u32,
+    pub(crate) bias_offset: u32,
+    pub(crate) mask_offset: u32,
+    pub(crate) scores_offset: u32,
+    pub(crate) lse_offset: u32,
+    pub(crate) lse_strides: [u32; 2],
+    pub(crate) batch_base: u32,
+    pub(crate) head_base: u32,
+    pub(crate) row_base: u32,
+    pub(crate) q_len: u32,
+    pub(crate) kv_len: u32,
+    pub(crate) q_len_whole: u32,
+    pub(crate) group_size: u32,
+    pub(crate) begin_shift: i32,
+    pub(crate) end_shift: i32,
+    pub(crate) diagonal_shift: i32,
+    pub(crate) kv_lens_at: u32,
+    pub(crate) row_start_at: u32,
+    pub(crate) row_end_at: u32,
+    pub(crate) alibi_at: u32,
+    pub(crate) sinks_at: u32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+    pub(crate) negative_infinity: f32,
+}
+
+macro_rules! fields {
+    ($($name:ident),* $(,)?) => {
+        /// Name and byte offset of each field, to compare with the shader's struct.
+        pub const FIELDS: &'static [(&'static str, usize)] = &[$((stringify!($name), offset_of!(Params, $name))),*];
+    };
+}
+
+impl Params {
+    fields!(
+        query_strides,
+        key_strides,
+        value_strides,
+        output_strides,
+        bias_strides,
+        mask_strides,
+        scores_strides,
+        query_offset,
+        key_offset,
+        value_offset,
+        output_offset,
+        bias_offset,
+        mask_offset,
+        scores_offset,
+        lse_offset,
+        lse_strides,
+        batch_base,
+        head_base,
+        row_base,
+        q_len,
+        kv_len,
+        q_len_whole,
+        group_size,
+        begin_shift,
+        end_shift,
+        diagonal_shift,
+        kv_lens_at,
+        row_start_at,
+        row_end_at,
+        alibi_at,
+        sinks_at,
+        scale,
+        softcap,
+        negative_infinity,
+    );
+
+    /// The parameters of one dispatch over `part`, whose buffers are bound as `bindings` says.
+    pub(crate) fn new(problem: &AttentionProblem, part: &Part, bindings: &Bindings<'_>) -> Self {
+        let spec = problem.spec();
+        let row_data = RowDataMap::new(problem);
+        let shifts = Shifts::new(problem);
+        let mut params = Self {
+            batch_base: narrow(part.batch.start),
+            head_base: narrow(part.heads.start),
+            row_base: narrow(part.rows.start),
+            q_len: narrow(part.rows.len()),
+            kv_len: narrow(problem.kv_len()),
+            q_len_whole: narrow(problem.q_len()),
+            group_size: narrow(problem.group_size()),
+            begin_shift: shifts.begin,
+            end_shift: shifts.end,
+            diagonal_shift: shifts.diagonal,
+            kv_lens_at: row_data.kv_lens,
+            row_start_at: row_data.row_start,
+            row_end_at: row_data.row_end,
+            alibi_at: row_data.alibi_slopes,
+            sinks_at: row_data.sinks,
+            scale: problem.scale(),
+            softcap: spec.softcap.unwrap_or(0.0),
+            negative_infinity: f32::NEG_INFINITY,
+            ..Self::default()
+        };
+        for binding in bindings.iter() {
+            let strides = binding.strides.map(narrow);
+            let offset = narrow(binding.offset);
+            match binding.slot {
+                Slot::Query => (params.query_strides, params.query_offset) = (strides, offset),
+                Slot::Key => (params.key_strides, params.key_offset) = (strides, offset),
+                Slot::Value => (params.value_strides, params.value_offset) = (strides, offset),
+                Slot::Bias => (params.bias_strides, params.bias_offset) = (strides, offset),
+                Slot::Mask => (params.mask_strides, params.mask_offset) = (strides, offset),
+                Slot::Output => (params.output_strides, params.output_offset) = (strides, offset),
+                Slot::Lse => (params.lse_strides, params.lse_offset) = ([strides[0], strides[1]], offset),
+                Slot::Scores | Slot::Workspace => (params.scores_strides, params.scores_offset) = (strides, offset),
+                Slot::RowData => {}
+            }
+        }
+        params
+    }
+}
+
+/// Lengths, offsets and strides of a bound range; a binding is at most 4 GiB, so what is really used fits. A stride
+/// that does not is one of an axis of length 1, never stepped along.
+fn narrow(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// Causal mask and windows as the interval `i + begin ..  i + end` of keys of row `i`; with
+/// [`Diagonal::EndOfKeys`] the number of keys of the batch entry comes on top.
+struct Shifts {
+    begin: i32,
+    end: i32,
+    diagonal: i32,
+}
+
+impl Shifts {
+    fn new(problem: &AttentionProblem) -> Self {
+        let spec = problem.spec();
+        let diagonal = diagonal_shift(problem);
+        let begin = spec.window_left.map_or(-MAX_POSITION, |left| diagonal - i64::from(left));
+        let mut end = spec.window_right.map_or(MAX_POSITION, |right| diagonal + i64::from(right) + 1);
+        if spec.causal.is_some() {
+            end = end.min(diagonal + 1);
+        }
+        // positions are below MAX_POSITION, so a shift beyond it means what the same shift cut to it means
+        Self { begin: within(begin), end: within(end), diagonal: within(diagonal) }
+    }
+}
+
+fn diagonal_shift(problem: &AttentionProblem) -> i64 {
+    match problem.diagonal() {
+        // the kernel adds the batch entry's keys itself
+        Diagonal::EndOfKeys => -(problem.q_len() as i64),
+        Diagonal::TopLeft | Diagonal::BottomRight | Diagonal::Fixed(_) => problem.offset(problem.kv_len()),
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "cut to MAX_POSITION")]
+fn within(shift: i64) -> i32 {
+    shift.clamp(-MAX_POSITION, MAX_POSITION) as i32
+}
+
+/// Whether all positions fit the kernels' integers.
+pub(crate) fn supports(problem: &AttentionProblem) -> Result<(), Unsupported> {
+    let positions = problem.q_len() as i64 + problem.kv_len() as i64;
+    if positions >= MAX_POSITION {
+        return Err(Unsupported::Positions { name: "q_len + kv_len", found: positions, max: MAX_POSITION - 1 });
+    }
+    let diagonal = diagonal_shift(problem);
+    if problem.spec().alibi_slopes && diagonal.abs() >= MAX_POSITION {
+        return Err(Unsupported::Positions { name: "offset", found: diagonal, max: MAX_POSITION - 1 });
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+//! The plain kernel: scores, softmax and weighted sum as three dispatches (shaders/scores.wgsl, softmax.wgsl,
+//! weighted_sum.wgsl).
+
+use super::params::Params;
+use super::{Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory};
+use crate::caps::DeviceCaps;
+use crate::plan::bindings::Bindings;
+use crate::plan::split::Part;
+use crate::plan::variant::Variant;
+use crate::plan::{Step, ceil_div};
+use crate::problem::{AttentionProblem, ScoreStage};
+
+/// Side of the square tiles of scores and weighted sum.
+pub(crate) const TILE: usize = 16;
+
+pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
+    check_invocations(256, caps)?;
+    check_storage_buffers(6, caps)?;
+    check_workgroup_memory(2 * 4 * (TILE * TILE) as u64, problem, caps)?;
+    let needed = ceil_div(problem.kv_len(), TILE);
+    let found = u64::from(caps.max_compute_workgroups_per_dimension);
+    if needed > found {
+        return Err(Unsupported::Grid { kv_len: problem.kv_len(), needed, found });
+    }
+    Ok(())
+}
+
+pub(crate) fn grids(problem: &AttentionProblem, part: &Part) -> Vec<[u64; 3]> {
+    vec![scores_grid(problem, part), softmax_grid(part), weighted_sum_grid(problem, part)]
+}
+
+fn scores_grid(problem: &AttentionProblem, part: &Part) -> [u64; 3] {
+    [ceil_div(problem.kv_len(), TILE), ceil_div(part.rows.len(), TILE), part.planes()]
+}
+
+fn softmax_grid(part: &Part) -> [u64; 3] {
+    [part.rows.len() as u64, part.heads.len() as u64, part.batch.len() as u64]
+}
+
+fn weighted_sum_grid(problem: &AttentionProblem, part: &Part) -> [u64; 3] {
+    [ceil_div(problem.v_head_dim(), TILE), ceil_div(part.rows.len(), TILE), part.planes()]
+}
+
+/// The three passes. Probabilities that are asked for are computed where they are returned, else in the workspace.
+pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
+    let returned = problem.spec().scores;
+    let place = if returned == Some(ScoreStage::Probs) { Slot::Scores } else { Slot::Workspace };
+    let mut steps = vec![];
+    if let Some(stage) = returned.filter(|stage| *stage != ScoreStage::Probs) {
+        steps.push(scores(problem, caps, part, Slot::Scores, stage));
+    }
+    steps.push(scores(problem, caps, part, place, ScoreStage::Masked));
+    steps.push(softmax(problem, caps, part, place, problem.spec().lse));
+    steps.push(weighted_sum(problem, caps, part, place));
+    steps
+}
+
+/// The passes that return scores beside a kernel that does not hold any.
+pub(crate) fn returned_scores(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
+    match problem.spec().scores {
+        None => vec![],
+        Some(ScoreStage::Probs) => vec![
+            scores(problem, caps, part, Slot::Scores, ScoreStage::Masked),
+            softmax(problem, caps, part, Slot::Scores, false),
+        ],
+        Some(stage) => vec![scores(problem, caps, part, Slot::Scores, stage)],
+    }
+}
+
+fn scores(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slot, stage: ScoreStage) -> Step {
+    let spec = problem.spec();
+    let masked = !matches!(stage, ScoreStage::Scaled | ScoreStage::Capped);
+    let mut bindings = Bindings::new(problem, part, caps);
+    bindings.read(&[Slot::Query, Slot::Key]);
+    let mut variant = Variant::new(Shader::Scores);
+    variant.query(spec).key(spec);
+    if masked {
+        bindings.read_terms();
+        variant.terms(spec);
+    } else {
+        variant.no_terms();
+    }
+    bindings.write(place);
+    variant.snippets(&["keys", "score", "numerics"]);
+    variant.key_overrides(problem).score_overrides(spec);
+    variant.size("HEAD_DIM", problem.head_dim()).size("HEADS", part.heads.len());
+    let stage = match stage {
+        ScoreStage::Scaled => 0,
+        ScoreStage::Capped => 1,
+        ScoreStage::Masked | ScoreStage::Probs => 2,
+    };
+    variant.size("STAGE", stage);
+    let params = Params::new(problem, part, &bindings);
+    Step::new(variant, bindings, params, scores_grid(problem, part))
+}
+
+fn softmax(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slot, lse: bool) -> Step {
+    let spec = problem.spec();
+    let mut bindings = Bindings::new(problem, part, caps);
+    if spec.sinks {
+        bindings.read(&[Slot::RowData]);
+    }
+    if lse {
+        bindings.write(Slot::Lse);
+    }
+    bindings.write(place);
+    let mut variant = Variant::new(Shader::Softmax);
+    variant.row_data(spec.sinks).lse(lse).snippets(&["row_end", "numerics"]).sink_override(spec);
+    let params = Params::new(problem, part, &bindings);
+    Step::new(variant, bindings, params, softmax_grid(part))
+}
+
+fn weighted_sum(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slot) -> Step {
+    let spec = problem.spec();
+    let mut bindings = Bindings::new(problem, part, caps);
+    bindings.read(&[Slot::Value]);
+    bindings.read_terms();
+    bindings.read(&[place]);
+    bindings.write(Slot::Output);
+    let mut variant = Variant::new(Shader::WeightedSum);
+    variant.value(spec).output(spec).terms(spec).snippets(&["keys", "numerics"]);
+    variant.key_overrides(problem);
+    variant.size("V_HEAD_DIM", problem.v_head_dim()).size("HEADS", part.heads.len());
+    let params = Params::new(problem, part, &bindings);
+    Step::new(variant, bindings, params, weighted_sum_grid(problem, part))
+}

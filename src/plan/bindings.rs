@@ -1,0 +1,175 @@
+//! Which range of which buffer a dispatch binds, and where in it the first element lies.
+
+use crate::caps::DeviceCaps;
+use crate::kernels::Slot;
+use crate::plan::split::Part;
+use crate::problem::AttentionProblem;
+use crate::tensor::Layout;
+
+/// One storage buffer of a dispatch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// What is bound.
+    pub slot: Slot,
+    /// Whether the kernel writes it.
+    pub written: bool,
+    /// First byte of the range; a multiple of the device's alignment.
+    pub start_bytes: u64,
+    /// Bytes of the range, a multiple of 4; 0 where the tensor is empty.
+    pub size_bytes: u64,
+    /// Where the part's first element lies, in elements from the start of the range.
+    pub(crate) offset: usize,
+    /// Strides in elements.
+    pub(crate) strides: [usize; 4],
+}
+
+/// The storage buffers of a dispatch over one part of a problem.
+#[derive(Clone, Debug)]
+pub(crate) struct Bindings<'a> {
+    problem: &'a AttentionProblem,
+    part: &'a Part,
+    alignment: usize,
+    list: Vec<Binding>,
+}
+
+impl<'a> Bindings<'a> {
+    pub(crate) fn new(problem: &'a AttentionProblem, part: &'a Part, caps: &DeviceCaps) -> Self {
+        Self { problem, part, alignment: caps.min_storage_buffer_offset_alignment as usize, list: vec![] }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Binding> {
+        self.list.iter()
+    }
+
+    pub(crate) fn into_list(self) -> Vec<Binding> {
+        self.list
+    }
+
+    pub(crate) fn read(&mut self, slots: &[Slot]) -> &mut Self {
+        for &slot in slots {
+            self.add(slot, false);
+        }
+        self
+    }
+
+    /// Bias, mask and row data, as far as the problem has them.
+    pub(crate) fn read_terms(&mut self) -> &mut Self {
+        let spec = self.problem.spec();
+        if spec.bias.is_some() {
+            self.add(Slot::Bias, false);
+        }
+        if spec.mask.is_some() {
+            self.add(Slot::Mask, false);
+        }
+        if RowDataMap::new(self.problem).words > 0 {
+            self.add(Slot::RowData, false);
+        }
+        self
+    }
+
+    pub(crate) fn write(&mut self, slot: Slot) -> &mut Self {
+        self.add(slot, true);
+        self
+    }
+
+    fn add(&mut self, slot: Slot, written: bool) {
+        let spec = self.problem.spec();
+        let [batch, q_heads, q_len, kv_len] = self.problem.score_shape();
+        let rows_of = |layout: Layout, bytes: usize| (layout, self.rows_of(&layout), bytes);
+        let keys_of = |layout: Layout, bytes: usize| (layout, self.keys_of(&layout), bytes);
+        let (layout, slice, element_bytes) = match slot {
+            Slot::Query => rows_of(spec.query.layout, spec.query.element.size_bytes()),
+            Slot::Output => rows_of(spec.output.layout, spec.output.element.size_bytes()),
+            Slot::Key => keys_of(spec.key.layout, spec.key.element.size_bytes()),
+            Slot::Value => keys_of(spec.value.layout, spec.value.element.size_bytes()),
+            Slot::Bias => {
+                // bound only where there is one
+                let bias = spec.bias.unwrap_or(spec.query);
+                rows_of(bias.layout, bias.element.size_bytes())
+            }
+            Slot::Mask => rows_of(spec.mask.unwrap_or(spec.query.layout), 1),
+            Slot::Lse => rows_of(Layout::bhld([batch, q_heads, q_len, 1]), 4),
+            Slot::Scores => rows_of(Layout::bhld([batch, q_heads, q_len, kv_len]), 4),
+            Slot::Workspace => {
+                let Part { batch, heads, rows } = self.part;
+                let layout = Layout::bhld([batch.len(), heads.len(), rows.len(), kv_len]);
+                (layout, layout, 4)
+            }
+            Slot::RowData => {
+                let layout = Layout::bhld([1, 1, 1, RowDataMap::new(self.problem).words as usize]);
+                (layout, layout, 4)
+            }
+        };
+        let mut binding = Binding { slot, written, start_bytes: 0, size_bytes: 0, offset: 0, strides: layout.strides };
+        // an AttentionProblem's extents do not overflow, in bytes either
+        if let Some(end) = slice.extent().filter(|extent| *extent > 0) {
+            let start_bytes = slice.offset * element_bytes / self.alignment * self.alignment;
+            let end_bytes = (end * element_bytes).next_multiple_of(4);
+            binding.start_bytes = start_bytes as u64;
+            binding.size_bytes = (end_bytes - start_bytes) as u64;
+            binding.offset = slice.offset - start_bytes / element_bytes;
+        }
+        self.list.push(binding);
+    }
+
+    /// The part's rows of a tensor that has a row for each query.
+    fn rows_of(&self, layout: &Layout) -> Layout {
+        let Part { batch, heads, rows } = self.part;
+        Layout {
+            shape: [batch.len(), heads.len(), rows.len(), layout.shape[3]],
+            strides: layout.strides,
+            offset: layout.index([batch.start, heads.start, rows.start, 0]),
+        }
+    }
+
+    /// All keys of the part's key/value heads.
+    fn keys_of(&self, layout: &Layout) -> Layout {
+        let Part { batch, heads, .. } = self.part;
+        let group = self.problem.group_size();
+        let first = heads.start / group;
+        let heads = (heads.end - 1) / group + 1 - first;
+        Layout {
+            shape: [batch.len(), heads, layout.shape[2], layout.shape[3]],
+            strides: layout.strides,
+            offset: layout.index([batch.start, first, 0, 0]),
+        }
+    }
+}
+
+/// Where key lengths, row ranges, slopes and sinks lie in the row data buffer, in words of 4 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowDataMap {
+    pub(crate) kv_lens: u32,
+    pub(crate) row_start: u32,
+    pub(crate) row_end: u32,
+    pub(crate) alibi_slopes: u32,
+    pub(crate) sinks: u32,
+    /// All words; 0 where the problem has no row data.
+    pub words: u32,
+}
+
+impl RowDataMap {
+    pub(crate) fn new(problem: &AttentionProblem) -> Self {
+        let spec = problem.spec();
+        let rows = problem.batch() * problem.q_len();
+        let mut words = 0usize;
+        let mut place = |present: bool, len: usize| {
+            let at = words;
+            if present {
+                words = words.saturating_add(len);
+            }
+            u32::try_from(at).unwrap_or(u32::MAX)
+        };
+        let mut map = Self {
+            kv_lens: place(spec.kv_lens, problem.batch()),
+            row_start: place(spec.row_ranges, rows),
+            row_end: place(spec.row_ranges, rows),
+            alibi_slopes: place(spec.alibi_slopes, problem.q_heads()),
+            sinks: place(spec.sinks, problem.q_heads()),
+            words: 0,
+        };
+        // more words than a u32 counts are beyond every binding limit, and refused for that
+        map.words = u32::try_from(words).unwrap_or(u32::MAX);
+        map
+    }
+}

@@ -1,0 +1,193 @@
+//! From a problem and a device's capabilities to a plan: which kernel, which dispatches, how much memory.
+
+pub(crate) mod bindings;
+mod select;
+pub(crate) mod split;
+pub(crate) mod variant;
+
+pub use bindings::{Binding, RowDataMap};
+pub use variant::Variant;
+
+use crate::caps::DeviceCaps;
+use crate::kernels::params::Params;
+use crate::kernels::{Kernel, Slot, Unsupported};
+use crate::problem::AttentionProblem;
+
+/// One dispatch: what it is built from, its parameters, its buffers and its grid.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// What the pipeline is built from.
+    pub variant: Variant,
+    /// The uniform at binding 0.
+    pub params: Params,
+    /// The storage buffers.
+    pub bindings: Vec<Binding>,
+    /// Workgroups along x, y and z.
+    pub grid: [u32; 3],
+}
+
+impl Step {
+    /// Grids beyond the device's limit never get here: a part is cut until its grids fit.
+    pub(crate) fn new(variant: Variant, bindings: bindings::Bindings<'_>, params: Params, grid: [u64; 3]) -> Self {
+        let grid = grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        Self { variant, params, bindings: bindings.into_list(), grid }
+    }
+}
+
+/// What will run for a problem on a device. Print it to see.
+///
+/// ```
+/// use cross_attention::{AttentionProblem, AttentionSpec, DeviceCaps, Plan};
+/// let problem = AttentionProblem::new(AttentionSpec::new([1, 8, 64, 40], [1, 8, 77, 40]))?;
+/// let plan = Plan::new(&problem, &DeviceCaps::webgpu_defaults(), None)?;
+/// println!("{plan}");
+/// # Ok::<(), cross_attention::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    kernel: Kernel,
+    why: String,
+    rejected: Vec<(Kernel, String)>,
+    parts: u64,
+    steps: Vec<Step>,
+    row_data: RowDataMap,
+    workspace_bytes: u64,
+    summary: String,
+}
+
+impl Plan {
+    /// Plans a problem for a device; `kernel` forces one.
+    ///
+    /// # Errors
+    /// [`PlanError::NoKernel`] lists every kernel that was considered with the reason why it will not do.
+    pub fn new(problem: &AttentionProblem, caps: &DeviceCaps, kernel: Option<Kernel>) -> Result<Self, PlanError> {
+        select::plan(problem, caps, kernel)
+    }
+
+    /// The kernel that runs.
+    #[must_use]
+    pub const fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    /// The kernels that do not run, each with the reason.
+    #[must_use]
+    pub fn rejected(&self) -> &[(Kernel, String)] {
+        &self.rejected
+    }
+
+    /// The dispatches, in order. None where the output has no elements.
+    #[must_use]
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// How many parts the problem was cut into to fit the device's limits; 1 where it fits whole.
+    #[must_use]
+    pub const fn parts(&self) -> u64 {
+        self.parts
+    }
+
+    /// Device memory needed besides inputs and outputs, in bytes: scores between passes and row data.
+    #[must_use]
+    pub const fn workspace_bytes(&self) -> u64 {
+        self.workspace_bytes + self.row_data.words as u64 * 4
+    }
+
+    pub(crate) const fn scores_bytes(&self) -> u64 {
+        self.workspace_bytes
+    }
+
+    pub(crate) const fn row_data(&self) -> &RowDataMap {
+        &self.row_data
+    }
+}
+
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "{}", self.summary)?;
+        writeln!(f, "kernel     {}: {}", self.kernel, self.why)?;
+        for (kernel, reason) in &self.rejected {
+            writeln!(f, "           not {kernel}: {reason}")?;
+        }
+        writeln!(f, "workspace  {} bytes", self.workspace_bytes())?;
+        if self.parts > 1 {
+            writeln!(f, "parts      {}, to fit the device's binding and grid limits", self.parts)?;
+        }
+        let shown = 12;
+        for (n, step) in self.steps.iter().take(shown).enumerate() {
+            let [x, y, z] = step.grid;
+            write!(f, "dispatch {n} {} on {x} x {y} x {z} workgroups:", step.variant.shader.name())?;
+            for (name, value) in step.variant.constants.iter().chain(&step.variant.overrides) {
+                write!(f, " {name}={value}")?;
+            }
+            for binding in &step.bindings {
+                let end = binding.start_bytes + binding.size_bytes;
+                write!(f, " {}[{}..{end}]", binding.slot.name(), binding.start_bytes)?;
+            }
+            writeln!(f)?;
+        }
+        if self.steps.len() > shown {
+            writeln!(f, "… and {} more dispatches like these", self.steps.len() - shown)?;
+        }
+        if self.steps.is_empty() {
+            writeln!(f, "no dispatch: the output has no elements")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why no plan could be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// None of the kernels that were considered will do.
+    #[error("no kernel can compute this: {}", list(.reasons))]
+    NoKernel {
+        /// Every kernel that was considered, with the reason.
+        reasons: Vec<(Kernel, Rejection)>,
+    },
+}
+
+fn list(reasons: &[(Kernel, Rejection)]) -> String {
+    reasons.iter().map(|(kernel, reason)| format!("{kernel}: {reason}")).collect::<Vec<_>>().join("; ")
+}
+
+/// Why a kernel will not do for a problem on a device.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// The kernel cannot.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// A binding is too large, and the problem cannot be cut so that it fits.
+    #[error("{} needs a binding of {needed} bytes for the smallest part, the device allows {found}", .slot.name())]
+    Binding {
+        /// Which buffer.
+        slot: Slot,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes allowed.
+        found: u64,
+    },
+    /// A grid is too large, and the problem cannot be cut so that it fits.
+    #[error("needs {needed} workgroups along one dimension for the smallest part, the device allows {found}")]
+    Grid {
+        /// Workgroups needed.
+        needed: u64,
+        /// Workgroups allowed.
+        found: u64,
+    },
+    /// Cutting the problem to the limits leaves more parts than are sensible.
+    #[error("would have to be cut into {needed} parts to fit the device's limits, at most {found} are made")]
+    Parts {
+        /// Parts needed.
+        needed: u64,
+        /// Parts allowed.
+        found: u64,
+    },
+}
+
+pub(crate) const fn ceil_div(n: usize, by: usize) -> u64 {
+    n.div_ceil(by) as u64
+}

@@ -1,0 +1,186 @@
+//! Which kernel runs for a problem, and why: the rules, and what is tried when a limit is hit.
+
+use super::split::PartSize;
+use super::{Plan, PlanError, Rejection, RowDataMap, Step};
+use crate::caps::DeviceCaps;
+use crate::kernels::{Kernel, Slot, plain};
+use crate::problem::{AttentionProblem, ScoreStage};
+
+/// Parts that a problem may be cut into.
+const MAX_PARTS: u64 = 1 << 16;
+
+pub(super) fn plan(problem: &AttentionProblem, caps: &DeviceCaps, forced: Option<Kernel>) -> Result<Plan, PlanError> {
+    let order = preference(problem);
+    let mut refused = vec![];
+    for (kernel, why) in order {
+        if forced.is_some_and(|forced| forced != kernel) {
+            continue;
+        }
+        match cut(problem, caps, kernel) {
+            Ok((parts, steps)) => {
+                let rejected = order
+                    .iter()
+                    .filter(|(other, _)| *other != kernel)
+                    .map(|(other, _)| (*other, reason_against(*other, kernel, forced, &refused)))
+                    .collect();
+                let why = if forced.is_some() { "asked for by name" } else { why };
+                return Ok(Plan {
+                    kernel,
+                    why: why.to_owned(),
+                    rejected,
+                    parts,
+                    workspace_bytes: workspace_bytes(&steps),
+                    steps,
+                    row_data: RowDataMap::new(problem),
+                    summary: summary(problem, caps),
+                });
+            }
+            Err(rejection) => refused.push((kernel, rejection)),
+        }
+    }
+    Err(PlanError::NoKernel { reasons: refused })
+}
+
+/// The kernels in the order in which they are tried, each with the reason for its place.
+fn preference(problem: &AttentionProblem) -> [(Kernel, &'static str); 2] {
+    match problem.spec().scores {
+        // all of them are computed and stored anyway: the plain kernel does it once, the fused one would again
+        Some(ScoreStage::Probs) => [
+            (Kernel::Plain, "the probabilities are returned, so they are computed and stored once"),
+            (Kernel::Fused, "the plain kernel cannot; the probabilities are computed a second time to return them"),
+        ],
+        _ => [
+            (Kernel::Fused, "one pass, no scores stored"),
+            (Kernel::Plain, "the fused kernel cannot; this one stores q_len * kv_len scores for every head"),
+        ],
+    }
+}
+
+fn reason_against(other: Kernel, chosen: Kernel, forced: Option<Kernel>, refused: &[(Kernel, Rejection)]) -> String {
+    if let Some((_, rejection)) = refused.iter().find(|(kernel, _)| *kernel == other) {
+        return rejection.to_string();
+    }
+    match (forced, other) {
+        (Some(_), _) => format!("{chosen} was asked for by name"),
+        (None, Kernel::Plain) => "stores q_len * kv_len scores for every head".to_owned(),
+        (None, Kernel::Fused) => "computes the scores a second time to return them".to_owned(),
+    }
+}
+
+/// The dispatches, with the problem cut until every binding and grid fits.
+fn cut(problem: &AttentionProblem, caps: &DeviceCaps, kernel: Kernel) -> Result<(u64, Vec<Step>), Rejection> {
+    kernel.supports(problem, caps)?;
+    if kernel == Kernel::Fused && problem.spec().scores.is_some() {
+        plain::supports(problem, caps)?;
+    }
+    if problem.is_empty() {
+        return Ok((0, vec![]));
+    }
+    let mut size = PartSize::whole(problem);
+    loop {
+        let count = size.count(problem);
+        if count > MAX_PARTS {
+            return Err(Rejection::Parts { needed: count, found: MAX_PARTS });
+        }
+        match steps(problem, caps, kernel, size) {
+            Ok(steps) => return Ok((count, steps)),
+            Err(rejection) => {
+                let block_rows = kernel.block_rows(problem, caps);
+                size = size.smaller(problem, block_rows).ok_or(rejection)?;
+            }
+        }
+    }
+}
+
+fn steps(
+    problem: &AttentionProblem,
+    caps: &DeviceCaps,
+    kernel: Kernel,
+    size: PartSize,
+) -> Result<Vec<Step>, Rejection> {
+    let mut all = vec![];
+    for part in size.parts(problem) {
+        let mut grids = kernel.grids(problem, caps, &part);
+        let mut steps = kernel.steps(problem, caps, &part);
+        if kernel == Kernel::Fused {
+            let returned = plain::returned_scores(problem, caps, &part);
+            if !returned.is_empty() {
+                grids.extend(plain::grids(problem, &part));
+                steps.extend(returned);
+            }
+        }
+        let found = u64::from(caps.max_compute_workgroups_per_dimension);
+        if let Some(needed) = grids.into_iter().flatten().find(|n| *n > found) {
+            return Err(Rejection::Grid { needed, found });
+        }
+        for binding in steps.iter().flat_map(|step| &step.bindings) {
+            // indices in a kernel are u32
+            let found = caps.max_storage_buffer_binding_size.min(u64::from(u32::MAX));
+            if binding.size_bytes > found {
+                return Err(Rejection::Binding { slot: binding.slot, needed: binding.size_bytes, found });
+            }
+        }
+        all.extend(steps);
+    }
+    // a dispatch over nothing (no keys to score) is left out
+    all.retain(|step| !step.grid.contains(&0));
+    Ok(all)
+}
+
+/// Parts run one after another and share the workspace.
+fn workspace_bytes(steps: &[Step]) -> u64 {
+    let bindings = steps.iter().flat_map(|step| &step.bindings);
+    bindings.filter(|binding| binding.slot == Slot::Workspace).map(|binding| binding.size_bytes).max().unwrap_or(0)
+}
+
+fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
+    let spec = problem.spec();
+    let mut terms = vec![];
+    if let Some(softcap) = spec.softcap {
+        terms.push(format!("softcap {softcap}"));
+    }
+    if let Some(bias) = &spec.bias {
+        terms.push(format!("bias {}", bias.element));
+    }
+    for (present, name) in [
+        (spec.alibi_slopes, "alibi_slopes"),
+        (spec.mask.is_some(), "mask"),
+        (spec.kv_lens, "kv_lens"),
+        (spec.row_ranges, "row_ranges"),
+        (spec.sinks, "sinks"),
+        (spec.lse, "lse"),
+    ] {
+        if present {
+            terms.push(name.to_owned());
+        }
+    }
+    if let Some(causal) = spec.causal {
+        terms.push(format!("causal {causal}"));
+    }
+    for (window, name) in [(spec.window_left, "window_left"), (spec.window_right, "window_right")] {
+        if let Some(keys) = window {
+            terms.push(format!("{name} {keys}"));
+        }
+    }
+    if let Some(stage) = spec.scores {
+        terms.push(format!("scores {stage:?}"));
+    }
+    let terms = if terms.is_empty() { "no other terms".to_owned() } else { terms.join(", ") };
+    format!(
+        "problem    batch {} q_heads {} kv_heads {} q_len {} kv_len {} head_dim {} v_head_dim {}, query {} key {} value {} \
+         output {}, scale {}, {terms}\ndevice     {}",
+        problem.batch(),
+        problem.q_heads(),
+        problem.kv_heads(),
+        problem.q_len(),
+        problem.kv_len(),
+        problem.head_dim(),
+        problem.v_head_dim(),
+        spec.query.element,
+        spec.key.element,
+        spec.value.element,
+        spec.output.element,
+        problem.scale(),
+        caps.class,
+    )
+}

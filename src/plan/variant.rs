@@ -1,0 +1,123 @@
+//! A shader made to fit: the file, the snippets, the constants and overrides it is built with.
+
+use crate::kernels::Shader;
+use crate::problem::{AttentionProblem, AttentionSpec, Diagonal};
+use crate::tensor::Element;
+
+/// All that a pipeline is built from; two dispatches with equal variants share one pipeline.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// The file with the entry point.
+    pub shader: Shader,
+    /// Files in `shaders/common/` that go with it.
+    pub snippets: Vec<&'static str>,
+    /// `const` lines in front of it: lengths of function-scope arrays.
+    pub constants: Vec<(&'static str, u32)>,
+    /// Values of its overrides; booleans are 0 or 1.
+    pub overrides: Vec<(&'static str, u32)>,
+}
+
+impl Variant {
+    /// The shader that merges partial attentions; there is one for all.
+    #[must_use]
+    pub fn merge() -> Self {
+        let mut variant = Self::new(Shader::Merge);
+        variant.snippets(&["numerics"]);
+        variant
+    }
+}
+
+/// Building blocks; each adds what the shader needs for one tensor or term.
+impl Variant {
+    pub(crate) fn new(shader: Shader) -> Self {
+        let snippets = if shader == Shader::Merge { vec![] } else { vec!["params"] };
+        Self { shader, snippets, constants: vec![], overrides: vec![] }
+    }
+
+    pub(crate) fn snippets(&mut self, names: &[&'static str]) -> &mut Self {
+        for name in names {
+            if !self.snippets.contains(name) {
+                self.snippets.push(name);
+            }
+        }
+        self
+    }
+
+    fn element(&mut self, element: Element, [f32, f16]: [&'static str; 2]) -> &mut Self {
+        match element {
+            Element::F32 => self.snippets(&[f32]),
+            Element::F16 => self.snippets(&["half", f16]),
+        }
+    }
+
+    pub(crate) fn query(&mut self, spec: &AttentionSpec) -> &mut Self {
+        self.element(spec.query.element, ["query_f32", "query_f16"])
+    }
+
+    pub(crate) fn key(&mut self, spec: &AttentionSpec) -> &mut Self {
+        self.element(spec.key.element, ["key_f32", "key_f16"])
+    }
+
+    pub(crate) fn value(&mut self, spec: &AttentionSpec) -> &mut Self {
+        self.element(spec.value.element, ["value_f32", "value_f16"])
+    }
+
+    pub(crate) fn output(&mut self, spec: &AttentionSpec) -> &mut Self {
+        self.element(spec.output.element, ["output_f32", "output_f16"])
+    }
+
+    /// Bias, mask and row data, present or not.
+    pub(crate) fn terms(&mut self, spec: &AttentionSpec) -> &mut Self {
+        match spec.bias {
+            None => self.snippets(&["bias_none"]),
+            Some(bias) => self.element(bias.element, ["bias_f32", "bias_f16"]),
+        };
+        self.snippets(&[if spec.mask.is_some() { "mask_bytes" } else { "mask_none" }]);
+        self.row_data(spec.kv_lens || spec.row_ranges || spec.alibi_slopes || spec.sinks)
+    }
+
+    pub(crate) fn no_terms(&mut self) -> &mut Self {
+        self.snippets(&["bias_none", "mask_none", "row_data_none"])
+    }
+
+    pub(crate) fn row_data(&mut self, present: bool) -> &mut Self {
+        self.snippets(&[if present { "row_data_buffer" } else { "row_data_none" }])
+    }
+
+    pub(crate) fn lse(&mut self, stored: bool) -> &mut Self {
+        self.snippets(&[if stored { "lse_store" } else { "lse_none" }])
+    }
+
+    pub(crate) fn size(&mut self, name: &'static str, value: usize) -> &mut Self {
+        self.overrides.push((name, u32::try_from(value).unwrap_or(u32::MAX)));
+        self
+    }
+
+    pub(crate) fn constant(&mut self, name: &'static str, value: usize) -> &mut Self {
+        self.constants.push((name, u32::try_from(value).unwrap_or(u32::MAX)));
+        self
+    }
+
+    fn switch(&mut self, name: &'static str, on: bool) -> &mut Self {
+        self.overrides.push((name, u32::from(on)));
+        self
+    }
+
+    /// Overrides of keys.wgsl.
+    pub(crate) fn key_overrides(&mut self, problem: &AttentionProblem) -> &mut Self {
+        let spec = problem.spec();
+        self.switch("KV_LENS", spec.kv_lens)
+            .switch("ROW_RANGES", spec.row_ranges)
+            .switch("END_OF_KEYS", problem.diagonal() == Diagonal::EndOfKeys)
+    }
+
+    /// Overrides of score.wgsl.
+    pub(crate) fn score_overrides(&mut self, spec: &AttentionSpec) -> &mut Self {
+        self.switch("SOFTCAP", spec.softcap.is_some()).switch("ALIBI", spec.alibi_slopes)
+    }
+
+    /// The override of row_end.wgsl.
+    pub(crate) fn sink_override(&mut self, spec: &AttentionSpec) -> &mut Self {
+        self.switch("SINKS", spec.sinks)
+    }
+}

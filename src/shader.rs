@@ -1,0 +1,70 @@
+//! WGSL text of a variant: directives, constants, snippets, kernel file, in this order.
+
+use std::fmt::Write;
+
+use crate::kernels::Shader;
+use crate::plan::Variant;
+
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../shaders/common/", $name, ".wgsl")))),*]
+    };
+}
+
+/// Name and text of every snippet.
+const SNIPPETS: &[(&str, &str)] = files!(
+    "bias_f16",
+    "bias_f32",
+    "bias_none",
+    "half",
+    "key_f16",
+    "key_f32",
+    "keys",
+    "lse_none",
+    "lse_store",
+    "mask_bytes",
+    "mask_none",
+    "numerics",
+    "output_f16",
+    "output_f32",
+    "params",
+    "query_f16",
+    "query_f32",
+    "row_data_buffer",
+    "row_data_none",
+    "row_end",
+    "score",
+    "value_f16",
+    "value_f32",
+);
+
+const fn kernel_file(shader: Shader) -> &'static str {
+    match shader {
+        Shader::Fused => include_str!("../shaders/fused.wgsl"),
+        Shader::Scores => include_str!("../shaders/scores.wgsl"),
+        Shader::Softmax => include_str!("../shaders/softmax.wgsl"),
+        Shader::WeightedSum => include_str!("../shaders/weighted_sum.wgsl"),
+        Shader::Merge => include_str!("../shaders/merge.wgsl"),
+    }
+}
+
+impl Variant {
+    /// The shader as WGSL. Overrides stay open: they are given when the pipeline is made.
+    #[must_use]
+    pub fn wgsl(&self) -> String {
+        let mut text = format!("// assembled: {}.wgsl with {}\n\n", self.shader.name(), self.snippets.join(", "));
+        for (name, value) in &self.constants {
+            // writing to a String cannot fail
+            let _ = writeln!(text, "const {name}: u32 = {value}u;");
+        }
+        for wanted in &self.snippets {
+            // a snippet that is not in the list leaves its functions undefined; a test assembles every variant
+            let snippet = SNIPPETS.iter().find(|(name, _)| name == wanted).map_or("", |(_, text)| text);
+            text.push('\n');
+            text.push_str(snippet);
+        }
+        text.push('\n');
+        text.push_str(kernel_file(self.shader));
+        text
+    }
+}
