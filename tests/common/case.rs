@@ -21,14 +21,7 @@ impl fmt::Display for Case {
         let AttentionSpec { query, key, value, output, .. } = &self.spec;
         let shape = |of: &TensorSpec| format!("{} {:?}", of.element, of.layout.shape);
         writeln!(f, "{}: {}", self.name, self.guards)?;
-        writeln!(
-            f,
-            "  query {}, key {}, value {}, output {}",
-            shape(query),
-            shape(key),
-            shape(value),
-            shape(output)
-        )?;
+        writeln!(f, "  query {}, key {}, value {}, output {}", shape(query), shape(key), shape(value), shape(output))?;
         write!(f, "  {:?}\n  {:?}", self.spec, self.recipe)
     }
 }

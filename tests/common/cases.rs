@@ -325,7 +325,9 @@ fn windows() -> Vec<Case> {
         case("window_right", "all keys before, a few behind").offset(BottomRight).windows(None, Some(5)),
         case("window_right_causal", "a causal mask is stricter than a window").causal(EndOfKeys).windows(None, Some(5)),
         case("window_diagonal_only", "one key for each row").offset(TopLeft).windows(Some(0), Some(0)),
-        case("window_unbounded", "windows as far as a u32 goes").offset(EndOfKeys).windows(Some(u32::MAX), Some(u32::MAX)),
+        case("window_unbounded", "windows as far as a u32 goes")
+            .offset(EndOfKeys)
+            .windows(Some(u32::MAX), Some(u32::MAX)),
         case("window_over_blocks", "first blocks skipped, last blocks skipped")
             .offset(Fixed(40))
             .windows(Some(20), Some(10)),
@@ -359,15 +361,19 @@ fn storage() -> Vec<Case> {
         case("f16_columns", "f16 rows that run across the memory order")
             .laid([|shape| arranged(shape, [0, 1, 3, 2], [0, 0, 0, 0], 0); 4]),
         case("f16_blhd", "f16 with heads inside tokens").laid([Layout::blhd; 4]),
-        case("f16_output_gaps", "f16 rows with gaps, which stay as they are")
-            .laid([Layout::bhld, Layout::bhld, Layout::bhld, |shape| arranged(shape, [0, 1, 2, 3], [0, 3, 3, 0], 1)]),
+        case("f16_output_gaps", "f16 rows with gaps, which stay as they are").laid([
+            Layout::bhld,
+            Layout::bhld,
+            Layout::bhld,
+            |shape| arranged(shape, [0, 1, 2, 3], [0, 3, 3, 0], 1),
+        ]),
         Case::new("f16_wide", "more than two blocks of keys, in f16", 1, [8, 2], [9, 130], [64, 64]).f16(),
-        case("f16_overflow", "results past f16's range become infinite")
-            .stored([F32, F32, F32, F16])
-            .value_size(1e5),
-        case("f16_subnormal_values", "values below f16's smallest normal number").stored([F32, F32, F16, F32])
+        case("f16_overflow", "results past f16's range become infinite").stored([F32, F32, F32, F16]).value_size(1e5),
+        case("f16_subnormal_values", "values below f16's smallest normal number")
+            .stored([F32, F32, F16, F32])
             .value_size(1e-5),
-        case("f16_subnormal_results", "results below f16's smallest normal number").stored([F32, F32, F32, F16])
+        case("f16_subnormal_results", "results below f16's smallest normal number")
+            .stored([F32, F32, F32, F16])
             .value_size(1e-5),
     ]);
     cases
@@ -394,12 +400,16 @@ fn extremes() -> Vec<Case> {
 fn not_a_number() -> Vec<Case> {
     let case = |name: &str, guards| Case::new(name, guards, 2, [4, 2], [5, 70], [8, 8]);
     vec![
-        case("nan_in_key", "reaches the rows that see the key, and no other")
-            .causal(Fixed(63))
-            .planted(Tensor::Key, [1, 0, 66, 3], f32::NAN),
-        case("nan_in_value", "reaches one column of the rows that see the key")
-            .causal(Fixed(63))
-            .planted(Tensor::Value, [0, 1, 66, 3], f32::NAN),
+        case("nan_in_key", "reaches the rows that see the key, and no other").causal(Fixed(63)).planted(
+            Tensor::Key,
+            [1, 0, 66, 3],
+            f32::NAN,
+        ),
+        case("nan_in_value", "reaches one column of the rows that see the key").causal(Fixed(63)).planted(
+            Tensor::Value,
+            [0, 1, 66, 3],
+            f32::NAN,
+        ),
         case("nan_in_value_of_no_weight", "a weight that underflows does not hide a NaN")
             .drawn(Scores::Rising(5.0))
             .mask("11qk")
@@ -433,9 +443,7 @@ fn poisoned() -> Vec<Case> {
     let mut cases = vec![
         case("poison_behind_kv_lens", "keys behind the key length").kv_lens(&[5, 64]),
         case("poison_behind_causal", "keys no row may see yet").causal(Fixed(20)),
-        case("poison_outside_window", "keys outside of every window")
-            .offset(Fixed(30))
-            .windows(Some(5), Some(5)),
+        case("poison_outside_window", "keys outside of every window").offset(Fixed(30)).windows(Some(5), Some(5)),
         case("poison_outside_ranges", "keys outside of every range").ranges(Ranges::Segments(5)),
         case("poison_under_key_mask", "keys masked for all rows").mask("b11k"),
         case("poison_under_bias", "keys that a bias of -inf forbids").bias(F32, "b11k").bias_forbids(0.5),
@@ -488,8 +496,6 @@ fn scores() -> Vec<Case> {
             case("f16_no_lse", "scores are f32 whatever is stored; no lse asked").f16().without_lse(),
         ]);
     }
-    cases.push(
-        Case::new("no_lse", "output alone", 2, [4, 2], [5, 67], [8, 12]).causal(BottomRight).without_lse(),
-    );
+    cases.push(Case::new("no_lse", "output alone", 2, [4, 2], [5, 67], [8, 12]).causal(BottomRight).without_lse());
     cases
 }

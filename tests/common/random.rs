@@ -14,7 +14,7 @@ pub(crate) fn case() -> impl Strategy<Value = Case> {
             let case = shape.case(format!("random_{seed}"));
             let case = results.ask(masks.ask(numbers.ask(case)));
             let case = case.stored(f16.map(|f16| if f16 { Element::F16 } else { Element::F32 }));
-            let of = &case.spec;
+            let of = case.spec.clone();
             let inputs = (laid(of.query), laid(of.key), laid(of.value), proptest::array::uniform2(any::<bool>()));
             (Just(case), inputs, written(of.output)).prop_map(|(case, (query, key, value, shared), output)| {
                 case.spec(|spec| {
@@ -141,15 +141,7 @@ fn masks() -> impl Strategy<Value = MaskTerms> {
     let kv_lens = option::of(proptest::array::uniform3(share));
     let ranges = option::weighted(0.3, prop_oneof![Just(Ranges::Wild), (1..70i32).prop_map(Ranges::Segments)]);
     let window = || option::weighted(0.3, prop_oneof![8 => 0..80u32, 1 => Just(u32::MAX)]);
-    (
-        mask,
-        kv_lens,
-        ranges,
-        option::of(diagonal()),
-        [window(), window()],
-        option::of(diagonal()),
-        any::<bool>(),
-    )
+    (mask, kv_lens, ranges, option::of(diagonal()), [window(), window()], option::of(diagonal()), any::<bool>())
         .prop_map(|(mask, kv_lens, ranges, causal, windows, offset, poison)| MaskTerms {
             mask,
             kv_lens,
@@ -197,8 +189,9 @@ fn results() -> impl Strategy<Value = Results> {
 
 /// Any of the axes of a score matrix, as [`Case::bias`] takes them.
 fn axes() -> impl Strategy<Value = String> {
-    any::<[bool; 4]>()
-        .prop_map(|full| full.into_iter().zip("bhqk".chars()).map(|(full, axis)| if full { axis } else { '1' }).collect())
+    any::<[bool; 4]>().prop_map(|full| {
+        full.into_iter().zip("bhqk".chars()).map(|(full, axis)| if full { axis } else { '1' }).collect()
+    })
 }
 
 /// The tensor in any memory order, with gaps and an offset.

@@ -104,9 +104,7 @@ impl Recipe {
                 _ if at[3] == 0 && head_dim > 1 => 1.0,
                 _ => query.normal(at),
             }),
-            key: fill(&spec.key, |at| {
-                size * key.normal(at) + if at[3] == 0 { lift * raised(at[2]) } else { 0.0 }
-            }),
+            key: fill(&spec.key, |at| size * key.normal(at) + if at[3] == 0 { lift * raised(at[2]) } else { 0.0 }),
             value: fill(&spec.value, |at| {
                 let [b, h, j, _] = at;
                 let number = ((7 * j + 3 * h + 5 * b) % 16) as f32 / 4.0 - 2.0;
@@ -228,9 +226,10 @@ pub(crate) struct Draw {
 impl Draw {
     pub(crate) fn new(seed: &str, tensor: &str) -> Self {
         // FNV-1a
-        let seed = seed.bytes().chain([0]).chain(tensor.bytes()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let seed =
+            seed.bytes().chain([0]).chain(tensor.bytes()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
         Self { seed }
     }
 

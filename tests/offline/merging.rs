@@ -1,7 +1,7 @@
 //! Attention over the keys in parts, merged, is the attention over all of them.
 
 use cross_attention::cpu::{self, MergedState, PartialState};
-use cross_attention::AttentionOutput;
+use cross_attention::{AttentionData, AttentionProblem};
 use proptest::prelude::*;
 
 use crate::common::case::Case;
@@ -9,8 +9,9 @@ use crate::common::recipe::Scores;
 use crate::common::{cases, random, split};
 use crate::properties::config;
 
-fn state(output: &AttentionOutput) -> MergedState {
-    MergedState { output: output.output.to_f32(), lse: output.lse.clone().expect("asked for") }
+fn run(problem: &AttentionProblem, data: &AttentionData) -> MergedState {
+    let output = cpu::attention(problem, &data.as_inputs()).expect("the data fits");
+    MergedState { output: output.output.to_f32(), lse: output.lse.expect("asked for") }
 }
 
 fn borrowed(state: &MergedState) -> PartialState<'_> {
@@ -24,11 +25,9 @@ fn merge(states: &[&MergedState], v_head_dim: usize) -> MergedState {
 
 fn split_and_merge(case: &Case, at: usize) -> Result<(), String> {
     let v_head_dim = case.problem().v_head_dim();
-    let run = |problem, inputs: &_| cpu::attention(problem, inputs).map_err(|error| error.to_string());
-    let whole = state(&run(&split::dense(case).problem(), &case.data().as_inputs())?);
-    let parts = split::at(case, at);
-    let [a, b] = [&parts[0], &parts[1]].map(|part| run(&part.problem, &part.data.as_inputs()));
-    let merged = merge(&[&state(&a?), &state(&b?)], v_head_dim);
+    let whole = run(&split::dense(case).problem(), &case.data());
+    let [a, b] = split::at(case, at).map(|part| run(&part.problem, &part.data));
+    let merged = merge(&[&a, &b], v_head_dim);
     split::compare(case, [&merged.output, &merged.lse], [&whole.output, &whole.lse])
         .map_err(|error| format!("split at {at}: {error}"))
 }
@@ -60,7 +59,7 @@ fn keys_cut_out_of_a_longer_buffer() {
     // as it is done in practice: each part is a view of the same keys and values
     let case = Case::new("merge_views", "parts that are views", 2, [4, 2], [3, 100], [16, 12]);
     let data = case.data();
-    let whole = state(&cpu::attention(&case.problem(), &data.as_inputs()).unwrap());
+    let whole = run(&case.problem(), &data);
     let view = |from: usize, to: usize| {
         let case = case.clone().spec(|spec| {
             for tensor in [&mut spec.key, &mut spec.value] {
@@ -68,7 +67,7 @@ fn keys_cut_out_of_a_longer_buffer() {
                 tensor.layout.shape[2] = to - from;
             }
         });
-        state(&cpu::attention(&case.problem(), &data.as_inputs()).unwrap())
+        run(&case.problem(), &data)
     };
     let parts = [view(0, 7), view(7, 64), view(64, 64), view(64, 100)];
     let merged = merge(&parts.each_ref(), 12);
@@ -83,7 +82,6 @@ fn order_and_grouping_do_not_matter() {
     // keys 30..60: what is in both `rest` and `second`
     let mut middle = rest.data.clone();
     middle.row_end = second.data.row_end.clone();
-    let run = |problem, data: &cross_attention::AttentionData| state(&cpu::attention(problem, &data.as_inputs()).unwrap());
     let a = run(&first.problem, &first.data);
     let b = run(&rest.problem, &middle);
     let c = run(&third.problem, &third.data);
@@ -98,7 +96,7 @@ fn order_and_grouping_do_not_matter() {
 #[test]
 fn empty_states_are_neutral() {
     let case = Case::new("merge_empty", "states without keys", 1, [2, 2], [5, 20], [16, 8]).mask("11qk").blank_rows();
-    let whole = state(&cpu::attention(&case.problem(), &case.data().as_inputs()).unwrap());
+    let whole = run(&case.problem(), &case.data());
     let rows = whole.lse.len();
     let empty = MergedState { output: vec![f32::NAN; rows * 8], lse: vec![f32::NEG_INFINITY; rows] };
     for states in [[&whole, &empty], [&empty, &whole]] {

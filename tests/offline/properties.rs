@@ -54,12 +54,15 @@ fn layouts_do_not_change_a_bit() {
     type Lay = fn([usize; 4]) -> Layout;
     let layouts: [(&str, [Lay; 4]); 6] = [
         ("blhd", [Layout::blhd; 4]),
-        ("packed", [
-            |shape| Layout::packed(shape, 3, 0),
-            |shape| Layout::packed(shape, 3, 1),
-            |shape| Layout::packed(shape, 2, 1),
-            Layout::bhld,
-        ]),
+        (
+            "packed",
+            [
+                |shape| Layout::packed(shape, 3, 0),
+                |shape| Layout::packed(shape, 3, 1),
+                |shape| Layout::packed(shape, 2, 1),
+                Layout::bhld,
+            ],
+        ),
         ("gaps", [|shape| arranged(shape, [0, 1, 2, 3], [5, 3, 1, 0], 0); 4]),
         ("strided", [|shape| arranged(shape, [0, 2, 1, 3], [1, 2, 0, 2], 3); 4]),
         ("columns", [|shape| arranged(shape, [1, 0, 3, 2], [0, 0, 0, 0], 1); 4]),
@@ -123,7 +126,8 @@ fn one_buffer_may_hold_all_three() {
     ]);
     let (problem, data) = (case.problem(), case.data());
     let mut packed = vec![f32::NAN; 2 * 7 * 3 * 3 * 16];
-    for (of, tensor) in [(&case.spec.query, &data.query), (&case.spec.key, &data.key), (&case.spec.value, &data.value)] {
+    for (of, tensor) in [(&case.spec.query, &data.query), (&case.spec.key, &data.key), (&case.spec.value, &data.value)]
+    {
         for at in places(of.layout.shape) {
             packed[of.layout.index(at)] = tensor.as_ref().get(of.layout.index(at));
         }
@@ -143,9 +147,7 @@ fn the_order_of_keys_does_not_matter() {
     let mut mixed = data.clone();
     // 27 and 70 have no common factor
     let moved = |j: usize| (27 * j + 5) % 70;
-    for (of, from, to) in
-        [(&spec.key, &data.key, &mut mixed.key), (&spec.value, &data.value, &mut mixed.value)]
-    {
+    for (of, from, to) in [(&spec.key, &data.key, &mut mixed.key), (&spec.value, &data.value, &mut mixed.value)] {
         let mut numbers = from.to_f32();
         for [b, h, j, d] in places(of.layout.shape) {
             numbers[of.layout.index([b, h, moved(j), d])] = from.as_ref().get(of.layout.index([b, h, j, d]));

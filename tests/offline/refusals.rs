@@ -213,8 +213,5 @@ fn states_that_do_not_fit_each_other() {
     let fewer = PartialState { output: &[0.0; 4], lse: &[0.0; 2] };
     assert_eq!(cpu::merge(&[whole, fewer], 2), Err(MergeError::Lse { part: 1, wanted: 3, found: 2 }));
     let narrow = PartialState { output: &[0.0; 3], lse: &[0.0; 3] };
-    assert_eq!(
-        cpu::merge(&[whole, narrow], 2),
-        Err(MergeError::Output { part: 1, rows: 3, v_head_dim: 2, found: 3 })
-    );
+    assert_eq!(cpu::merge(&[whole, narrow], 2), Err(MergeError::Output { part: 1, rows: 3, v_head_dim: 2, found: 3 }));
 }
