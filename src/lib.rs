@@ -14,6 +14,8 @@ mod problem;
 mod shader;
 mod tensor;
 mod timing;
+pub mod verify;
+pub mod workload;
 
 pub use caps::{DeviceCaps, DeviceClass};
 pub use device::{Choice, Device, DeviceRequest, KernelChoice, PreparedOn};

@@ -13,6 +13,8 @@ use super::terms::{RowTerms, Rows};
 pub(super) const BLOCK_Q: usize = 32;
 /// Keys of a block: at `head_dim` 64, keys and values are 32 KiB.
 const BLOCK_KV: usize = 64;
+/// Sums of a dot product that are added up side by side.
+const LANES: usize = 8;
 
 pub(super) fn compute(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, task: Task<'_>) {
     let spec = problem.spec();
@@ -131,9 +133,12 @@ struct RowState {
 }
 
 impl RowState {
-    fn new(sink: f32) -> Self {
-        // exp(0) for a finite sink, NaN for the others
-        let row_sum = if sink == f32::NEG_INFINITY { 0.0 } else { (sink - sink).exp() };
+    const fn new(sink: f32) -> Self {
+        let row_sum = match sink {
+            f32::NEG_INFINITY => 0.0,
+            sink if sink.is_finite() => 1.0,
+            _ => f32::NAN,
+        };
         Self { row_max: sink, row_sum }
     }
 
@@ -180,26 +185,28 @@ fn dots(query: &[f32], key: &Rows<'_>, keys: &[usize], out: &mut [f32]) {
 /// Dot products of one row with `N` others, the same bits for every `N`: eight sums each.
 #[inline]
 fn dot<const N: usize>(a: &[f32], b: [&[f32]; N]) -> [f32; N] {
-    const LANES: usize = 8;
     let (a_chunks, a_rest) = a.as_chunks::<LANES>();
-    let b_chunks = b.map(|b| &b.as_chunks::<LANES>().0[..a_chunks.len()]);
+    let sums = lane_sums(a_chunks, b.map(|b| b.as_chunks::<LANES>().0));
+    std::array::from_fn(|n| {
+        let s = sums[n];
+        let total = ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+        a_rest.iter().zip(&b[n][a.len() - a_rest.len()..]).fold(total, |sum, (x, y)| sum + x * y)
+    })
+}
+
+/// Not inlined: seen together with the sums over lanes, LLVM vectorises across `b`, with shuffles in the loop.
+#[inline(never)]
+fn lane_sums<const N: usize>(a: &[[f32; LANES]], b: [&[[f32; LANES]]; N]) -> [[f32; LANES]; N] {
+    let b = b.map(|b| &b[..a.len()]);
     let mut sums = [[0.0f32; LANES]; N];
-    for (c, a) in a_chunks.iter().enumerate() {
-        for (sums, b) in sums.iter_mut().zip(b_chunks) {
+    for (c, a) in a.iter().enumerate() {
+        for (sums, b) in sums.iter_mut().zip(b) {
             for lane in 0..LANES {
                 sums[lane] += a[lane] * b[c][lane];
             }
         }
     }
-    let mut out = [0.0; N];
-    for ((out, sums), b) in out.iter_mut().zip(sums).zip(b) {
-        let halves = [sums[0] + sums[4], sums[1] + sums[5], sums[2] + sums[6], sums[3] + sums[7]];
-        *out = (halves[0] + halves[2]) + (halves[1] + halves[3]);
-        for (x, y) in a_rest.iter().zip(&b[a.len() - a_rest.len()..]) {
-            *out += x * y;
-        }
-    }
-    out
+    sums
 }
 
 /// `acc += weights[n] * value[keys[n]]` for each n in order, four keys at a time.

@@ -40,17 +40,10 @@ pub struct Row {
 /// An [`InputError`] if the data is not what the problem asks for.
 pub fn attention(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -> Result<Reference, InputError> {
     inputs.check(problem)?;
-    let kv_len = problem.kv_len();
     let rows = super::map(problem.rows(), |n| {
         let (b, h, i) = super::row_place(problem, n);
         let row = row(problem, inputs, b, h, i);
-        let scores = match problem.spec().scores {
-            None => Vec::new(),
-            Some(ScoreStage::Scaled) => (0..kv_len).map(|j| scaled(problem, inputs, b, h, i, j)).collect(),
-            Some(ScoreStage::Capped) => (0..kv_len).map(|j| capped(problem, inputs, b, h, i, j)).collect(),
-            Some(ScoreStage::Masked) => row.scores,
-            Some(ScoreStage::Probs) => row.probs,
-        };
+        let scores = stage(problem, inputs, b, h, i, &row);
         (row.output, row.lse, scores)
     });
     let mut reference = Reference { output: Vec::new(), lse: Vec::new(), scores: None };
@@ -120,6 +113,25 @@ pub fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h
         }
     }
     Row { output, lse, allowed, scores, probs }
+}
+
+/// The scores of a row at the stage that the spec asks for, `[kv_len]`; empty if it asks for none.
+pub(crate) fn stage(
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+    b: usize,
+    h: usize,
+    i: usize,
+    row: &Row,
+) -> Vec<f64> {
+    let keys = 0..problem.kv_len();
+    match problem.spec().scores {
+        None => Vec::new(),
+        Some(ScoreStage::Scaled) => keys.map(|j| scaled(problem, inputs, b, h, i, j)).collect(),
+        Some(ScoreStage::Capped) => keys.map(|j| capped(problem, inputs, b, h, i, j)).collect(),
+        Some(ScoreStage::Masked) => row.scores.clone(),
+        Some(ScoreStage::Probs) => row.probs.clone(),
+    }
 }
 
 /// `scale * dot(query, key)` of one pair, whether allowed or not.
