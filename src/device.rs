@@ -2,14 +2,16 @@
 
 use std::convert::Infallible;
 use std::str::FromStr;
+#[cfg(feature = "native")]
 use std::time::{Duration, Instant};
 
 use crate::cpu::{self, CpuKernel};
 use crate::error::{Error, kernel_names};
-use crate::gpu::{self, AdapterRequest, AttentionTensors, BoundAttention, Context, GpuError};
+use crate::gpu::{self, AdapterRequest, Context, GpuError};
 use crate::inputs::{AttentionInputs, AttentionOutput};
 use crate::kernels::Kernel;
 use crate::problem::AttentionProblem;
+#[cfg(feature = "native")]
 use crate::timing::{Timing, TimingSource};
 
 /// Which device is wanted.
@@ -212,18 +214,30 @@ impl Device {
         self.block_on(self.prepare(problem, kernel))
     }
 
-    /// One attention from host memory to host memory; blocking.
+    /// One attention from host memory to host memory.
     ///
     /// # Errors
     /// [`Error::Input`], [`Error::Plan`], [`Error::Gpu`].
-    #[cfg(feature = "native")]
-    pub fn attention(
+    pub async fn attention(
         &self,
         problem: &AttentionProblem,
         inputs: &AttentionInputs<'_>,
     ) -> Result<AttentionOutput, Error> {
         inputs.check(problem)?;
-        self.prepare_blocking(problem, KernelChoice::Auto)?.run(inputs)
+        self.prepare(problem, KernelChoice::Auto).await?.run(inputs).await
+    }
+
+    /// [`attention`](Self::attention), blocking.
+    ///
+    /// # Errors
+    /// As [`attention`](Self::attention).
+    #[cfg(feature = "native")]
+    pub fn attention_blocking(
+        &self,
+        problem: &AttentionProblem,
+        inputs: &AttentionInputs<'_>,
+    ) -> Result<AttentionOutput, Error> {
+        self.block_on(self.attention(problem, inputs))
     }
 
     #[cfg(feature = "native")]
@@ -280,15 +294,27 @@ impl PreparedOn {
         }
     }
 
-    /// One call from host memory to host memory; blocking.
+    /// One call from host memory to host memory. On a GPU, natively, somebody must poll the device meanwhile;
+    /// [`run_blocking`](Self::run_blocking) does.
     ///
     /// # Errors
     /// [`Error::Input`], [`Error::Gpu`].
-    #[cfg(feature = "native")]
-    pub fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
+    pub async fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
         match self {
             Self::Cpu(problem, kernel) => Ok(cpu::attention_with(*kernel, problem, inputs)?),
             Self::Oracle(problem) => Ok(cpu::reference::attention(problem, inputs)?.to_output(problem)),
+            Self::Gpu(prepared) => prepared.run(inputs).await,
+        }
+    }
+
+    /// [`run`](Self::run), blocking.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    #[cfg(feature = "native")]
+    pub fn run_blocking(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
+        match self {
+            Self::Cpu(..) | Self::Oracle(_) => pollster::block_on(self.run(inputs)),
             Self::Gpu(prepared) => prepared.run_blocking(inputs),
         }
     }
@@ -299,7 +325,7 @@ impl PreparedOn {
     /// # Errors
     /// [`Error::Input`], [`Error::Gpu`].
     #[cfg(feature = "native")]
-    pub fn time(
+    pub fn time_blocking(
         &self,
         inputs: &AttentionInputs<'_>,
         min_rounds: usize,
@@ -308,16 +334,16 @@ impl PreparedOn {
     ) -> Result<Timing, Error> {
         if let Self::Gpu(prepared) = self {
             let context = prepared.context();
-            let tensors: AttentionTensors = context.block_on(prepared.upload(inputs))?;
-            let bound: BoundAttention = prepared.bind(&tensors.buffers())?;
+            let tensors = context.block_on(prepared.upload(inputs))?;
+            let bound = prepared.bind(&tensors.buffers())?;
             return Ok(prepared.time_blocking(&bound, min_rounds, budget, on_round)?);
         }
-        self.run(inputs)?;
+        self.run_blocking(inputs)?;
         let mut millis = vec![];
         let begin = Instant::now();
         while millis.len() < min_rounds || begin.elapsed() < budget {
             let start = Instant::now();
-            self.run(inputs)?;
+            self.run_blocking(inputs)?;
             millis.push(start.elapsed().as_secs_f64() * 1e3);
             on_round();
         }

@@ -1,6 +1,66 @@
-//! Scaled dot-product attention where queries and keys come from different sequences.
+//! Scaled dot-product attention where queries and keys come from different sequences, on any GPU through wgpu and on the
+//! CPU, with one meaning.
 //!
-//! (crate docs to come)
+//! # In ten lines
+//!
+//! ```
+//! use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, cpu};
+//!
+//! // 3 query rows attend to 5 keys, 2 heads of width 4
+//! let problem = AttentionProblem::new(AttentionSpec::new([1, 2, 3, 4], [1, 2, 5, 4]))?;
+//! let (query, key, value) = (vec![0.5f32; 24], vec![0.25f32; 40], vec![1.0f32; 40]);
+//! let inputs = AttentionInputs::new(&query, &key, &value);
+//! let result = cpu::attention(&problem, &inputs)?;
+//! assert_eq!(result.output.to_f32(), vec![1.0; 24]);
+//! # Ok::<(), cross_attention::Error>(())
+//! ```
+//!
+//! [`Device::auto`] chooses a GPU if there is one, else the CPU, and says why; [`Device::attention`] runs on either.
+//!
+//! # The stages
+//!
+//! [`AttentionSpec`] (plain fields: shapes, strides, element types, scale, masks, what to return) becomes an
+//! [`AttentionProblem`] once it is found sound. A [`Plan`] says what a device would run for it. A
+//! [`gpu::PreparedAttention`] holds the plan's pipelines and workspace; it is bound to buffers and recorded. Each stage
+//! has its own error; [`Error`] wraps them.
+//!
+//! # Three levels
+//!
+//! 1. Slices in, vectors out: [`Device::attention`], [`gpu::Context::attention`], [`cpu::attention`].
+//! 2. Tensors that stay on the device: [`gpu::Context::prepare`], [`gpu::PreparedAttention::bind`],
+//!    [`gpu::PreparedAttention::submit`], [`gpu::Context::read`].
+//! 3. The caller's device, buffers and command encoder: [`gpu::Context::from_device`],
+//!    [`gpu::PreparedAttention::encode`]. It neither submits nor waits:
+//!
+//! ```no_run
+//! use cross_attention::gpu::{AttentionBuffers, Context};
+//! use cross_attention::{AttentionProblem, AttentionSpec, wgpu};
+//!
+//! # async fn example(device: wgpu::Device, queue: wgpu::Queue, buffers: AttentionBuffers<'_>) -> Result<(), cross_attention::Error> {
+//! let context = Context::from_device(device.clone(), queue.clone()).await?;
+//! let problem = AttentionProblem::new(AttentionSpec::new([1, 8, 4096, 40], [1, 8, 77, 40]))?;
+//! let attention = context.prepare(&problem, None).await?; // once
+//! let mut encoder = device.create_command_encoder(&Default::default());
+//! attention.encode(&mut encoder, &buffers)?; // between your own passes
+//! queue.submit([encoder.finish()]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Async functions are the base; blocking twins (`.._blocking`) exist with the feature `native`. Natively an async call
+//! makes progress only while somebody polls the device; the blocking twins do that themselves.
+//!
+//! # What is computed
+//!
+//! The formula stands at [`AttentionSpec`]. In short: scale, softcap, bias, ALiBi, masks, softmax with an optional sink,
+//! weighted sum; grouped heads; any lengths, widths and strides; f32 or f16 storage with f32 arithmetic. A row that sees
+//! no key gives zeros and an `lse` of negative infinity. A key that is not allowed never enters arithmetic.
+//!
+//! # Features
+//!
+//! - `native` (default): Vulkan, Metal, DX12 and GL adapters, blocking calls, threads on the CPU path.
+//! - `webgpu`: the browser's WebGPU.
+//! - `cli`: the program `cross-attention`.
 
 mod caps;
 pub mod cpu;
@@ -28,3 +88,8 @@ pub use problem::{AttentionProblem, AttentionSpec, Diagonal, MAX_LEN, ProblemErr
 pub use tensor::{Element, Layout, TensorData, TensorRef, TensorSpec};
 pub use timing::{Timing, TimingSource};
 pub use wgpu;
+
+/// The README's code, compiled and run as a test.
+#[cfg(all(doctest, feature = "native"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -161,6 +161,9 @@ impl Layout {
     /// span. The few exotic layouts that interleave without overlapping are refused too.
     #[must_use]
     pub fn is_injective(&self) -> bool {
+        if self.is_empty() {
+            return true;
+        }
         let mut axes: Vec<(usize, usize)> =
             self.strides.iter().copied().zip(self.shape).filter(|&(_, n)| n > 1).collect();
         axes.sort_unstable();
@@ -354,5 +357,6 @@ mod tests {
         assert!(!Layout::bhld([2, 3, 4, 5]).with_strides([0, 20, 5, 1]).is_injective());
         assert!(!Layout::bhld([2, 3, 4, 5]).with_strides([60, 20, 4, 1]).is_injective());
         assert!(Layout::bhld([1, 3, 4, 5]).with_strides([0, 20, 5, 1]).is_injective());
+        assert!(Layout::bhld([2, 3, 0, 5]).is_injective());
     }
 }

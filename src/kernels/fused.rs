@@ -65,7 +65,7 @@ pub(crate) fn grid(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -
 
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
     let spec = problem.spec();
-    let Tiles { rows, dims_per_lane, .. } = tiles(problem, caps);
+    let Tiles { rows, dims_per_lane, workgroup_bytes } = tiles(problem, caps);
     let mut bindings = Bindings::new(problem, part, caps);
     bindings.read(&[Slot::Query, Slot::Key, Slot::Value]);
     bindings.read_terms();
@@ -81,5 +81,5 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) 
     variant.size("BLOCK_KV", BLOCK_KV).size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     variant.size("QUERY_TILE", rows * problem.head_dim()).size("PROB_TILE", rows * BLOCK_KV);
     let params = Params::new(problem, part, &bindings);
-    vec![Step::new(variant, bindings, params, grid(problem, caps, part))]
+    vec![Step::new(variant, bindings, params, grid(problem, caps, part), workgroup_bytes)]
 }

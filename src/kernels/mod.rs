@@ -50,7 +50,8 @@ impl Kernel {
     pub(crate) fn block_rows(self, problem: &AttentionProblem, caps: &DeviceCaps) -> usize {
         match self {
             Self::Fused => fused::tiles(problem, caps).rows,
-            Self::Plain => plain::TILE,
+            // its softmax takes a workgroup a row
+            Self::Plain => 1,
         }
     }
 

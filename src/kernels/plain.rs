@@ -1,5 +1,4 @@
-//! The plain kernel: scores, softmax and weighted sum as three dispatches (shaders/scores.wgsl, softmax.wgsl,
-//! weighted_sum.wgsl).
+//! The plain kernel: `scores.wgsl`, `softmax.wgsl` and `weighted_sum.wgsl` as three dispatches.
 
 use super::params::Params;
 use super::{Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory};
@@ -11,12 +10,16 @@ use crate::plan::{Step, ceil_div};
 use crate::problem::{AttentionProblem, ScoreStage};
 
 /// Side of the square tiles of scores and weighted sum.
-pub(crate) const TILE: usize = 16;
+const TILE: usize = 16;
+/// Invocations that share a row of the softmax.
+const SOFTMAX_WIDTH: usize = 64;
+/// Workgroup memory of scores and weighted sum: two tiles.
+const TILES_BYTES: u64 = 2 * 4 * (TILE * TILE) as u64;
 
 pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
     check_invocations(256, caps)?;
     check_storage_buffers(6, caps)?;
-    check_workgroup_memory(2 * 4 * (TILE * TILE) as u64, problem, caps)?;
+    check_workgroup_memory(TILES_BYTES, problem, caps)?;
     let needed = ceil_div(problem.kv_len(), TILE);
     let found = u64::from(caps.max_compute_workgroups_per_dimension);
     if needed > found {
@@ -91,7 +94,7 @@ fn scores(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slo
     };
     variant.size("STAGE", stage);
     let params = Params::new(problem, part, &bindings);
-    Step::new(variant, bindings, params, scores_grid(problem, part))
+    Step::new(variant, bindings, params, scores_grid(problem, part), TILES_BYTES)
 }
 
 fn softmax(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slot, lse: bool) -> Step {
@@ -107,7 +110,7 @@ fn softmax(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Sl
     let mut variant = Variant::new(Shader::Softmax);
     variant.row_data(spec.sinks).lse(lse).snippets(&["row_end", "numerics"]).sink_override(spec);
     let params = Params::new(problem, part, &bindings);
-    Step::new(variant, bindings, params, softmax_grid(part))
+    Step::new(variant, bindings, params, softmax_grid(part), 4 * SOFTMAX_WIDTH as u64)
 }
 
 fn weighted_sum(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slot) -> Step {
@@ -122,5 +125,5 @@ fn weighted_sum(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, plac
     variant.key_overrides(problem);
     variant.size("V_HEAD_DIM", problem.v_head_dim()).size("HEADS", part.heads.len());
     let params = Params::new(problem, part, &bindings);
-    Step::new(variant, bindings, params, weighted_sum_grid(problem, part))
+    Step::new(variant, bindings, params, weighted_sum_grid(problem, part), TILES_BYTES)
 }

@@ -24,13 +24,21 @@ pub struct Step {
     pub bindings: Vec<Binding>,
     /// Workgroups along x, y and z.
     pub grid: [u32; 3],
+    /// Workgroup memory of one workgroup, in bytes, each variable rounded up to 16.
+    pub workgroup_bytes: u64,
 }
 
 impl Step {
     /// Grids beyond the device's limit never get here: a part is cut until its grids fit.
-    pub(crate) fn new(variant: Variant, bindings: bindings::Bindings<'_>, params: Params, grid: [u64; 3]) -> Self {
+    pub(crate) fn new(
+        variant: Variant,
+        bindings: bindings::Bindings<'_>,
+        params: Params,
+        grid: [u64; 3],
+        workgroup_bytes: u64,
+    ) -> Self {
         let grid = grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        Self { variant, params, bindings: bindings.into_list(), grid }
+        Self { variant, params, bindings: bindings.into_list(), grid, workgroup_bytes }
     }
 }
 

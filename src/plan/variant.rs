@@ -103,7 +103,7 @@ impl Variant {
         self
     }
 
-    /// Overrides of keys.wgsl.
+    /// Overrides of `keys.wgsl`.
     pub(crate) fn key_overrides(&mut self, problem: &AttentionProblem) -> &mut Self {
         let spec = problem.spec();
         self.switch("KV_LENS", spec.kv_lens)
@@ -111,12 +111,12 @@ impl Variant {
             .switch("END_OF_KEYS", problem.diagonal() == Diagonal::EndOfKeys)
     }
 
-    /// Overrides of score.wgsl.
+    /// Overrides of `score.wgsl`.
     pub(crate) fn score_overrides(&mut self, spec: &AttentionSpec) -> &mut Self {
         self.switch("SOFTCAP", spec.softcap.is_some()).switch("ALIBI", spec.alibi_slopes)
     }
 
-    /// The override of row_end.wgsl.
+    /// The override of `row_end.wgsl`.
     pub(crate) fn sink_override(&mut self, spec: &AttentionSpec) -> &mut Self {
         self.switch("SINKS", spec.sinks)
     }

@@ -1,0 +1,126 @@
+//! Planning by tables: shape and capabilities in, kernel, tiles, grid and workspace out.
+
+use cross_attention::plan::Rejection;
+use cross_attention::{
+    AttentionProblem, AttentionSpec, DeviceCaps, Diagonal, Kernel, Layout, Plan, PlanError, ScoreStage, TensorSpec,
+};
+
+fn problem(query: [usize; 4], key: [usize; 4], v_head_dim: usize) -> AttentionProblem {
+    let value = [key[0], key[1], key[2], v_head_dim];
+    let tensor = |shape| TensorSpec::f32(Layout::bhld(shape));
+    AttentionProblem::new(AttentionSpec::from_tensors(tensor(query), tensor(key), tensor(value))).expect("sound")
+}
+
+fn constant(plan: &Plan, name: &str) -> Option<u32> {
+    let step = plan.steps().first()?;
+    step.variant.constants.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+}
+
+#[test]
+fn fused_tiles_and_grids() {
+    // query, key, v_head_dim -> rows of a workgroup, value dimensions of an invocation, grid
+    let table = [
+        ([1, 6, 1, 64], [1, 6, 1500, 64], 64, 1, 1, [1, 6, 1]),
+        ([2, 8, 4096, 40], [2, 8, 77, 40], 40, 8, 1, [512, 8, 2]),
+        ([1, 4, 4, 64], [1, 4, 9, 64], 64, 4, 1, [1, 4, 1]),
+        ([1, 4, 9, 256], [1, 2, 9, 256], 256, 8, 4, [2, 4, 1]),
+        ([1, 1, 9, 576], [1, 1, 9, 576], 512, 4, 8, [3, 1, 1]),
+        ([1, 1, 9, 32], [1, 1, 9, 32], 2048, 1, 32, [9, 1, 1]),
+        ([1, 1, 9, 3000], [1, 1, 9, 3000], 8, 1, 1, [9, 1, 1]),
+    ];
+    for (query, key, v_head_dim, rows, dims, grid) in table {
+        let plan = Plan::new(&problem(query, key, v_head_dim), &DeviceCaps::webgpu_defaults(), None).expect("a plan");
+        assert_eq!(plan.kernel(), Kernel::Fused);
+        assert_eq!((constant(&plan, "ROWS"), constant(&plan, "DIMS_PER_LANE")), (Some(rows), Some(dims)), "{plan}");
+        assert_eq!(plan.steps()[0].grid, grid, "{plan}");
+        assert_eq!((plan.workspace_bytes(), plan.parts()), (0, 1));
+    }
+}
+
+#[test]
+fn probabilities_choose_the_plain_kernel_and_no_workspace() {
+    let mut spec = AttentionSpec::new([2, 4, 17, 8], [2, 2, 33, 8]);
+    let caps = DeviceCaps::webgpu_defaults();
+    spec.scores = Some(ScoreStage::Probs);
+    let plan = Plan::new(&AttentionProblem::new(spec.clone()).expect("sound"), &caps, None).expect("a plan");
+    assert_eq!((plan.kernel(), plan.workspace_bytes()), (Kernel::Plain, 0));
+    // scores of another stage are an extra pass beside either kernel
+    spec.scores = Some(ScoreStage::Scaled);
+    let problem = AttentionProblem::new(spec).expect("sound");
+    let plan = Plan::new(&problem, &caps, None).expect("a plan");
+    assert_eq!((plan.kernel(), plan.steps().len(), plan.workspace_bytes()), (Kernel::Fused, 2, 0));
+    let plan = Plan::new(&problem, &caps, Some(Kernel::Plain)).expect("a plan");
+    assert_eq!((plan.steps().len(), plan.workspace_bytes()), (4, 2 * 4 * 17 * 33 * 4));
+}
+
+#[test]
+fn a_plan_says_why_not() {
+    let plan =
+        Plan::new(&problem([1, 1, 2, 8], [1, 1, 3, 8], 8), &DeviceCaps::webgpu_defaults(), None).expect("a plan");
+    assert_eq!(plan.rejected(), [(Kernel::Plain, "stores q_len * kv_len scores for every head".to_owned())]);
+    assert!(plan.to_string().contains("not plain: stores q_len * kv_len scores"), "{plan}");
+}
+
+#[test]
+fn parts_fit_every_limit() {
+    let mut caps = DeviceCaps::webgpu_defaults();
+    let problem = problem([3, 6, 100, 16], [3, 2, 20, 16], 24);
+    for (binding, grid) in [(1 << 20, 65535), (30_000, 65535), (1 << 20, 5), (4096, 4)] {
+        caps.max_storage_buffer_binding_size = binding;
+        caps.max_compute_workgroups_per_dimension = grid;
+        for kernel in Kernel::ALL {
+            let plan = Plan::new(&problem, &caps, Some(kernel)).expect("a plan");
+            for step in plan.steps() {
+                assert!(step.grid.iter().all(|n| (1..=grid).contains(n)), "{plan}");
+                assert!(step.bindings.iter().all(|b| b.size_bytes <= binding), "{plan}");
+                assert!(step.bindings.iter().all(|b| b.start_bytes % 256 == 0), "{plan}");
+            }
+            assert_eq!(plan.parts() == 1, binding == 1 << 20 && grid == 65535, "{plan}");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_cut_is_refused_with_a_reason_for_each_kernel() {
+    let mut caps = DeviceCaps::webgpu_defaults();
+    caps.max_storage_buffer_binding_size = 1024;
+    let error = Plan::new(&problem([1, 1, 2, 16], [1, 1, 20, 16], 16), &caps, None).expect_err("keys of 1280 bytes");
+    let PlanError::NoKernel { reasons } = &error else { panic!("{error}") };
+    assert_eq!(reasons.iter().map(|(kernel, _)| *kernel).collect::<Vec<_>>(), Kernel::ALL);
+    assert!(matches!(reasons[0].1, Rejection::Binding { needed: 1280, found: 1024, .. }), "{error}");
+    let text = "fused: key needs a binding of 1280 bytes for the smallest part, the device allows 1024";
+    assert!(error.to_string().contains(text), "{error}");
+
+    let mut caps = DeviceCaps::webgpu_defaults();
+    caps.max_compute_workgroup_storage_size = 1000;
+    let error =
+        Plan::new(&problem([1, 1, 2, 576], [1, 1, 20, 576], 16), &caps, Some(Kernel::Fused)).expect_err("memory");
+    assert!(error.to_string().contains("bytes of workgroup memory for head_dim 576, the device has 1000"), "{error}");
+}
+
+#[test]
+fn positions_beyond_the_kernels_integers_are_refused() {
+    let mut spec = AttentionSpec::new([1, 1, 2, 8], [1, 1, 3, 8]);
+    spec.causal = Some(Diagonal::Fixed(i32::MAX));
+    // a causal mask alone only compares, and may be cut
+    let caps = DeviceCaps::webgpu_defaults();
+    assert!(Plan::new(&AttentionProblem::new(spec.clone()).expect("sound"), &caps, None).is_ok());
+    // ALiBi needs the distance itself
+    spec.alibi_slopes = true;
+    let error = Plan::new(&AttentionProblem::new(spec).expect("sound"), &caps, None).expect_err("too far");
+    assert!(error.to_string().contains("offset is 2147483647, positions in a kernel go up to 536870911"), "{error}");
+}
+
+#[test]
+fn empty_problems_need_no_dispatch() {
+    for query in [[0, 2, 3, 8], [1, 2, 0, 8]] {
+        let plan =
+            Plan::new(&problem(query, [query[0], 2, 3, 8], 8), &DeviceCaps::webgpu_defaults(), None).expect("a plan");
+        assert!(plan.steps().is_empty());
+        assert!(plan.to_string().contains("no dispatch: the output has no elements"));
+    }
+    // no keys: rows of zeros must still be written
+    let plan =
+        Plan::new(&problem([1, 2, 3, 8], [1, 2, 0, 8], 8), &DeviceCaps::webgpu_defaults(), None).expect("a plan");
+    assert_eq!(plan.steps().len(), 1);
+}

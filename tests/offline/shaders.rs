@@ -1,0 +1,241 @@
+//! Every shader that a plan can choose, assembled, validated with its overrides applied, and translated; host and shader
+//! compared.
+
+use std::collections::HashSet;
+
+use cross_attention::kernels::Shader;
+use cross_attention::plan::{Step, Variant};
+use cross_attention::{
+    AttentionProblem, AttentionSpec, DeviceCaps, Diagonal, Element, Kernel, Layout, Plan, ScoreStage, TensorSpec,
+};
+use naga::back::PipelineConstants;
+use naga::proc::Layouter;
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+
+/// Nothing beyond core WGSL: naga counts even `unpack2x16float` as a capability, since old GLSL lacks it.
+const CORE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+/// Query length, head_dim, v_head_dim: every tile that a plan can choose, and widths that fit no tile.
+const SHAPES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (3, 40, 24),
+    (9, 64, 64),
+    (9, 111, 59),
+    (9, 128, 128),
+    (5, 32, 160),
+    (9, 192, 128),
+    (9, 576, 512),
+    (2, 2000, 2048),
+];
+
+const ELEMENTS: [Element; 2] = [Element::F32, Element::F16];
+
+/// Specs that between them need every combination of snippets and every set of override booleans.
+fn specs() -> Vec<AttentionSpec> {
+    let mut specs = vec![];
+    let mut n = 0usize;
+    for snippets in 0..16 * 3 * 2 * 2 {
+        // more overrides than snippets: each combination of snippets meets several sets of overrides
+        for _ in 0..4 {
+            specs.push(spec(snippets, n));
+            n += 1;
+        }
+    }
+    // and one combination of snippets meets all of them
+    specs.extend((0..64 * 9 * 5).map(|overrides| spec(95, overrides)));
+    specs
+}
+
+fn spec(snippets: usize, overrides: usize) -> AttentionSpec {
+    let (q_len, head_dim, v_head_dim) = SHAPES[overrides / 64 % SHAPES.len()];
+    let element = |bit: usize| ELEMENTS[snippets >> bit & 1];
+    let tensor = |element, shape| TensorSpec { element, layout: Layout::bhld(shape) };
+    let mut spec = AttentionSpec::from_tensors(
+        tensor(element(0), [2, 4, q_len, head_dim]),
+        tensor(element(1), [2, 2, 70, head_dim]),
+        tensor(element(2), [2, 2, 70, v_head_dim]),
+    );
+    spec.output.element = element(3);
+    let terms = snippets / 16;
+    let scores = [2, 4, q_len, 70];
+    spec.bias = match terms % 3 {
+        0 => None,
+        1 => Some(tensor(Element::F32, scores)),
+        _ => Some(tensor(Element::F16, scores)),
+    };
+    spec.mask = (terms / 3 % 2 == 1).then(|| Layout::bhld(scores));
+    spec.lse = terms / 6 % 2 == 1;
+    let on = |bit: usize| overrides >> bit & 1 == 1;
+    spec.kv_lens = on(0);
+    spec.row_ranges = on(1);
+    spec.causal = Some(if on(2) { Diagonal::EndOfKeys } else { Diagonal::BottomRight });
+    spec.softcap = on(3).then_some(5.0);
+    spec.alibi_slopes = on(4);
+    spec.sinks = on(5);
+    let stages =
+        [None, Some(ScoreStage::Scaled), Some(ScoreStage::Capped), Some(ScoreStage::Masked), Some(ScoreStage::Probs)];
+    spec.scores = stages[overrides / 576 % stages.len()];
+    spec
+}
+
+/// Steps with different variants, of every kernel.
+fn steps() -> Vec<Step> {
+    let caps = DeviceCaps::webgpu_defaults();
+    let mut seen = HashSet::new();
+    let mut steps = vec![];
+    for spec in specs() {
+        let problem = AttentionProblem::new(spec).expect("a sound spec");
+        for kernel in Kernel::ALL {
+            let Ok(plan) = Plan::new(&problem, &caps, Some(kernel)) else {
+                assert_eq!(problem.head_dim(), 2000, "{kernel} refuses {problem:?}");
+                continue;
+            };
+            steps.extend(plan.steps().iter().filter(|step| seen.insert(step.variant.clone())).cloned());
+        }
+    }
+    steps
+}
+
+/// A shader as a driver gets it: parsed, validated, overrides applied.
+fn resolve(variant: &Variant) -> (naga::Module, ModuleInfo) {
+    let text = variant.wgsl();
+    let numbered = || text.lines().zip(1..).map(|(line, n)| format!("{n:4} {line}\n")).collect::<String>();
+    let module = naga::front::wgsl::parse_str(&text)
+        .unwrap_or_else(|error| panic!("{}\n{}", error.emit_to_string(&text), numbered()));
+    let info = Validator::new(ValidationFlags::all(), CORE)
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{}\n{}", error.emit_to_string(&text), numbered()));
+    let declared: HashSet<_> = module.overrides.iter().filter_map(|(_, o)| o.name.clone()).collect();
+    let given: HashSet<_> = variant.overrides.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(declared, given, "overrides of {}: declared in WGSL, given by the host", variant.shader.name());
+    let mut constants = PipelineConstants::default();
+    for (name, value) in &variant.overrides {
+        constants.insert((*name).to_owned(), f64::from(*value));
+    }
+    let entry = Some((naga::ShaderStage::Compute, "main"));
+    let (module, _) = naga::back::pipeline_constants::process_overrides(&module, &info, entry, &constants)
+        .unwrap_or_else(|error| panic!("{error}\n{}", numbered()));
+    let module = module.into_owned();
+    let info = Validator::new(ValidationFlags::all(), CORE)
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{error:?}\n{}", numbered()));
+    (module, info)
+}
+
+#[test]
+fn every_variant_is_valid_and_host_and_shader_agree() {
+    let steps = steps();
+    assert!(steps.len() > 1000, "only {} variants", steps.len());
+    let shaders: HashSet<_> = steps.iter().map(|step| step.variant.shader).collect();
+    assert_eq!(shaders.len() + 1, Shader::ALL.len(), "merge is not part of any plan");
+    for (n, step) in steps.iter().enumerate() {
+        let (module, info) = resolve(&step.variant);
+        compare_bindings(&module, step);
+        compare_params(&module, step.variant.shader);
+        let entry = &module.entry_points[0];
+        assert!(entry.workgroup_size.iter().product::<u32>() <= 256);
+        assert_eq!(workgroup_bytes(&module), step.workgroup_bytes, "{:?}", step.variant);
+        assert!(step.workgroup_bytes <= 16384, "{:?}", step.variant);
+        // translation is the slow part, and depends little on single values: a spread of them
+        if n % 16 == 0 {
+            translate(&module, &info);
+        }
+    }
+}
+
+#[test]
+fn merge_is_valid_and_host_and_shader_agree() {
+    let (module, info) = resolve(&Variant::merge());
+    compare_params(&module, Shader::Merge);
+    assert_eq!(workgroup_bytes(&module), 0);
+    translate(&module, &info);
+}
+
+/// Binding numbers, access and names of the storage buffers.
+fn compare_bindings(module: &naga::Module, step: &Step) {
+    let mut in_wgsl = vec![];
+    for (_, variable) in module.global_variables.iter() {
+        if let naga::AddressSpace::Storage { access } = variable.space {
+            let binding = variable.binding.as_ref().expect("a storage buffer has a binding");
+            assert_eq!(binding.group, 0);
+            let written = access.contains(naga::StorageAccess::STORE);
+            in_wgsl.push((binding.binding, written, variable.name.clone().unwrap_or_default()));
+        }
+    }
+    in_wgsl.sort();
+    let name = |binding: &cross_attention::plan::Binding| match binding.slot.name() {
+        "workspace" => "scores".to_owned(),
+        name => name.to_owned(),
+    };
+    let number = |name: &str| {
+        ["params", "query", "key", "value", "bias", "mask", "row_data", "output", "lse", "scores"]
+            .iter()
+            .position(|known| *known == name)
+            .expect("a known buffer") as u32
+    };
+    let mut on_host: Vec<_> =
+        step.bindings.iter().map(|binding| (number(&name(binding)), binding.written, name(binding))).collect();
+    on_host.sort();
+    assert_eq!(in_wgsl, on_host, "buffers of {:?}: in WGSL, on the host", step.variant);
+    assert!(on_host.len() <= 8);
+}
+
+/// Names and offsets of the uniform's fields.
+fn compare_params(module: &naga::Module, shader: Shader) {
+    let (_, params) = module
+        .global_variables
+        .iter()
+        .find(|(_, variable)| variable.space == naga::AddressSpace::Uniform)
+        .expect("a uniform");
+    let naga::TypeInner::Struct { members, .. } = &module.types[params.ty].inner else {
+        panic!("params is not a struct");
+    };
+    let fields: Vec<_> = members.iter().map(|m| (m.name.as_deref().unwrap_or(""), m.offset as usize)).collect();
+    assert_eq!(fields, shader.param_fields(), "{}", shader.name());
+}
+
+fn workgroup_bytes(module: &naga::Module) -> u64 {
+    let mut layouter = Layouter::default();
+    layouter.update(module.to_ctx()).expect("types have layouts");
+    let variables = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+    variables.map(|(_, variable)| u64::from(layouter[variable.ty].size).next_multiple_of(16)).sum()
+}
+
+fn translate(module: &naga::Module, info: &ModuleInfo) {
+    let pipeline =
+        naga::back::spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: "main".into() };
+    naga::back::spv::write_vec(module, info, &naga::back::spv::Options::default(), Some(&pipeline)).expect("SPIR-V");
+    let options = naga::back::msl::Options { fake_missing_bindings: true, ..Default::default() };
+    naga::back::msl::write_string(module, info, &options, &naga::back::msl::PipelineOptions::default()).expect("MSL");
+    let options = naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
+    let mut text = String::new();
+    naga::back::hlsl::Writer::new(&mut text, &options, &naga::back::hlsl::PipelineOptions::default())
+        .write(module, info, None)
+        .expect("HLSL");
+}
+
+/// Where the browser's own WGSL compiler is installed, it must take every shader as well: it checks uniformity.
+#[test]
+fn tint_accepts_the_shaders() {
+    let version = std::process::Command::new("tint").arg("--version").output();
+    if version.is_err() {
+        eprintln!("tint is not on the PATH: not checked");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut seen = HashSet::new();
+    let variants = steps().into_iter().map(|step| step.variant).chain([Variant::merge()]);
+    // one of each combination of snippets: overrides are open in the text, and tint checks them as such
+    let texts = variants.filter(|v| seen.insert((v.shader, v.snippets.clone()))).map(|v| v.wgsl());
+    for text in texts.step_by(7) {
+        let file = folder.path().join("shader.wgsl");
+        std::fs::write(&file, &text).expect("a file");
+        let output = std::process::Command::new("tint")
+            .args(["--format", "wgsl", "-o"])
+            .arg(folder.path().join("out.wgsl"))
+            .arg(&file)
+            .output()
+            .expect("tint runs");
+        assert!(output.status.success(), "{}\n{text}", String::from_utf8_lossy(&output.stderr));
+    }
+}
