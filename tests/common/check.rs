@@ -1,8 +1,8 @@
 //! What an implementation must do with a case. The same checks for the oracle, the CPU kernels and every GPU.
 
-use cross_attention::cpu::{self, CpuKernel, reference};
+use cross_attention::cpu::reference;
 use cross_attention::verify::verify;
-use cross_attention::{AttentionData, AttentionInputs, AttentionOutput, AttentionProblem, TensorData};
+use cross_attention::{AttentionData, AttentionInputs, AttentionOutput, AttentionProblem};
 
 use super::case::Case;
 use super::onnx::OnnxCase;
@@ -11,18 +11,6 @@ use super::recipe::{allowed, places};
 
 /// An implementation: a problem and its inputs, to an output or a message.
 pub(crate) type Run<'a> = dyn Fn(&AttentionProblem, &AttentionInputs<'_>) -> Result<AttentionOutput, String> + 'a;
-
-pub(crate) fn cpu_kernel(
-    kernel: CpuKernel,
-) -> impl Fn(&AttentionProblem, &AttentionInputs<'_>) -> Result<AttentionOutput, String> {
-    move |problem, inputs| cpu::attention_with(kernel, problem, inputs).map_err(|error| error.to_string())
-}
-
-/// The oracle, rounded once to what is asked for.
-pub(crate) fn oracle(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, String> {
-    let exact = reference::attention(problem, inputs).map_err(|error| error.to_string())?;
-    Ok(exact.to_output(problem))
-}
 
 /// A case of the table: within tolerance, exact where a row sees nothing, and blind to what is not allowed.
 pub(crate) fn case_with(case: &Case, run: &Run<'_>) -> Result<(), String> {
@@ -113,7 +101,7 @@ pub(crate) fn onnx(case: &OnnxCase, run: &Run<'_>) -> Result<(), String> {
     // the stored distance is of another recomputation, with its own rounding of the scale
     let slack = 1e-6;
     for (n, (&stored, &exact)) in stored.iter().zip(&exact.output).enumerate() {
-        if !((f64::from(stored) - exact).abs() <= case.exact_distance + slack) {
+        if !is_near(f64::from(stored), exact, case.exact_distance + slack) {
             return Err(named(format!("the oracle says {exact} for element {n}, ONNX stored {stored}")));
         }
     }
@@ -130,6 +118,11 @@ pub(crate) fn onnx(case: &OnnxCase, run: &Run<'_>) -> Result<(), String> {
     Ok(())
 }
 
+/// NaN is near nothing.
+pub(crate) fn is_near(got: f64, want: f64, tolerance: f64) -> bool {
+    (got - want).abs() <= tolerance
+}
+
 /// ONNX's own comparison: `|got - want| <= atol + rtol * |want|`.
 fn near(got: &[f32], want: &[f32], rtol: f32, atol: f32) -> Result<(), String> {
     if got.len() != want.len() {
@@ -137,22 +130,35 @@ fn near(got: &[f32], want: &[f32], rtol: f32, atol: f32) -> Result<(), String> {
     }
     for (n, (&got, &want)) in got.iter().zip(want).enumerate() {
         let same = got.to_bits() == want.to_bits();
-        if !same && !((got - want).abs() <= atol + rtol * want.abs()) {
+        if !same && !is_near(f64::from(got), f64::from(want), f64::from(atol + rtol * want.abs())) {
             return Err(format!("element {n} is {got}, should be {want}"));
         }
     }
     Ok(())
 }
 
-/// An attention of a trained model: within our tolerance of the oracle, and as near to the stored result as another
-/// f32 implementation is.
+/// An attention of a trained model. The oracle must give the stored result, which was rounded once to f32; an
+/// implementation must be within tolerance of the oracle. Torch on a CPU has a better exponential than WGSL promises,
+/// so that its error is met up to a factor only.
 pub(crate) fn capture(capture: &Capture, run: &Run<'_>) -> Result<(), String> {
-    let named = |error: String| format!("{}: {error}\n  {:?}", capture.name, capture.spec);
+    let named = |error: String| format!("{}: {error}", capture.name);
     let problem = AttentionProblem::new(capture.spec.clone()).map_err(|error| named(error.to_string()))?;
-    let output = run(&problem, &capture.data.as_inputs()).map_err(named)?;
+    let inputs = capture.data.as_inputs();
+    let output = run(&problem, &inputs).map_err(named)?;
     within_tolerance(&problem, &capture.data, &output).map_err(named)?;
-    let TensorData::F32(got) = &output.output else { return Err(named("an output of f32 was asked for".into())) };
-    near(got, &capture.output, 0.0, capture.tolerance).map_err(|error| named(format!("output: {error}")))?;
-    let lse = output.lse.as_ref().ok_or_else(|| named("lse was asked for".into()))?;
-    near(lse, &capture.lse, 2.0 * f32::EPSILON, capture.tolerance).map_err(|error| named(format!("lse: {error}")))
+
+    let exact = reference::attention(&problem, &inputs).map_err(|error| named(error.to_string()))?;
+    // 1 / sqrt(32) is not an f32: rounding the scale moves a logit of 132 by 2.3e-6
+    let slack = if problem.head_dim() == 64 { 1e-9 } else { 3e-6 };
+    let stored = capture.output.iter().chain(&capture.lse).map(|&x| f64::from(x));
+    for (n, (stored, exact)) in stored.zip(exact.output.iter().chain(&exact.lse)).enumerate() {
+        if !is_near(stored, *exact, f64::from(f32::EPSILON) / 2.0 * exact.abs() + slack) {
+            return Err(named(format!("the oracle says {exact} for number {n}, stored is {stored}")));
+        }
+    }
+    if let Some(error) = capture.error_of_others {
+        near(&output.output.to_f32(), &capture.output, 0.0, 4.0 * error)
+            .map_err(|error| named(format!("output: {error}")))?;
+    }
+    Ok(())
 }

@@ -1,8 +1,9 @@
 //! One attention as two over disjoint sets of keys, and how far their merge may be off.
 
-use cross_attention::{AttentionData, AttentionProblem, Element};
+use cross_attention::{AttentionData, AttentionProblem, Element, Layout};
 
 use super::case::Case;
+use super::check::is_near;
 
 pub(crate) struct Part {
     pub(crate) problem: AttentionProblem,
@@ -39,7 +40,7 @@ pub(crate) fn dense(case: &Case) -> Case {
     case.spec.lse = true;
     case.spec.scores = None;
     case.spec.output.element = Element::F32;
-    case.spec.output.layout = cross_attention::Layout::bhld(case.spec.output.layout.shape);
+    case.spec.output.layout = Layout::bhld(case.spec.output.layout.shape);
     case
 }
 
@@ -59,12 +60,12 @@ pub(crate) fn compare(
     for (row, (&got, &want)) in lse.iter().zip(whole_lse).enumerate() {
         let loss = f32::EPSILON * (16.0 + 4.0 * if want.is_finite() { want.abs() } else { 0.0 });
         let same = got.to_bits() == want.to_bits();
-        if !same && !((got - want).abs() <= loss) {
+        if !same && !is_near(f64::from(got), f64::from(want), f64::from(loss)) {
             return Err(format!("{case}\nlse of row {row}: merged {got}, whole {want}, may be off by {loss}"));
         }
         for d in row * v_head_dim..(row + 1) * v_head_dim {
             let (got, want) = (output[d], whole_output[d]);
-            if !((got - want).abs() <= loss * size) {
+            if !is_near(f64::from(got), f64::from(want), f64::from(loss * size)) {
                 let may = loss * size;
                 return Err(format!("{case}\noutput of row {row}: merged {got}, whole {want}, may be off by {may}"));
             }

@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
-use cross_attention::cpu::CpuKernel;
+use cross_attention::cpu::{self, CpuKernel, reference};
+use cross_attention::{AttentionInputs, AttentionOutput, AttentionProblem};
 
-use crate::common::check::{Run, case_with, cpu_kernel, oracle};
+use crate::common::check::{Run, case_with};
 use crate::common::{cases, meaning};
 
 /// Runs all and reports all failures, not just the first.
@@ -20,6 +21,18 @@ pub(crate) fn implementations() -> Vec<(&'static str, Box<Run<'static>>)> {
         implementations.push((kernel.name(), Box::new(cpu_kernel(kernel))));
     }
     implementations
+}
+
+pub(crate) fn cpu_kernel(
+    kernel: CpuKernel,
+) -> impl Fn(&AttentionProblem, &AttentionInputs<'_>) -> Result<AttentionOutput, String> {
+    move |problem, inputs| cpu::attention_with(kernel, problem, inputs).map_err(|error| error.to_string())
+}
+
+/// The oracle, rounded once to what is asked for.
+pub(crate) fn oracle(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, String> {
+    let exact = reference::attention(problem, inputs).map_err(|error| error.to_string())?;
+    Ok(exact.to_output(problem))
 }
 
 #[test]
