@@ -1,0 +1,374 @@
+//! The tolerance rule is itself tested: sound kernels pass, planted faults do not.
+
+use super::*;
+use crate::cpu::{CpuKernel, attention_with};
+use crate::workload::{InputRecipe, inputs_with};
+use crate::{AttentionData, AttentionSpec, Diagonal, Layout, TensorSpec, f16};
+
+/// What is wrong with the faulty twin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    MaskOffByOne,
+    LastKeyDropped,
+    ScaleLeftOut,
+    NoRescale,
+    HeadsSwapped,
+}
+
+/// A small online softmax over blocks of 16 keys, for causal masks and key lengths.
+fn twin(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, fault: Fault) -> AttentionOutput {
+    let spec = problem.spec();
+    let mut output = TensorData::zeros(spec.output.element, spec.output.layout.extent().unwrap());
+    let mut lse = Vec::new();
+    for n in 0..problem.rows() {
+        let (b, h, i) = cpu::row_place(problem, n);
+        let kv_head = match fault {
+            Fault::HeadsSwapped => h % problem.kv_heads(),
+            _ => h / problem.group_size(),
+        };
+        let mut keys = problem.row_keys(i, inputs.kv_len(problem, b));
+        match fault {
+            Fault::MaskOffByOne => keys.end = (keys.end + 1).min(problem.kv_len()),
+            Fault::LastKeyDropped => keys.end = keys.end.saturating_sub(1),
+            _ => {}
+        }
+        let row = |data: crate::TensorRef<'_>, layout: &Layout, at: [usize; 3]| -> Vec<f32> {
+            (0..layout.shape[3]).map(|d| data.get(layout.index([at[0], at[1], at[2], d]))).collect()
+        };
+        let query = row(inputs.query, &spec.query.layout, [b, h, i]);
+        let scale = if fault == Fault::ScaleLeftOut { 1.0 } else { problem.scale() };
+        let mut acc = vec![0.0f32; problem.v_head_dim()];
+        let (mut row_max, mut row_sum) = (f32::NEG_INFINITY, 0.0f32);
+        for block in keys.clone().step_by(16) {
+            let block = block..(block + 16).min(keys.end);
+            let score = |j| {
+                let key = row(inputs.key, &spec.key.layout, [b, kv_head, j]);
+                scale * query.iter().zip(key).map(|(q, k)| q * k).sum::<f32>()
+            };
+            let scores: Vec<f32> = block.clone().map(score).collect();
+            let new_max = scores.iter().copied().fold(row_max, f32::max);
+            if fault != Fault::NoRescale {
+                let rescale = (row_max - new_max).exp();
+                row_sum *= rescale;
+                acc.iter_mut().for_each(|x| *x *= rescale);
+            }
+            row_max = new_max;
+            for (j, score) in block.zip(scores) {
+                let weight = (score - row_max).exp();
+                row_sum += weight;
+                let value = row(inputs.value, &spec.value.layout, [b, kv_head, j]);
+                acc.iter_mut().zip(value).for_each(|(x, v)| *x += weight * v);
+            }
+        }
+        lse.push(row_max + row_sum.ln());
+        for (d, x) in acc.into_iter().enumerate() {
+            let x = if row_sum == 0.0 { 0.0 } else { x / row_sum };
+            let at = spec.output.layout.index([b, h, i, d]);
+            match &mut output {
+                TensorData::F32(data) => data[at] = x,
+                TensorData::F16(data) => data[at] = f16::from_f32(x),
+            }
+        }
+    }
+    AttentionOutput { output, lse: spec.lse.then_some(lse), scores: None }
+}
+
+fn fault_cases() -> Vec<AttentionProblem> {
+    let mut specs = vec![
+        AttentionSpec::new([1, 1, 1, 8], [1, 1, 1, 8]),
+        AttentionSpec::new([1, 4, 3, 64], [1, 2, 300, 64]),
+        AttentionSpec::new([2, 8, 5, 40], [2, 2, 77, 40]),
+        AttentionSpec::new([1, 2, 40, 16], [1, 2, 33, 16]),
+    ];
+    specs[2].kv_lens = true;
+    specs[3].causal = Some(Diagonal::BottomRight);
+    let mut halves = specs[1].clone();
+    for tensor in [&mut halves.query, &mut halves.key, &mut halves.value, &mut halves.output] {
+        tensor.element = Element::F16;
+    }
+    specs.push(halves);
+    let problem = |mut spec: AttentionSpec| {
+        spec.lse = true;
+        AttentionProblem::new(spec).unwrap()
+    };
+    specs.into_iter().map(problem).collect()
+}
+
+#[test]
+fn planted_faults_are_rejected() {
+    let mut rejected = std::collections::BTreeMap::new();
+    for (n, problem) in fault_cases().iter().enumerate() {
+        for recipe in InputRecipe::ALL {
+            let data = inputs_with(problem, &format!("faults {n}"), recipe);
+            let inputs = data.as_inputs();
+            let run = |fault| verify(problem, &inputs, &twin(problem, &inputs, fault)).unwrap();
+            let sound = run(Fault::None);
+            assert!(sound.passed(), "case {n}, {recipe:?}: {sound}");
+            assert!(sound.beyond_f32 == 0, "case {n}, {recipe:?}: {sound}");
+            for fault in
+                [Fault::MaskOffByOne, Fault::LastKeyDropped, Fault::ScaleLeftOut, Fault::NoRescale, Fault::HeadsSwapped]
+            {
+                let found = rejected.entry(format!("{fault:?}")).or_insert_with(Vec::new);
+                if !run(fault).passed() {
+                    found.push((n, recipe));
+                }
+            }
+        }
+    }
+    for (fault, cases) in rejected {
+        assert!(cases.len() > 1, "{fault} was rejected on {cases:?}");
+    }
+}
+
+#[test]
+fn one_dropped_key_of_many_is_seen() {
+    let mut spec = AttentionSpec::new([1, 2, 2, 64], [1, 2, 8192, 64]);
+    spec.lse = true;
+    let problem = AttentionProblem::new(spec).unwrap();
+    let data = inputs_with(&problem, "one of many", InputRecipe::Normal);
+    let inputs = data.as_inputs();
+    for fault in [Fault::None, Fault::LastKeyDropped] {
+        let report = verify(&problem, &inputs, &twin(&problem, &inputs, fault)).unwrap();
+        assert_eq!(report.passed(), fault == Fault::None, "{fault:?}: {report}");
+        assert!(fault == Fault::None || report.worst_ratio > 5.0, "{report}");
+    }
+}
+
+/// Every term, alone and together, in every layout.
+fn cases() -> Vec<(String, AttentionSpec)> {
+    type Change = fn(&mut AttentionSpec);
+    let base = || AttentionSpec::new([5, 4, 35, 20], [5, 2, 70, 20]);
+    let changes: [(&str, Change); 18] = [
+        ("bare", |_| {}),
+        ("softcap", |s| s.softcap = Some(3.0)),
+        ("bias", |s| s.bias = Some(TensorSpec::f32(Layout::bhld([5, 4, 35, 70])))),
+        ("bias_head", |s| s.bias = Some(TensorSpec::f16(Layout::bhld([1, 4, 35, 70])))),
+        ("mask", |s| s.mask = Some(Layout::bhld([5, 1, 35, 70]))),
+        ("mask_row", |s| s.mask = Some(Layout::bhld([1, 4, 35, 1]))),
+        ("kv_lens", |s| s.kv_lens = true),
+        ("row_ranges", |s| s.row_ranges = true),
+        ("alibi", |s| (s.alibi_slopes, s.offset) = (true, Some(Diagonal::BottomRight))),
+        ("sinks", |s| s.sinks = true),
+        ("causal", |s| s.causal = Some(Diagonal::Fixed(-3))),
+        ("end_of_keys", |s| (s.causal, s.kv_lens) = (Some(Diagonal::EndOfKeys), true)),
+        ("window", |s| (s.window_left, s.window_right) = (Some(5), Some(2))),
+        ("scale", |s| s.scale = Some(-0.5)),
+        ("scale_0", |s| s.scale = Some(0.0)),
+        ("no_keys", |s| {
+            (s.key.layout.shape[2], s.value.layout.shape[2]) = (0, 0);
+            s.sinks = true;
+        }),
+        ("strided", |s| {
+            s.query = TensorSpec::f32(Layout::blhd([5, 4, 35, 20]).with_offset(3));
+            s.key = TensorSpec::f16(Layout::packed([5, 2, 70, 20], 2, 0));
+            s.value = TensorSpec::f32(Layout::bhld([1, 2, 70, 36]).with_strides([0, 1, 2, 140]));
+            s.output = TensorSpec::f16(Layout::blhd([5, 4, 35, 36]).with_strides([9000, 40, 160, 1]).with_offset(1));
+        }),
+        ("all", |s| {
+            s.softcap = Some(20.0);
+            s.bias = Some(TensorSpec::f16(Layout::bhld([1, 4, 35, 70])));
+            s.mask = Some(Layout::bhld([5, 1, 35, 70]));
+            (s.kv_lens, s.row_ranges, s.alibi_slopes, s.sinks) = (true, true, true, true);
+            (s.causal, s.window_left) = (Some(Diagonal::BottomRight), Some(40));
+            s.query.element = Element::F16;
+        }),
+    ];
+    let stages =
+        [None, Some(ScoreStage::Scaled), Some(ScoreStage::Capped), Some(ScoreStage::Masked), Some(ScoreStage::Probs)];
+    let mut cases = Vec::new();
+    for (name, change) in changes {
+        for stage in stages {
+            let mut spec = base();
+            change(&mut spec);
+            (spec.lse, spec.scores) = (true, stage);
+            cases.push((format!("{name} {stage:?}"), spec));
+        }
+    }
+    for shape in [[0, 4, 3, 8], [2, 4, 0, 8]] {
+        let [batch, heads, _, dim] = shape;
+        cases.push((format!("{shape:?}"), AttentionSpec::new(shape, [batch, heads, 5, dim])));
+    }
+    cases
+}
+
+#[test]
+fn cpu_kernels_pass_every_case() {
+    for (name, spec) in cases() {
+        let problem = AttentionProblem::new(spec).unwrap();
+        // each stage once, each recipe once
+        let recipes = if problem.spec().scores.is_none() { &InputRecipe::ALL[..] } else { &InputRecipe::ALL[3..4] };
+        for &recipe in recipes {
+            let data = inputs_with(&problem, &name, recipe);
+            let inputs = data.as_inputs();
+            for kernel in CpuKernel::ALL {
+                let output = attention_with(kernel, &problem, &inputs).unwrap();
+                let report = verify(&problem, &inputs, &output).unwrap();
+                assert!(report.passed() && report.beyond_f32 == 0, "{kernel} {name} {recipe:?}: {report}");
+            }
+            let rounded = reference::attention(&problem, &inputs).unwrap().to_output(&problem);
+            let report = verify(&problem, &inputs, &rounded).unwrap();
+            assert!(report.passed() && report.worst_ratio < 1.0, "oracle {name} {recipe:?}: {report}");
+        }
+    }
+}
+
+/// Puts `poison` into key, value and bias wherever no row looks.
+fn poisoned(problem: &AttentionProblem, data: &AttentionData, poison: f32) -> AttentionData {
+    let spec = problem.spec();
+    let inputs = data.as_inputs();
+    let (mut key, mut value) = (data.key.to_f32(), data.value.to_f32());
+    let mut bias = data.bias.as_ref().map(TensorData::to_f32);
+    let mut seen = vec![false; problem.batch() * problem.kv_heads() * problem.kv_len()];
+    let seen_at = |b: usize, h: usize, j: usize| (b * problem.kv_heads() + h) * problem.kv_len() + j;
+    for n in 0..problem.rows() {
+        let (b, h, i) = cpu::row_place(problem, n);
+        let row = reference::row(problem, &inputs, b, h, i);
+        for (j, &allowed) in row.allowed.iter().enumerate() {
+            seen[seen_at(b, h / problem.group_size(), j)] |= allowed;
+            if let (Some(bias), Some(of), false) = (&mut bias, &spec.bias, allowed) {
+                let at = of.layout.index([b, h, i, j]);
+                // -inf forbids, so it has to stay
+                if bias[at] != f32::NEG_INFINITY {
+                    bias[at] = poison;
+                }
+            }
+        }
+    }
+    for b in 0..problem.batch() {
+        for h in 0..problem.kv_heads() {
+            for j in (0..problem.kv_len()).filter(|&j| !seen[seen_at(b, h, j)]) {
+                (0..problem.head_dim()).for_each(|d| key[spec.key.layout.index([b, h, j, d])] = poison);
+                (0..problem.v_head_dim()).for_each(|d| value[spec.value.layout.index([b, h, j, d])] = poison);
+            }
+        }
+    }
+    AttentionData {
+        key: TensorData::from_f32(spec.key.element, key),
+        value: TensorData::from_f32(spec.value.element, value),
+        bias: bias.zip(spec.bias.as_ref()).map(|(bias, of)| TensorData::from_f32(of.element, bias)),
+        ..data.clone()
+    }
+}
+
+#[test]
+fn what_is_not_allowed_changes_no_bit() {
+    let mut spec = AttentionSpec::new([4, 4, 9, 12], [4, 2, 150, 12]);
+    spec.mask = Some(Layout::bhld([4, 1, 1, 150]));
+    spec.bias = Some(TensorSpec::f32(Layout::bhld([4, 4, 9, 150])));
+    (spec.kv_lens, spec.lse, spec.scores) = (true, true, Some(ScoreStage::Probs));
+    let problem = AttentionProblem::new(spec).unwrap();
+    let data = inputs_with(&problem, "poison", InputRecipe::Normal);
+    for poison in [f32::NAN, f32::INFINITY, 1e30] {
+        let poisoned = poisoned(&problem, &data, poison);
+        for kernel in CpuKernel::ALL {
+            let clean = attention_with(kernel, &problem, &data.as_inputs()).unwrap();
+            assert_eq!(attention_with(kernel, &problem, &poisoned.as_inputs()).unwrap(), clean, "{kernel}");
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_reach_their_rows_only() {
+    let mut spec = AttentionSpec::new([1, 2, 20, 8], [1, 1, 70, 8]);
+    (spec.causal, spec.lse) = (Some(Diagonal::Fixed(50)), true);
+    let problem = AttentionProblem::new(spec).unwrap();
+    for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for tensor in ["key", "value"] {
+            let mut data = inputs_with(&problem, "spreading", InputRecipe::Normal);
+            let of = if tensor == "key" { &mut data.key } else { &mut data.value };
+            if let TensorData::F32(data) = of {
+                data[66 * 8 + 3] = poison;
+            }
+            for kernel in CpuKernel::ALL {
+                let output = attention_with(kernel, &problem, &data.as_inputs()).unwrap();
+                let report = verify(&problem, &data.as_inputs(), &output).unwrap();
+                assert!(report.passed(), "{kernel} {tensor} {poison}: {report}");
+                let values = output.output.to_f32();
+                let touched = |i: usize| values[i * 8..][..8].iter().any(|x| !x.is_finite());
+                assert!((0..16).all(|i| !touched(i)), "{kernel} {tensor} {poison}");
+                assert!(poison.is_finite() || tensor == "key" || (16..20).all(touched));
+            }
+        }
+    }
+}
+
+#[test]
+fn special_values_must_match() {
+    let mut spec = AttentionSpec::new([1, 1, 3, 2], [1, 1, 4, 2]);
+    (spec.row_ranges, spec.lse) = (true, true);
+    spec.output.element = Element::F16;
+    let problem = AttentionProblem::new(spec).unwrap();
+    let mut data = inputs_with(&problem, "special", InputRecipe::Normal);
+    // row 0 sees nothing, row 1 one value beyond f16, row 2 NaN
+    (data.row_start, data.row_end) = (Some(vec![0, 1, 2]), Some(vec![0, 2, 4]));
+    data.value = TensorData::F32(vec![1.0, 2.0, 65519.95, -70000.0, f32::NAN, 1.0, 2.0, 3.0]);
+    let inputs = data.as_inputs();
+    let sound = attention_with(CpuKernel::Fused, &problem, &inputs).unwrap();
+    assert!(verify(&problem, &inputs, &sound).unwrap().passed());
+    let fails = |index: usize, value: f32| {
+        let mut output = sound.clone();
+        if let TensorData::F16(data) = &mut output.output {
+            data[index] = f16::from_f32(value);
+        }
+        !verify(&problem, &inputs, &output).unwrap().passed()
+    };
+    assert!(fails(0, 1e-7) && fails(0, f32::NAN) && fails(1, f32::INFINITY));
+    assert!(!fails(2, 65504.0) && !fails(2, f32::INFINITY) && fails(2, 65000.0) && fails(2, f32::NEG_INFINITY));
+    assert!(fails(3, -65504.0) && fails(3, f32::INFINITY) && fails(3, f32::NAN));
+    assert!(fails(4, 0.0) && fails(4, f32::INFINITY) && fails(5, f32::NAN));
+    for lse in [0.0, f32::NAN, f32::INFINITY] {
+        let mut output = sound.clone();
+        output.lse = Some(vec![lse; 3]);
+        let report = verify(&problem, &inputs, &output).unwrap();
+        assert!(!report.passed() && report.to_string().starts_with("failed: 3 of 3 rows"), "{report}");
+    }
+}
+
+#[test]
+fn gaps_and_lengths_are_looked_at() {
+    let mut spec = AttentionSpec::new([1, 2, 3, 4], [1, 2, 5, 4]);
+    spec.output.layout = Layout::bhld([1, 2, 3, 4]).with_strides([40, 20, 5, 1]);
+    let problem = AttentionProblem::new(spec).unwrap();
+    let data = inputs_with(&problem, "gaps", InputRecipe::Normal);
+    let inputs = data.as_inputs();
+    let mut output = attention_with(CpuKernel::Fused, &problem, &inputs).unwrap();
+    assert!(verify(&problem, &inputs, &output).unwrap().passed());
+    if let TensorData::F32(data) = &mut output.output {
+        data[4] = 1.0;
+    }
+    let report = verify(&problem, &inputs, &output).unwrap();
+    assert_eq!((report.failures, report.worst.unwrap().tensor), (1, Compared::Gap));
+    output.lse = Some(vec![0.0; 6]);
+    assert_eq!(verify(&problem, &inputs, &output), Err(InputError::Unexpected { name: "lse" }));
+    output.output = TensorData::F32(vec![0.0; 3]);
+    assert!(matches!(verify(&problem, &inputs, &output), Err(InputError::TooShort { name: "output", .. })));
+}
+
+#[test]
+fn a_sample_has_the_first_and_the_last_row() {
+    let problem = AttentionProblem::new(AttentionSpec::new([1, 2, 50, 8], [1, 2, 9, 8])).unwrap();
+    let data = inputs_with(&problem, "sample", InputRecipe::Normal);
+    let inputs = data.as_inputs();
+    let sound = attention_with(CpuKernel::Fused, &problem, &inputs).unwrap();
+    for row in [0, 99] {
+        let mut output = sound.clone();
+        if let TensorData::F32(data) = &mut output.output {
+            data[row * 8] += 1.0;
+        }
+        let report = verify_sample(&problem, &inputs, &output, 7).unwrap();
+        assert_eq!((report.rows, report.all_rows, report.failures), (7, 100, 1));
+    }
+}
+
+#[cfg(feature = "native")]
+#[test]
+fn bits_do_not_depend_on_the_threads() {
+    let problem = AttentionProblem::new(AttentionSpec::new([2, 4, 70, 40], [2, 2, 200, 40])).unwrap();
+    let data = inputs_with(&problem, "threads", InputRecipe::Normal);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| attention_with(CpuKernel::Fused, &problem, &data.as_inputs()).unwrap())
+    };
+    assert_eq!(run(1), run(3));
+}
