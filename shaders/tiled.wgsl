@@ -18,8 +18,9 @@
 // needs      KEYS <= 4; every barrier in uniform control flow
 // constants  ROWS, KEYS, ROW_LANES, KEY_LANES: the register tile and how many share it
 //            KEY_CHUNK, KEY_CHUNKS, VALUE_CHUNK, VALUE_CHUNKS: vec4s of a chunk, chunks of a row
+//            LANES_AT_ONCE: key lanes whose values are written out
 //            KEY_LOADS, VALUE_LOADS: vec4s of a tile that an invocation loads
-//            COLUMNS = ceil(VALUE_CHUNK / KEY_LANES), TILE_WIDTH = larger chunk + 1
+//            COLUMNS = ceil(VALUE_CHUNK / KEY_LANES) = COLUMN_GROUPS * COLUMN_GROUP, TILE_WIDTH = larger chunk + 1
 // bindings   0 params (uniform)  1 query  2 key  3 value  4 bias  5 mask  6 row_data (read)
 //            7 output  8 lse (read_write)
 // snippets   query_vec_* key_vec_* value_vec_* output_vec_* tile_query_* bias_* mask_* row_data_* lse_* keys score
@@ -104,6 +105,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     // this invocation's share of each row's sum of probabilities
     var row_sum: array<f32, ROWS>;
     var acc: array<array<vec4f, VALUE_CHUNKS * COLUMNS>, ROWS>;
+    var block_acc: array<array<vec4f, COLUMN_GROUP>, ROWS>;
+    var rescale: array<f32, ROWS>;
     var score: array<array<f32, KEYS>, ROWS>;
     var allowed: array<array<bool, KEYS>, ROWS>;
     var query_vec: array<vec4f, ROWS>;
@@ -186,18 +189,15 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             // repeat t < KEY_LANES
             new_max = max(new_max, partial[row_in_block][t]);
             // end
-            let rescale = exp(row_max[r] - new_max);
+            rescale[r] = exp(row_max[r] - new_max);
             row_max[r] = new_max;
-            row_sum[r] *= rescale;
+            row_sum[r] *= rescale[r];
             prob[r] = vec4f(0.0);
             // repeat c < KEYS
             prob[r][c] = select(0.0, exp(score[r][c] - new_max), allowed[r][c]);
             row_sum[r] += prob[r][c];
             // end
             prob_tile[row_in_block][key_lane] = prob[r];
-            // repeat n < VALUE_CHUNKS * COLUMNS
-            acc[r][n] *= rescale;
-            // end
         }
         // end
 
@@ -227,39 +227,64 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             if ROW_MASKS {
                 careful = atomicLoad(&wild_value) != 0u;
             }
-            if careful {
-                for (var at = 0u; at < BLOCK_KV; at++) {
-                    let j = first_key + at;
-                    // repeat r < ROWS
-                    if j >= keys[r].x && j < keys[r].y {
-                        if key_allowed(Row(b, h, first_row + row_lane + r * ROW_LANES, kv_h), j) {
-                            let weight = prob_tile[row_lane + r * ROW_LANES][at % KEY_LANES][at / KEY_LANES];
-                            // repeat n < COLUMNS
-                            acc[r][chunk * COLUMNS + n] += weight * kv_tile[at][key_lane + n * KEY_LANES];
-                            // end
-                        }
-                    }
-                    // end
-                }
-            } else {
-                // repeat t < KEY_LANES
-                {
-                    // repeat r < ROWS
-                    prob[r] = prob_tile[row_lane + r * ROW_LANES][t];
-                    // end
-                    // repeat c < KEYS
-                    // repeat n < COLUMNS
-                    {
-                        let value_vec = kv_tile[t + c * KEY_LANES][key_lane + n * KEY_LANES];
+            // repeat g < COLUMN_GROUPS
+            {
+                // the block's share of the output, a sum of its own: two short sums round far less than one over all keys
+                // repeat r < ROWS
+                // repeat n < COLUMN_GROUP
+                block_acc[r][n] = vec4f(0.0);
+                // end
+                // end
+                if careful {
+                    // the same sums in the same order as below, so that what is skipped changes no bit
+                    for (var at = 0u; at < BLOCK_KV; at++) {
+                        let key = at / KEYS + at % KEYS * KEY_LANES;
+                        let j = first_key + key;
                         // repeat r < ROWS
-                        acc[r][chunk * COLUMNS + n] = fma(vec4f(prob[r][c]), value_vec, acc[r][chunk * COLUMNS + n]);
+                        if j >= keys[r].x && j < keys[r].y {
+                            if key_allowed(Row(b, h, first_row + row_lane + r * ROW_LANES, kv_h), j) {
+                                let weight = prob_tile[row_lane + r * ROW_LANES][at / KEYS][at % KEYS];
+                                // repeat n < COLUMN_GROUP
+                                {
+                                    let value_vec = kv_tile[key][key_lane + (g * COLUMN_GROUP + n) * KEY_LANES];
+                                    block_acc[r][n] = fma(vec4f(weight), value_vec, block_acc[r][n]);
+                                }
+                                // end
+                            }
+                        }
                         // end
                     }
-                    // end
-                    // end
+                } else {
+                    for (var first = 0u; first < KEY_LANES; first += LANES_AT_ONCE) {
+                        // repeat u < LANES_AT_ONCE
+                        if KEY_LANES % LANES_AT_ONCE == 0u || first + u < KEY_LANES {
+                            let t = first + u;
+                            // repeat r < ROWS
+                            prob[r] = prob_tile[row_lane + r * ROW_LANES][t];
+                            // end
+                            // repeat c < KEYS
+                            // repeat n < COLUMN_GROUP
+                            {
+                                let value_vec =
+                                    kv_tile[t + c * KEY_LANES][key_lane + (g * COLUMN_GROUP + n) * KEY_LANES];
+                                // repeat r < ROWS
+                                block_acc[r][n] = fma(vec4f(prob[r][c]), value_vec, block_acc[r][n]);
+                                // end
+                            }
+                            // end
+                            // end
+                        }
+                        // end
+                    }
                 }
+                // repeat r < ROWS
+                // repeat n < COLUMN_GROUP
+                acc[r][chunk * COLUMNS + g * COLUMN_GROUP + n] =
+                    fma(vec4f(rescale[r]), acc[r][chunk * COLUMNS + g * COLUMN_GROUP + n], block_acc[r][n]);
+                // end
                 // end
             }
+            // end
             // the last reads of kv_tile, and after the last chunk of prob_tile and partial, were before this barrier
             workgroupBarrier();
         }

@@ -36,6 +36,7 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "output_f32x4",
     "output_scatter",
     "params",
+    "part_state",
     "query_f16",
     "query_f16x4",
     "query_f32",
@@ -45,6 +46,8 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "row_data_none",
     "row_end",
     "score",
+    "split_end_partial",
+    "split_end_whole",
     "tile_query_storage",
     "tile_query_workgroup",
     "value_f16",
@@ -57,6 +60,8 @@ const SNIPPETS: &[(&str, &str)] = files!(
 const fn kernel_file(shader: Shader) -> &'static str {
     match shader {
         Shader::Fused => include_str!("../shaders/fused.wgsl"),
+        Shader::Split => include_str!("../shaders/split.wgsl"),
+        Shader::Combine => include_str!("../shaders/combine.wgsl"),
         Shader::Tiled => include_str!("../shaders/tiled.wgsl"),
         Shader::Scores => include_str!("../shaders/scores.wgsl"),
         Shader::Softmax => include_str!("../shaders/softmax.wgsl"),

@@ -4,6 +4,7 @@ pub(crate) mod fused;
 pub(crate) mod merge;
 pub(crate) mod params;
 pub(crate) mod plain;
+pub(crate) mod split;
 pub(crate) mod tiled;
 
 pub use params::Params;
@@ -16,6 +17,8 @@ use crate::problem::AttentionProblem;
 /// A way to compute an attention on a GPU. A plan chooses one; [`Kernel::ALL`] lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kernel {
+    /// The keys split over workgroups and merged, the query heads of a group taken together, for few queries.
+    Split,
     /// One pass with register tiles, for many queries; scores are never stored.
     Tiled,
     /// One pass with an online softmax over blocks of keys; scores are never stored.
@@ -26,12 +29,13 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel, in the order in which they are preferred where several would do.
-    pub const ALL: [Self; 3] = [Self::Tiled, Self::Fused, Self::Plain];
+    pub const ALL: [Self; 4] = [Self::Split, Self::Tiled, Self::Fused, Self::Plain];
 
-    /// `tiled`, `fused`, `plain`.
+    /// `split`, `tiled`, `fused`, `plain`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Split => "split",
             Self::Tiled => "tiled",
             Self::Fused => "fused",
             Self::Plain => "plain",
@@ -45,6 +49,7 @@ impl Kernel {
     pub fn supports(self, problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
         params::supports(problem)?;
         match self {
+            Self::Split => split::supports(problem, caps),
             Self::Tiled => tiled::supports(problem, caps),
             Self::Fused => fused::supports(problem, caps),
             Self::Plain => plain::supports(problem, caps),
@@ -54,6 +59,7 @@ impl Kernel {
     /// Query rows of the smallest part that the problem can be cut into.
     pub(crate) fn block_rows(self, problem: &AttentionProblem, caps: &DeviceCaps) -> usize {
         match self {
+            Self::Split => 1,
             Self::Tiled => tiled::tiles(problem, caps).block_q(),
             Self::Fused => fused::tiles(problem, caps).rows,
             // its softmax takes a workgroup a row
@@ -64,6 +70,7 @@ impl Kernel {
     /// Workgroups along each dimension for every dispatch of a part.
     pub(crate) fn grids(self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<[u64; 3]> {
         match self {
+            Self::Split => split::grids(problem, caps, part),
             Self::Tiled => vec![tiled::grid(problem, caps, part)],
             Self::Fused => vec![fused::grid(problem, caps, part)],
             Self::Plain => plain::grids(problem, part),
@@ -73,6 +80,7 @@ impl Kernel {
     /// The dispatches that compute a part.
     pub(crate) fn steps(self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
         match self {
+            Self::Split => split::steps(problem, caps, part),
             Self::Tiled => tiled::steps(problem, caps, part),
             Self::Fused => fused::steps(problem, caps, part),
             Self::Plain => plain::steps(problem, caps, part),
@@ -151,6 +159,10 @@ pub enum Unsupported {
 /// A WGSL file with an entry point `main`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Shader {
+    /// Attention over a part of the keys.
+    Split,
+    /// Merge of the parts of the keys.
+    Combine,
     /// The whole attention with register tiles.
     Tiled,
     /// The whole attention with an online softmax.
@@ -167,12 +179,23 @@ pub enum Shader {
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 6] = [Self::Tiled, Self::Fused, Self::Scores, Self::Softmax, Self::WeightedSum, Self::Merge];
+    pub const ALL: [Self; 8] = [
+        Self::Split,
+        Self::Combine,
+        Self::Tiled,
+        Self::Fused,
+        Self::Scores,
+        Self::Softmax,
+        Self::WeightedSum,
+        Self::Merge,
+    ];
 
     /// The name of its file in `shaders/`, without the ending.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Split => "split",
+            Self::Combine => "combine",
             Self::Tiled => "tiled",
             Self::Fused => "fused",
             Self::Scores => "scores",
@@ -186,8 +209,14 @@ impl Shader {
     #[must_use]
     pub const fn param_fields(self) -> &'static [(&'static str, usize)] {
         match self {
-            Self::Tiled | Self::Fused | Self::Scores | Self::Softmax | Self::WeightedSum => Params::FIELDS,
             Self::Merge => merge::Params::FIELDS,
+            Self::Split
+            | Self::Combine
+            | Self::Tiled
+            | Self::Fused
+            | Self::Scores
+            | Self::Softmax
+            | Self::WeightedSum => Params::FIELDS,
         }
     }
 }

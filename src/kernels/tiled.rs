@@ -15,6 +15,10 @@ const KEYS: usize = 4;
 const INVOCATIONS: usize = 64;
 /// vec4s of a chunk of a row, at most: the loops over them are written out.
 const MAX_CHUNK: usize = 16;
+/// Key lanes whose values are written out one after another, at most: more would not fit an instruction cache of 32 KiB.
+const MAX_LANES_AT_ONCE: usize = 4;
+/// Columns whose share of a block is summed at a time, at most: their sums take registers beside the output.
+const MAX_COLUMN_GROUP: usize = 2;
 /// vec4s of the output that one invocation may hold in registers, at most.
 const MAX_ACCUMULATORS: usize = 48;
 
@@ -152,15 +156,10 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) 
     variant.snippets(&["keys", "score", "row_end", "numerics"]);
     variant.snippets(&[if tiles.query_resident { "tile_query_workgroup" } else { "tile_query_storage" }]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
-    let row_masks = spec.causal.is_some()
-        || spec.window_left.is_some()
-        || spec.window_right.is_some()
-        || spec.row_ranges
-        || spec.mask.is_some()
-        || spec.bias.is_some();
-    variant.switch("ROW_MASKS", row_masks);
+    variant.row_masks_override(spec);
     variant.constant("ROWS", tiles.rows).constant("KEYS", KEYS);
     variant.constant("ROW_LANES", tiles.row_lanes).constant("KEY_LANES", tiles.key_lanes);
+    variant.constant("LANES_AT_ONCE", tiles.key_lanes.min(MAX_LANES_AT_ONCE));
     variant.constant("KEY_CHUNK", tiles.key_chunk).constant("KEY_CHUNKS", tiles.key_chunks);
     variant.constant("VALUE_CHUNK", tiles.value_chunk).constant("VALUE_CHUNKS", tiles.value_chunks);
     let loads = |chunk: usize| tiles.block_kv().div_ceil(tiles.row_lanes * tiles.key_lanes / chunk);
@@ -168,6 +167,8 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) 
     variant.switch("KEY_RAGGED", tiles.key_chunk * tiles.key_chunks * 4 > problem.head_dim().next_multiple_of(4));
     variant
         .switch("VALUE_RAGGED", tiles.value_chunk * tiles.value_chunks * 4 > problem.v_head_dim().next_multiple_of(4));
+    let group = (1..=MAX_COLUMN_GROUP).rev().find(|group| tiles.columns().is_multiple_of(*group)).unwrap_or(1);
+    variant.constant("COLUMN_GROUP", group).constant("COLUMN_GROUPS", tiles.columns() / group);
     variant.constant("COLUMNS", tiles.columns()).constant("TILE_WIDTH", tiles.tile_width());
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings);

@@ -29,12 +29,22 @@ pub(crate) struct Bindings<'a> {
     problem: &'a AttentionProblem,
     part: &'a Part,
     alignment: usize,
+    workspace: Layout,
     list: Vec<Binding>,
 }
 
 impl<'a> Bindings<'a> {
+    /// The workspace holds the scores of the part, unless [`workspace`](Self::workspace) says otherwise.
     pub(crate) fn new(problem: &'a AttentionProblem, part: &'a Part, caps: &DeviceCaps) -> Self {
-        Self { problem, part, alignment: caps.min_storage_buffer_offset_alignment as usize, list: vec![] }
+        let workspace = Layout::bhld([part.batch.len(), part.heads.len(), part.rows.len(), problem.kv_len()]);
+        let alignment = caps.min_storage_buffer_offset_alignment as usize;
+        Self { problem, part, alignment, workspace, list: vec![] }
+    }
+
+    /// The workspace holds this many words of 4 bytes.
+    pub(crate) fn workspace(&mut self, words: usize) -> &mut Self {
+        self.workspace = Layout::bhld([1, 1, 1, words]);
+        self
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Binding> {
@@ -90,11 +100,7 @@ impl<'a> Bindings<'a> {
             Slot::Mask => rows_of(spec.mask.unwrap_or(spec.query.layout), 1),
             Slot::Lse => rows_of(Layout::bhld([batch, q_heads, q_len, 1]), 4),
             Slot::Scores => rows_of(Layout::bhld([batch, q_heads, q_len, kv_len]), 4),
-            Slot::Workspace => {
-                let Part { batch, heads, rows } = self.part;
-                let layout = Layout::bhld([batch.len(), heads.len(), rows.len(), kv_len]);
-                (layout, layout, 4)
-            }
+            Slot::Workspace => (self.workspace, self.workspace, 4),
             Slot::RowData => {
                 let layout = Layout::bhld([1, 1, 1, RowDataMap::new(self.problem).words as usize]);
                 (layout, layout, 4)

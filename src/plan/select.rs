@@ -41,20 +41,31 @@ pub(super) fn plan(problem: &AttentionProblem, caps: &DeviceCaps, forced: Option
     Err(PlanError::NoKernel { reasons: refused })
 }
 
+/// Folded query rows of a head up to which the split kernel is preferred: as many as one workgroup of it takes.
+const FEW_ROWS: usize = 16;
+/// Keys from which on it is: with fewer there is little to split, and one pass does.
+const MANY_KEYS: usize = 256;
+
 /// The kernels in the order in which they are tried, each with the reason for its place.
-fn preference(problem: &AttentionProblem) -> [(Kernel, &'static str); 3] {
-    match problem.spec().scores {
-        // all of them are computed and stored anyway: the plain kernel does it once, the fused one would again
-        Some(ScoreStage::Probs) => [
+fn preference(problem: &AttentionProblem) -> [(Kernel, &'static str); 4] {
+    let plain = (Kernel::Plain, "the others cannot; this one stores q_len * kv_len scores for every head");
+    let fused = (Kernel::Fused, "the faster ones cannot; one pass, no scores stored");
+    // all scores are computed and stored anyway: the plain kernel does it once, the others would again
+    if problem.spec().scores == Some(ScoreStage::Probs) {
+        return [
             (Kernel::Plain, "the probabilities are returned, so they are computed and stored once"),
             (Kernel::Tiled, "the plain kernel cannot; the probabilities are computed a second time to return them"),
+            (Kernel::Split, "the others cannot; the probabilities are computed a second time to return them"),
             (Kernel::Fused, "the others cannot; the probabilities are computed a second time to return them"),
-        ],
-        _ => [
-            (Kernel::Tiled, "one pass with register tiles, no scores stored"),
-            (Kernel::Fused, "the tiled kernel cannot; one pass, no scores stored"),
-            (Kernel::Plain, "the fused kernel cannot; this one stores q_len * kv_len scores for every head"),
-        ],
+        ];
+    }
+    let rows = problem.group_size() * problem.q_len();
+    if rows <= FEW_ROWS && problem.kv_len() >= MANY_KEYS {
+        let split = (Kernel::Split, "few queries and many keys: the keys are split over workgroups");
+        [split, (Kernel::Tiled, "the split kernel cannot; one pass with register tiles"), fused, plain]
+    } else {
+        let tiled = (Kernel::Tiled, "many queries or few keys: one pass with register tiles");
+        [tiled, fused, (Kernel::Split, "the tiled and the fused kernel cannot"), plain]
     }
 }
 
@@ -62,11 +73,15 @@ fn reason_against(other: Kernel, chosen: Kernel, forced: Option<Kernel>, refused
     if let Some((_, rejection)) = refused.iter().find(|(kernel, _)| *kernel == other) {
         return rejection.to_string();
     }
-    match (forced, other) {
-        (Some(_), _) => format!("{chosen} was asked for by name"),
-        (None, Kernel::Plain) => "stores q_len * kv_len scores for every head".to_owned(),
-        (None, Kernel::Tiled | Kernel::Fused) if chosen != Kernel::Plain => format!("{chosen} is faster here"),
-        (None, Kernel::Tiled | Kernel::Fused) => "computes the scores a second time to return them".to_owned(),
+    match (forced, chosen, other) {
+        (Some(_), _, _) => format!("{chosen} was asked for by name"),
+        (None, _, Kernel::Plain) => "stores q_len * kv_len scores for every head".to_owned(),
+        (None, Kernel::Plain, _) => "computes the scores a second time to return them".to_owned(),
+        (None, _, Kernel::Split) => "made for few queries and many keys".to_owned(),
+        (None, Kernel::Split, Kernel::Tiled) => {
+            "made for many queries: it would leave most of its rows empty".to_owned()
+        }
+        (None, _, Kernel::Tiled | Kernel::Fused) => format!("{chosen} reads keys and values less often"),
     }
 }
 

@@ -156,6 +156,12 @@ impl Variant {
         self.switch("SOFTCAP", spec.softcap.is_some()).switch("ALIBI", spec.alibi_slopes)
     }
 
+    /// Whether rows of a block may see different keys.
+    pub(crate) fn row_masks_override(&mut self, spec: &AttentionSpec) -> &mut Self {
+        let by_row = spec.causal.is_some() || spec.window_left.is_some() || spec.window_right.is_some();
+        self.switch("ROW_MASKS", by_row || spec.row_ranges || spec.mask.is_some() || spec.bias.is_some())
+    }
+
     /// The override of `row_end.wgsl`.
     pub(crate) fn sink_override(&mut self, spec: &AttentionSpec) -> &mut Self {
         self.switch("SINKS", spec.sinks)

@@ -1,0 +1,163 @@
+//! The split kernel (shaders/split.wgsl, combine.wgsl): how rows are folded, how keys are split, dispatch.
+
+use super::params::Params;
+use super::{Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory};
+use crate::caps::{DeviceCaps, DeviceClass};
+use crate::plan::bindings::Bindings;
+use crate::plan::split::Part;
+use crate::plan::variant::Variant;
+use crate::plan::{Step, ceil_div};
+use crate::problem::AttentionProblem;
+
+/// Invocations of a workgroup.
+const LANES: usize = 64;
+/// Keys of one invocation in a block.
+const KEYS: usize = 2;
+/// vec4s of the output that one invocation may hold in registers, twice.
+const MAX_ACCUMULATORS: usize = 16;
+/// Fewest keys that are worth a workgroup of their own.
+const MIN_SPLIT: usize = 2 * KEYS * LANES;
+
+/// How a part of a problem is laid over workgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tiles {
+    /// Query heads taken together.
+    pub(crate) group: usize,
+    /// Folded query rows of a workgroup.
+    pub(crate) rows: usize,
+    /// Workgroups that share the rows of a group.
+    pub(crate) row_blocks: usize,
+    /// Parts of the keys.
+    pub(crate) splits: usize,
+    pub(crate) column_lanes: usize,
+    pub(crate) columns: usize,
+    /// Workgroup memory, each variable rounded up to 16.
+    pub(crate) workgroup_bytes: u64,
+}
+
+/// Workgroups that keep a device busy: some for each of its cores, whose number WebGPU does not tell.
+const fn wanted_workgroups(class: DeviceClass) -> usize {
+    match class {
+        DeviceClass::Discrete | DeviceClass::Virtual => 256,
+        DeviceClass::Integrated | DeviceClass::Unknown => 64,
+        // a software driver runs workgroups one after another on a few threads
+        DeviceClass::Software => 4,
+    }
+}
+
+pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Tiles {
+    let value_vecs = problem.v_head_dim().div_ceil(4);
+    let query_vecs = problem.head_dim().div_ceil(4);
+    let column_lanes = value_vecs.min(LANES);
+    let columns = value_vecs.div_ceil(column_lanes);
+    let whole_groups =
+        part.heads.start.is_multiple_of(problem.group_size()) && part.heads.len().is_multiple_of(problem.group_size());
+    let group = if whole_groups { problem.group_size() } else { 1 };
+    let row_count = group * part.rows.len();
+    let of = |rows: usize| {
+        let words = [rows * query_vecs * 4, rows * KEYS * LANES, rows * (LANES / rows), LANES * 4, rows, 2];
+        let workgroup_bytes = words.iter().map(|words| (*words as u64 * 4).next_multiple_of(16)).sum();
+        let row_blocks = row_count.div_ceil(rows).max(1);
+        let workgroups = part.heads.len() / group * part.batch.len() * row_blocks;
+        let wanted = wanted_workgroups(caps.class).div_ceil(workgroups.max(1));
+        let splits = wanted.min(problem.kv_len().div_ceil(MIN_SPLIT)).max(1);
+        Tiles { group, rows, row_blocks, splits, column_lanes, columns, workgroup_bytes }
+    };
+    let budget = u64::from(caps.max_compute_workgroup_storage_size);
+    let most = (MAX_ACCUMULATORS / columns).max(1).min(row_count.max(1));
+    let rows = (1..=most).rev().find(|rows| of(*rows).workgroup_bytes <= budget).unwrap_or(1);
+    // the same number of blocks, evenly filled
+    of(row_count.div_ceil(row_count.div_ceil(rows).max(1)).max(1))
+}
+
+fn whole(problem: &AttentionProblem) -> Part {
+    Part { batch: 0..problem.batch(), heads: 0..problem.q_heads(), rows: 0..problem.q_len() }
+}
+
+pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
+    check_invocations(64, caps)?;
+    check_storage_buffers(8, caps)?;
+    let tiles = tiles(problem, caps, &whole(problem));
+    if tiles.rows * tiles.columns > MAX_ACCUMULATORS {
+        let max = MAX_ACCUMULATORS * LANES * 4;
+        return Err(Unsupported::Dim { name: "v_head_dim", found: problem.v_head_dim(), max });
+    }
+    check_workgroup_memory(tiles.workgroup_bytes, problem, caps)
+}
+
+pub(crate) fn grids(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<[u64; 3]> {
+    let tiles = tiles(problem, caps, part);
+    let mut grids = vec![split_grid(&tiles, part)];
+    if tiles.splits > 1 {
+        grids.push(combine_grid(part));
+    }
+    grids
+}
+
+fn split_grid(tiles: &Tiles, part: &Part) -> [u64; 3] {
+    let kv_heads = ceil_div(part.heads.len(), tiles.group);
+    [tiles.splits as u64, kv_heads * tiles.row_blocks as u64, part.batch.len() as u64]
+}
+
+fn combine_grid(part: &Part) -> [u64; 3] {
+    [part.rows.len() as u64, part.heads.len() as u64, part.batch.len() as u64]
+}
+
+/// The parts of the keys, and their merge where there is more than one.
+pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
+    let spec = problem.spec();
+    let tiles = tiles(problem, caps, part);
+    let rows = part.batch.len() * part.heads.len() * part.rows.len();
+    let words = tiles.splits.saturating_mul(rows).saturating_mul(problem.v_head_dim() + 1);
+    let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let in_workspace = |mut params: Params| {
+        let (heads, len) = (part.heads.len(), part.rows.len());
+        params.scores_strides = [narrow(heads * len), narrow(len), 1, 0];
+        params.scores_offset = narrow(rows);
+        params
+    };
+    let split = tiles.splits > 1;
+
+    let mut bindings = Bindings::new(problem, part, caps);
+    bindings.workspace(words).read(&[Slot::Query, Slot::Key, Slot::Value]).read_terms();
+    let mut variant = Variant::new(Shader::Split);
+    variant.query_vec(spec).key_vec(spec).value_vec(spec).terms(spec);
+    variant.snippets(&["keys", "score", "row_end", "numerics"]);
+    if split {
+        bindings.write(Slot::Workspace);
+        variant.snippets(&["split_end_partial", "part_state"]);
+    } else {
+        bindings.write(Slot::Output);
+        if spec.lse {
+            bindings.write(Slot::Lse);
+        }
+        variant.snippets(&["split_end_whole"]).output_vec(spec).lse(spec.lse);
+    }
+    variant.key_overrides(problem).score_overrides(spec).sink_override(spec).row_masks_override(spec);
+    variant.constant("ROWS", tiles.rows).constant("ROW_BLOCKS", tiles.row_blocks).constant("GROUP", tiles.group);
+    variant.constant("KEYS", KEYS).constant("QUERY_VECS", problem.head_dim().div_ceil(4));
+    variant.constant("COLUMN_LANES", tiles.column_lanes).constant("COLUMNS", tiles.columns);
+    variant.constant("SPLITS", tiles.splits);
+    variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
+    let mut params = Params::new(problem, part, &bindings);
+    if split {
+        params = in_workspace(params);
+    }
+    let mut steps = vec![Step::new(variant, bindings, params, split_grid(&tiles, part), tiles.workgroup_bytes)];
+    if split {
+        let mut bindings = Bindings::new(problem, part, caps);
+        if spec.sinks {
+            bindings.read(&[Slot::RowData]);
+        }
+        bindings.workspace(words).write(Slot::Workspace).write(Slot::Output);
+        if spec.lse {
+            bindings.write(Slot::Lse);
+        }
+        let mut variant = Variant::new(Shader::Combine);
+        variant.output(spec).row_data(spec.sinks).lse(spec.lse).snippets(&["row_end", "numerics", "part_state"]);
+        variant.sink_override(spec).constant("SPLITS", tiles.splits).size("V_HEAD_DIM", problem.v_head_dim());
+        let params = in_workspace(Params::new(problem, part, &bindings));
+        steps.push(Step::new(variant, bindings, params, combine_grid(part), 0));
+    }
+    steps
+}
