@@ -56,6 +56,11 @@ impl Tiles {
         self.value_chunk.div_ceil(self.key_lanes)
     }
 
+    /// vec4s of the output that one invocation holds.
+    const fn accumulators(&self) -> usize {
+        self.rows * self.columns() * self.value_chunks
+    }
+
     const fn tile_width(&self) -> usize {
         let (key, value) = (self.key_chunk, self.value_chunk);
         (if key > value { key } else { value }) + 1
@@ -71,20 +76,38 @@ impl Tiles {
     }
 }
 
-/// The tiles for a problem on a device.
+/// The tiles for a problem on a device: the largest register tile that registers and workgroup memory allow.
+///
+/// Registers: 16 accumulators (vec4s) where a GPU has plenty, 8 on others; Mesa 26.2 spills 51 registers on an Apple M1 at
+/// head_dim 64 with 16 of them, none with 8.
 pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
-    let query_vecs = problem.head_dim().div_ceil(4);
-    let value_vecs = problem.v_head_dim().div_ceil(4);
-    let budget = u64::from(caps.max_compute_workgroup_storage_size);
-    let (rows, accumulators) = match caps.class {
-        DeviceClass::Discrete | DeviceClass::Virtual => (4, 16),
-        DeviceClass::Integrated | DeviceClass::Software | DeviceClass::Unknown => (4, 8),
+    let accumulators = match caps.class {
+        DeviceClass::Discrete | DeviceClass::Virtual => 16,
+        DeviceClass::Integrated | DeviceClass::Software | DeviceClass::Unknown => 8,
     };
-    let key_lanes = key_lanes(value_vecs, accumulators / rows);
-    let row_lanes = INVOCATIONS / key_lanes;
+    let value_vecs = problem.v_head_dim().div_ceil(4);
+    let preferred = key_lanes(value_vecs, accumulators / 4);
+    let mut last = None;
+    for rows in [4, 2, 1] {
+        // fewer lanes make smaller blocks of keys, with more columns each
+        for lanes in (4..=preferred).rev() {
+            let tiles = sized(problem, caps, rows, lanes);
+            let fits = tiles.workgroup_bytes <= u64::from(caps.max_compute_workgroup_storage_size);
+            if fits && tiles.accumulators() <= MAX_ACCUMULATORS {
+                return tiles;
+            }
+            last = Some(tiles);
+        }
+    }
+    last.unwrap_or_else(|| sized(problem, caps, 1, 4))
+}
+
+/// Tiles of this shape, with the longest chunks that fit.
+fn sized(problem: &AttentionProblem, caps: &DeviceCaps, rows: usize, key_lanes: usize) -> Tiles {
+    let budget = u64::from(caps.max_compute_workgroup_storage_size);
     let mut tiles = Tiles {
         rows,
-        row_lanes,
+        row_lanes: INVOCATIONS / key_lanes,
         key_lanes,
         key_chunk: 0,
         key_chunks: 0,
@@ -94,9 +117,10 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
         workgroup_bytes: 0,
     };
     for max_chunk in (1..=MAX_CHUNK).rev() {
-        (tiles.key_chunk, tiles.key_chunks) = chunks(query_vecs, max_chunk);
-        (tiles.value_chunk, tiles.value_chunks) =
-            chunks(value_vecs, max_chunk.next_multiple_of(key_lanes).min(MAX_CHUNK.max(key_lanes)));
+        (tiles.key_chunk, tiles.key_chunks) = chunks(problem.head_dim().div_ceil(4), max_chunk);
+        // a chunk of a value row has a column for each lane
+        let max_chunk = (max_chunk / key_lanes).max(1) * key_lanes;
+        (tiles.value_chunk, tiles.value_chunks) = chunks(problem.v_head_dim().div_ceil(4), max_chunk);
         tiles.workgroup_bytes = tiles.bytes(false);
         if tiles.workgroup_bytes <= budget {
             break;
@@ -129,8 +153,8 @@ pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<
     check_invocations(64, caps)?;
     check_storage_buffers(8, caps)?;
     let tiles = tiles(problem, caps);
-    let max = MAX_ACCUMULATORS / tiles.rows * tiles.key_lanes * 4;
-    if tiles.rows * tiles.columns() * tiles.value_chunks > MAX_ACCUMULATORS {
+    if tiles.accumulators() > MAX_ACCUMULATORS {
+        let max = MAX_ACCUMULATORS * tiles.key_lanes * 4;
         return Err(Unsupported::Dim { name: "v_head_dim", found: problem.v_head_dim(), max });
     }
     check_workgroup_memory(tiles.workgroup_bytes, problem, caps)

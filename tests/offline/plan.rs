@@ -2,7 +2,8 @@
 
 use cross_attention::plan::Rejection;
 use cross_attention::{
-    AttentionProblem, AttentionSpec, DeviceCaps, Diagonal, Kernel, Layout, Plan, PlanError, ScoreStage, TensorSpec,
+    AttentionProblem, AttentionSpec, DeviceCaps, DeviceClass, Diagonal, Kernel, Layout, Plan, PlanError, ScoreStage,
+    TensorSpec,
 };
 
 fn problem(query: [usize; 4], key: [usize; 4], v_head_dim: usize) -> AttentionProblem {
@@ -29,12 +30,69 @@ fn fused_tiles_and_grids() {
         ([1, 1, 9, 3000], [1, 1, 9, 3000], 8, 1, 1, [9, 1, 1]),
     ];
     for (query, key, v_head_dim, rows, dims, grid) in table {
-        let plan = Plan::new(&problem(query, key, v_head_dim), &DeviceCaps::webgpu_defaults(), None).expect("a plan");
-        assert_eq!(plan.kernel(), Kernel::Fused);
+        let caps = DeviceCaps::webgpu_defaults();
+        let plan = Plan::new(&problem(query, key, v_head_dim), &caps, Some(Kernel::Fused)).expect("a plan");
         assert_eq!((constant(&plan, "ROWS"), constant(&plan, "DIMS_PER_LANE")), (Some(rows), Some(dims)), "{plan}");
         assert_eq!(plan.steps()[0].grid, grid, "{plan}");
         assert_eq!((plan.workspace_bytes(), plan.parts()), (0, 1));
     }
+}
+
+#[test]
+fn tiled_tiles_fit_every_class_and_width() {
+    for class in [DeviceClass::Discrete, DeviceClass::Integrated, DeviceClass::Unknown] {
+        for memory in [16384, 32768, 49152] {
+            let mut caps = DeviceCaps::webgpu_defaults();
+            caps.class = class;
+            caps.max_compute_workgroup_storage_size = memory;
+            for (head_dim, v_head_dim) in [
+                (16, 16),
+                (40, 40),
+                (64, 64),
+                (80, 80),
+                (96, 96),
+                (128, 128),
+                (160, 160),
+                (192, 128),
+                (256, 256),
+                (576, 512),
+            ] {
+                let problem = problem([1, 8, 1024, head_dim], [1, 8, 1024, head_dim], v_head_dim);
+                let plan = Plan::new(&problem, &caps, None).expect("a plan");
+                assert_eq!(plan.kernel(), Kernel::Tiled, "{class} {memory} {plan}");
+                assert!(plan.steps()[0].workgroup_bytes <= u64::from(memory));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_kernel_follows_the_regime() {
+    let few_queries = problem([1, 8, 1, 64], [1, 8, 1500, 64], 64);
+    let beams_of_groups = problem([1, 32, 4, 128], [1, 8, 2048, 128], 128);
+    let few_keys = problem([2, 8, 4096, 40], [2, 8, 77, 40], 40);
+    let both_long = problem([1, 12, 4096, 128], [1, 12, 512, 128], 128);
+    for class in [DeviceClass::Discrete, DeviceClass::Integrated, DeviceClass::Unknown] {
+        let mut caps = DeviceCaps::webgpu_defaults();
+        caps.class = class;
+        let kernel = |problem| Plan::new(problem, &caps, None).expect("a plan").kernel();
+        let found = [&few_queries, &beams_of_groups, &few_keys, &both_long].map(kernel);
+        assert_eq!(found, [Kernel::Split, Kernel::Split, Kernel::Tiled, Kernel::Tiled], "{class}");
+    }
+    let mut caps = DeviceCaps::webgpu_defaults();
+    caps.class = DeviceClass::Software;
+    assert_eq!(Plan::new(&both_long, &caps, None).expect("a plan").kernel(), Kernel::Fused);
+}
+
+#[test]
+fn keys_are_split_to_fill_the_device_and_heads_of_a_group_share_them() {
+    let mut caps = DeviceCaps::webgpu_defaults();
+    caps.class = DeviceClass::Discrete;
+    // 8 key/value heads, 4 query heads each: 8 workgroups without a split, 256 wanted, 256 keys each at least
+    let plan = Plan::new(&problem([1, 32, 1, 128], [1, 8, 4096, 128], 128), &caps, None).expect("a plan");
+    assert_eq!((plan.kernel(), plan.steps()[0].grid, plan.steps()[1].grid), (Kernel::Split, [16, 8, 1], [1, 32, 1]));
+    assert_eq!((constant(&plan, "GROUP"), constant(&plan, "ROWS")), (Some(4), Some(4)));
+    assert_eq!(plan.workspace_bytes(), 16 * 32 * (128 + 1) * 4);
 }
 
 #[test]
@@ -48,7 +106,7 @@ fn probabilities_choose_the_plain_kernel_and_no_workspace() {
     spec.scores = Some(ScoreStage::Scaled);
     let problem = AttentionProblem::new(spec).expect("sound");
     let plan = Plan::new(&problem, &caps, None).expect("a plan");
-    assert_eq!((plan.kernel(), plan.steps().len(), plan.workspace_bytes()), (Kernel::Fused, 2, 0));
+    assert_eq!((plan.kernel(), plan.steps().len(), plan.workspace_bytes()), (Kernel::Tiled, 2, 0));
     let plan = Plan::new(&problem, &caps, Some(Kernel::Plain)).expect("a plan");
     assert_eq!((plan.steps().len(), plan.workspace_bytes()), (4, 2 * 4 * 17 * 33 * 4));
 }
@@ -57,7 +115,8 @@ fn probabilities_choose_the_plain_kernel_and_no_workspace() {
 fn a_plan_says_why_not() {
     let plan =
         Plan::new(&problem([1, 1, 2, 8], [1, 1, 3, 8], 8), &DeviceCaps::webgpu_defaults(), None).expect("a plan");
-    assert_eq!(plan.rejected(), [(Kernel::Plain, "stores q_len * kv_len scores for every head".to_owned())]);
+    let rejected: Vec<_> = plan.rejected().iter().map(|(kernel, _)| *kernel).collect();
+    assert_eq!((plan.kernel(), rejected), (Kernel::Tiled, vec![Kernel::Fused, Kernel::Split, Kernel::Plain]));
     assert!(plan.to_string().contains("not plain: stores q_len * kv_len scores"), "{plan}");
 }
 
@@ -86,9 +145,10 @@ fn what_cannot_be_cut_is_refused_with_a_reason_for_each_kernel() {
     caps.max_storage_buffer_binding_size = 1024;
     let error = Plan::new(&problem([1, 1, 2, 16], [1, 1, 20, 16], 16), &caps, None).expect_err("keys of 1280 bytes");
     let PlanError::NoKernel { reasons } = &error else { panic!("{error}") };
-    assert_eq!(reasons.iter().map(|(kernel, _)| *kernel).collect::<Vec<_>>(), Kernel::ALL);
+    let considered: std::collections::BTreeSet<_> = reasons.iter().map(|(kernel, _)| *kernel).collect();
+    assert_eq!(considered, Kernel::ALL.into());
     assert!(matches!(reasons[0].1, Rejection::Binding { needed: 1280, found: 1024, .. }), "{error}");
-    let text = "fused: key needs a binding of 1280 bytes for the smallest part, the device allows 1024";
+    let text = "tiled: key needs a binding of 1280 bytes for the smallest part, the device allows 1024";
     assert!(error.to_string().contains(text), "{error}");
 
     let mut caps = DeviceCaps::webgpu_defaults();
