@@ -35,6 +35,7 @@ pub(super) fn compute(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, 
         .filter(|terms| !terms.keys.is_empty())
         .fold((kv_len, 0), |(first, last), terms| (first.min(terms.keys.start), last.max(terms.keys.end)));
 
+    let mut block_acc = vec![0.0f32; v_head_dim];
     for block in (first_key / BLOCK_KV * BLOCK_KV..last_key).step_by(BLOCK_KV) {
         let end = (block + BLOCK_KV).min(last_key);
         let key = Rows::new(inputs.key, &spec.key.layout, kv_head, block..end, &mut key_scratch);
@@ -57,7 +58,10 @@ pub(super) fn compute(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, 
             }
             let acc = &mut task.output[r * v_head_dim..][..v_head_dim];
             state.step(scores, acc);
-            add_weighted(acc, scores, &value, live.keys());
+            // a sum of its own for each block: two short sums round far less than one over all keys
+            block_acc.fill(0.0);
+            add_weighted(&mut block_acc, scores, &value, live.keys());
+            acc.iter_mut().zip(&block_acc).for_each(|(x, block)| *x += block);
         }
     }
 
@@ -153,10 +157,12 @@ impl RowState {
             acc.iter_mut().for_each(|x| *x *= rescale);
         }
         self.row_max = row_max;
+        let mut block_sum = 0.0;
         for score in scores {
             *score = (*score - shift).exp();
-            self.row_sum += *score;
+            block_sum += *score;
         }
+        self.row_sum += block_sum;
     }
 
     /// Normalises `acc`, returns the log-sum-exp.
