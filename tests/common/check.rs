@@ -165,7 +165,7 @@ pub(crate) fn capture(capture: &Capture, run: &Run<'_>) -> Result<(), String> {
         }
     }
     if let Some(error) = capture.error_of_others {
-        near(&output.output.to_f32(), &capture.output, 0.0, 4.0 * error)
+        near(&output.output.to_f32(), &capture.output, 0.0, 2.0 * error)
             .map_err(|error| named(format!("output: {error}")))?;
     }
     Ok(())
