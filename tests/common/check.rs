@@ -128,11 +128,19 @@ fn near(got: &[f32], want: &[f32], rtol: f32, atol: f32) -> Result<(), String> {
     if got.len() != want.len() {
         return Err(format!("{} numbers, should be {}", got.len(), want.len()));
     }
-    for (n, (&got, &want)) in got.iter().zip(want).enumerate() {
+    let over = |(&got, &want): (&f32, &f32)| {
         let same = got.to_bits() == want.to_bits();
-        if !same && !is_near(f64::from(got), f64::from(want), f64::from(atol + rtol * want.abs())) {
-            return Err(format!("element {n} is {got}, should be {want}"));
-        }
+        let tolerance = atol + rtol * want.abs();
+        if same { 0.0 } else { (got - want).abs() / tolerance }
+    };
+    // NaN, too, is the worst
+    let ratios = got.iter().zip(want).map(over).enumerate();
+    let worst = ratios.max_by(|(_, a), (_, b)| a.total_cmp(b));
+    if let Some((n, ratio)) = worst.filter(|(_, ratio)| ratio.is_nan() || *ratio > 1.0) {
+        return Err(format!(
+            "worst: element {n} is {}, should be {}, {ratio} times what it may be off",
+            got[n], want[n]
+        ));
     }
     Ok(())
 }
@@ -157,7 +165,7 @@ pub(crate) fn capture(capture: &Capture, run: &Run<'_>) -> Result<(), String> {
         }
     }
     if let Some(error) = capture.error_of_others {
-        near(&output.output.to_f32(), &capture.output, 0.0, 4.0 * error)
+        near(&output.output.to_f32(), &capture.output, 0.0, 2.0 * error)
             .map_err(|error| named(format!("output: {error}")))?;
     }
     Ok(())

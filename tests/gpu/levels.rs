@@ -1,31 +1,27 @@
-//! The levels of the API below one call: tensors that stay on the device, the caller's encoder, device and buffers,
-//! and what they refuse.
+//! Tensors that stay on the device: new data for old plans, results that feed the next call, shared buffers, gaps.
 
-use cross_attention::gpu::{self, AdapterRequest, AttentionBuffers, Context, GpuError};
+use cross_attention::gpu::{AttentionBuffers, AttentionTensors, Context, PreparedAttention};
 use cross_attention::{AttentionData, AttentionOutput, Element, Error, TensorData, cpu};
 use libtest_mimic::Trial;
-use wgpu::{BufferDescriptor, BufferSlice, BufferUsages, CommandEncoderDescriptor, ComputePassDescriptor};
 
 use super::adapters::Adapter;
+use super::interop;
 use super::trials::{message, trial};
 use crate::common::case::Case;
 use crate::common::check::{same_bits, within_tolerance};
 use crate::common::recipe::Ranges;
 
-const GROUP: &str = "levels";
+/// The group of [`interop`] too.
+const GROUP: &str = "api";
 
 type Check = fn(&Adapter) -> Result<(), String>;
 
-const TRIALS: [(&str, Check); 9] = [
+const TRIALS: [(&str, Check); 5] = [
     ("new_inputs_for_old_plans", new_inputs_for_old_plans),
     ("two_attentions_in_one_encoder", two_attentions_in_one_encoder),
     ("one_buffer_for_all_inputs", one_buffer_for_all_inputs),
-    ("a_pass_of_the_caller", a_pass_of_the_caller),
     ("gaps_of_an_output_are_left_alone", gaps_of_an_output_are_left_alone),
-    ("buffers_that_do_not_fit", buffers_that_do_not_fit),
     ("inputs_that_do_not_fit", inputs_that_do_not_fit),
-    ("more_memory_than_there_is", more_memory_than_there_is),
-    ("a_lost_device", a_lost_device),
 ];
 
 pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
@@ -34,11 +30,15 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
         let on = adapter.clone();
         trials.push(trial(adapter, GROUP, name, move || check(&on)));
     }
+    for (name, check) in interop::CHECKS {
+        let on = adapter.clone();
+        trials.push(trial(adapter, GROUP, name, move || check(&on.context, &on.context.info().name)));
+    }
     trials
 }
 
 fn case() -> Case {
-    Case::new("levels", "the levels of the API", 2, [4, 2], [5, 70], [16, 16])
+    Case::new("api", "tensors that stay on the device", 2, [4, 2], [5, 70], [16, 16])
 }
 
 /// All that is kept in separate small buffers.
@@ -50,32 +50,17 @@ fn failed(error: impl Into<Error>) -> String {
     message(&error.into())
 }
 
-fn expect<T: std::fmt::Debug>(
-    what: &str,
-    result: Result<T, GpuError>,
-    right: fn(&GpuError) -> bool,
-) -> Result<(), String> {
-    match result {
-        Err(error) if right(&error) => Ok(()),
-        other => Err(format!("{what}: {other:?}")),
-    }
-}
-
 fn new_inputs_for_old_plans(adapter: &Adapter) -> Result<(), String> {
     let case = full_case();
     let problem = case.problem();
     let prepared = adapter.context.prepare_blocking(&problem, None).map_err(failed)?;
-    let made = adapter.context.pipelines();
     for seed in ["first", "second", "third"] {
         let data = case.recipe.data(seed, &case.spec, &problem);
         let output = prepared.run_blocking(&data.as_inputs()).map_err(failed)?;
         within_tolerance(&problem, &data, &output)?;
     }
     let again = adapter.context.prepare_blocking(&problem, None).map_err(failed)?;
-    if adapter.context.pipelines() != made || again.plan() != prepared.plan() {
-        return Err("preparing again made other pipelines or another plan".to_string());
-    }
-    Ok(())
+    if again.plan() == prepared.plan() { Ok(()) } else { Err("another plan for the same problem".to_string()) }
 }
 
 /// Uploads the tensors of a case without terms.
@@ -84,7 +69,11 @@ fn upload(context: &Context, data: &AttentionData) -> Result<[wgpu::Buffer; 3], 
     Ok([upload("query", &data.query)?, upload("key", &data.key)?, upload("value", &data.value)?])
 }
 
-fn buffers<'a>(inputs: [BufferSlice<'a>; 3], output: BufferSlice<'a>, lse: BufferSlice<'a>) -> AttentionBuffers<'a> {
+fn buffers<'a>(
+    inputs: [wgpu::BufferSlice<'a>; 3],
+    output: wgpu::BufferSlice<'a>,
+    lse: wgpu::BufferSlice<'a>,
+) -> AttentionBuffers<'a> {
     let [query, key, value] = inputs;
     AttentionBuffers {
         query,
@@ -117,7 +106,7 @@ fn two_attentions_in_one_encoder(adapter: &Adapter) -> Result<(), String> {
     let (first, second) = (allocate("first", bytes)?, allocate("second", bytes)?);
     let lse = allocate("lse", rows as u64 * 4)?;
 
-    let mut encoder = device.create_command_encoder(&CommandEncoderDescriptor::default());
+    let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     for (query, output) in [(&query, &first), (&first, &second)] {
         let inputs = [query.slice(..), key.slice(..), value.slice(..)];
         prepared.encode(&mut encoder, &buffers(inputs, output.slice(..), lse.slice(..))).map_err(failed)?;
@@ -164,34 +153,6 @@ fn one_buffer_for_all_inputs(adapter: &Adapter) -> Result<(), String> {
     same_bits(&got, &want)
 }
 
-fn a_pass_of_the_caller(adapter: &Adapter) -> Result<(), String> {
-    let context = &adapter.context;
-    let case = case().causal(cross_attention::Diagonal::BottomRight);
-    let (problem, data) = (case.problem(), case.data());
-    let prepared = context.prepare_blocking(&problem, None).map_err(failed)?;
-    let tensors = uploaded(prepared.upload(&data.as_inputs()))?;
-    let bound = prepared.bind(&tensors.buffers()).map_err(failed)?;
-    let mut encoder = context.device().create_command_encoder(&CommandEncoderDescriptor::default());
-    {
-        let mut pass = encoder.begin_compute_pass(&ComputePassDescriptor::default());
-        // twice is as good as once
-        bound.encode_in_pass(&mut pass).map_err(failed)?;
-        bound.encode_in_pass(&mut pass).map_err(failed)?;
-    }
-    context.queue().submit([encoder.finish()]);
-    within_tolerance(&problem, &data, &read(context, &prepared, &tensors)?)?;
-
-    // several kinds of row data must be copied together first, which a pass cannot
-    let case = full_case();
-    let prepared = context.prepare_blocking(&case.problem(), None).map_err(failed)?;
-    let tensors = uploaded(prepared.upload(&case.data().as_inputs()))?;
-    let bound = prepared.bind(&tensors.buffers()).map_err(failed)?;
-    let mut encoder = context.device().create_command_encoder(&CommandEncoderDescriptor::default());
-    let mut pass = encoder.begin_compute_pass(&ComputePassDescriptor::default());
-    let result = bound.encode_in_pass(&mut pass);
-    expect("row data in a pass", result, |error| *error == GpuError::NeedsEncoder)
-}
-
 /// Uploading waits for nothing but wgpu's own answers.
 fn uploaded<T>(future: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
     pollster::block_on(future).map_err(failed)
@@ -232,8 +193,8 @@ fn gaps_of_an_output_are_left_alone(adapter: &Adapter) -> Result<(), String> {
 
 fn read(
     context: &Context,
-    prepared: &gpu::PreparedAttention,
-    tensors: &gpu::AttentionTensors,
+    prepared: &PreparedAttention,
+    tensors: &AttentionTensors,
 ) -> Result<AttentionOutput, String> {
     let spec = prepared.problem().spec();
     let len = spec.output.layout.extent().ok_or("the case is small")?;
@@ -244,38 +205,6 @@ fn read(
     };
     let lse = context.read_blocking("lse", lse.slice(..), prepared.problem().rows());
     Ok(AttentionOutput { output: output.map_err(failed)?, lse: Some(lse.map_err(failed)?), scores: None })
-}
-
-fn buffers_that_do_not_fit(adapter: &Adapter) -> Result<(), String> {
-    let context = &adapter.context;
-    let case = case();
-    let (problem, data) = (case.problem(), case.data());
-    let prepared = context.prepare_blocking(&problem, None).map_err(failed)?;
-    let [query, key, value] = upload(context, &data)?;
-    let rows = problem.rows() as u64;
-    let output = context.allocate_blocking("output", rows * 16 * 4).map_err(failed)?;
-    let lse = context.allocate_blocking("lse", rows * 4).map_err(failed)?;
-    let right = buffers([query.slice(..), key.slice(..), value.slice(..)], output.slice(..), lse.slice(..));
-    prepared.bind(&right).map_err(failed)?;
-
-    let missing = AttentionBuffers { lse: None, ..right };
-    expect("missing", prepared.bind(&missing), |e| matches!(e, GpuError::Missing { name: "lse" }))?;
-    let extra = AttentionBuffers { scores: Some(output.slice(..)), ..right };
-    expect("not asked for", prepared.bind(&extra), |e| matches!(e, GpuError::Unexpected { name: "scores" }))?;
-    let short = AttentionBuffers { output: output.slice(..output.size() - 4), ..right };
-    expect("too short", prepared.bind(&short), |e| matches!(e, GpuError::BufferTooSmall { name: "output", .. }))?;
-    let aliased = AttentionBuffers { output: key.slice(..), ..right };
-    expect("aliased", prepared.bind(&aliased), |e| matches!(e, GpuError::Aliased { written: "output", read: "key" }))?;
-    let odd = context.allocate_blocking("odd", query.size() + 4).map_err(failed)?;
-    let odd = AttentionBuffers { query: odd.slice(4..), ..right };
-    if context.caps().min_storage_buffer_offset_alignment > 4 {
-        expect("alignment", prepared.bind(&odd), |e| matches!(e, GpuError::Alignment { name: "query", .. }))?;
-    }
-    let descriptor =
-        BufferDescriptor { label: None, size: value.size(), usage: BufferUsages::COPY_SRC, mapped_at_creation: false };
-    let other = context.device().create_buffer(&descriptor);
-    let unusable = AttentionBuffers { value: other.slice(..), ..right };
-    expect("usage", prepared.bind(&unusable), |e| matches!(e, GpuError::Usage { name: "value", .. }))
 }
 
 /// The same refusals as on the CPU, before anything is uploaded.
@@ -297,38 +226,6 @@ fn inputs_that_do_not_fit(adapter: &Adapter) -> Result<(), String> {
         match adapter.context.attention_blocking(&problem, &data.as_inputs(), None) {
             Err(Error::Input(error)) if error == want => {}
             other => return Err(format!("{other:?}, should be {want:?}")),
-        }
-    }
-    Ok(())
-}
-
-fn more_memory_than_there_is(adapter: &Adapter) -> Result<(), String> {
-    let too_large = adapter.context.caps().max_buffer_size.saturating_add(4);
-    let result = adapter.context.allocate_blocking("far too much", too_large);
-    expect("over the limit", result, |e| matches!(e, GpuError::BufferTooLarge { .. } | GpuError::OutOfMemory { .. }))?;
-    // the device is as good as before
-    let case = case();
-    let output = adapter.context.attention_blocking(&case.problem(), &case.data().as_inputs(), None).map_err(failed)?;
-    within_tolerance(&case.problem(), &case.data(), &output)
-}
-
-/// On a device of its own, for it is destroyed.
-fn a_lost_device(adapter: &Adapter) -> Result<(), String> {
-    let request = AdapterRequest::Named(adapter.context.info().name.clone());
-    let context = pollster::block_on(async { gpu::choose(&request).await?.open().await }).map_err(failed)?;
-    let case = case();
-    let (problem, data) = (case.problem(), case.data());
-    let prepared = context.prepare_blocking(&problem, None).map_err(failed)?;
-    prepared.run_blocking(&data.as_inputs()).map_err(failed)?;
-    context.device().destroy();
-    for _ in 0..2 {
-        match prepared.run_blocking(&data.as_inputs()) {
-            Err(Error::Gpu(GpuError::DeviceLost { .. })) => {}
-            other => return Err(format!("a run on a destroyed device: {other:?}")),
-        }
-        match context.attention_blocking(&problem, &data.as_inputs(), None) {
-            Err(Error::Gpu(GpuError::DeviceLost { .. })) => {}
-            other => return Err(format!("a call on a destroyed device: {other:?}")),
         }
     }
     Ok(())

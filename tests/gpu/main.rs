@@ -14,6 +14,7 @@
 mod common;
 
 mod adapters;
+mod interop;
 mod known_faults;
 mod levels;
 mod merging;

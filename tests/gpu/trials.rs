@@ -12,7 +12,7 @@ use super::{known_faults, levels, merging, parts};
 use crate::common::check::{self, Run};
 use crate::common::{cases, meaning, onnx, random, real};
 
-/// Random specs, the same in every run; more of them run on the CPU.
+/// Random specs, the same in every run; `PROPTEST_CASES` asks for more. The CPU runs other ones each time.
 const RANDOM_CASES: usize = 60;
 
 /// What a trial does with an implementation.
@@ -36,7 +36,8 @@ fn checks() -> Vec<(String, Check)> {
         checks.push((format!("real_{}", capture.name), Box::new(move |run| check::capture(&capture, run))));
     }
     let mut runner = TestRunner::deterministic();
-    for n in 0..RANDOM_CASES {
+    let random_cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(RANDOM_CASES);
+    for n in 0..random_cases {
         let case = random::case().new_tree(&mut runner).expect("nothing is filtered out").current();
         checks.push((format!("random_{n:02}"), Box::new(move |run| check::case_with(&case, run))));
     }
