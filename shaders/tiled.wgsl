@@ -257,7 +257,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 } else {
                     for (var first = 0u; first < KEY_LANES; first += LANES_AT_ONCE) {
                         // repeat u < LANES_AT_ONCE
-                        if KEY_LANES % LANES_AT_ONCE == 0u || first + u < KEY_LANES {
+                        {
                             let t = first + u;
                             // repeat r < ROWS
                             prob[r] = prob_tile[row_lane + r * ROW_LANES][t];

@@ -16,7 +16,7 @@ const INVOCATIONS: usize = 64;
 /// vec4s of a chunk of a row, at most: the loops over them are written out.
 const MAX_CHUNK: usize = 16;
 /// Key lanes whose values are written out one after another, at most: more would not fit an instruction cache of 32 KiB.
-const MAX_LANES_AT_ONCE: usize = 4;
+const MAX_LANES_AT_ONCE: usize = 7;
 /// Columns whose share of a block is summed at a time, at most: their sums take registers beside the output.
 const MAX_COLUMN_GROUP: usize = 2;
 /// vec4s of the output that one invocation may hold in registers, at most.
@@ -183,7 +183,8 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) 
     variant.row_masks_override(spec);
     variant.constant("ROWS", tiles.rows).constant("KEYS", KEYS);
     variant.constant("ROW_LANES", tiles.row_lanes).constant("KEY_LANES", tiles.key_lanes);
-    variant.constant("LANES_AT_ONCE", tiles.key_lanes.min(MAX_LANES_AT_ONCE));
+    let at_once = (1..=MAX_LANES_AT_ONCE).rev().find(|n| tiles.key_lanes.is_multiple_of(*n)).unwrap_or(1);
+    variant.constant("LANES_AT_ONCE", at_once);
     variant.constant("KEY_CHUNK", tiles.key_chunk).constant("KEY_CHUNKS", tiles.key_chunks);
     variant.constant("VALUE_CHUNK", tiles.value_chunk).constant("VALUE_CHUNKS", tiles.value_chunks);
     let loads = |chunk: usize| tiles.block_kv().div_ceil(tiles.row_lanes * tiles.key_lanes / chunk);
