@@ -118,7 +118,7 @@ impl Device {
                 Ok(Choice { device, reason: chosen.reason })
             }
             Err(GpuError::NoAdapter { found, .. })
-                if *request == DeviceRequest::Auto && std::env::var_os("WGPU_ADAPTER_NAME").is_none() =>
+                if *request == DeviceRequest::Auto && gpu::adapter_name_wanted().is_none() =>
             {
                 let reason = format!("no GPU was found (adapters: {found})");
                 Ok(Choice { device: Self::Cpu, reason })

@@ -87,6 +87,9 @@ impl<'a> AttentionInputs<'a> {
     }
 
     /// Number of keys of batch entry `b`: its key length where given, else `kv_len`.
+    ///
+    /// # Panics
+    /// If key lengths are given and `b` is not one of the batch.
     #[must_use]
     pub fn kv_len(&self, problem: &AttentionProblem, b: usize) -> usize {
         self.kv_lens.map_or(problem.kv_len(), |lens| lens[b] as usize)

@@ -145,7 +145,8 @@ impl Layout {
         last.checked_add(1)
     }
 
-    /// Position of element `[b, h, i, d]` in the buffer. The indices are not compared with the shape.
+    /// Position of element `[b, h, i, d]` in the buffer. The indices are not compared with the shape, nor the sum with what
+    /// can be counted; [`extent`](Self::extent) tells for the whole shape.
     #[must_use]
     pub const fn index(&self, at: [usize; 4]) -> usize {
         self.offset

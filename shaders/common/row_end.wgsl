@@ -15,6 +15,9 @@ fn row_end(row: Row, row_max: f32, row_sum: f32) -> RowEnd {
     var rescale = 1.0;
     if SINKS {
         let sink = bitcast<f32>(row_data_word(params.sinks_at + params.head_base + row.h));
+        if row_sum == 0.0 {
+            return RowEnd(0.0, sink);
+        }
         top = max(row_max, sink);
         rescale = exp(row_max - top);
         total = row_sum * rescale + exp(sink - top);

@@ -25,6 +25,9 @@ pub enum MergeError {
     /// There is nothing to merge, so the number of rows is not known.
     #[error("there are no parts to merge, needs at least 1")]
     NoParts,
+    /// The rows have no elements.
+    #[error("v_head_dim is 0, needs at least 1")]
+    Width,
     /// A part has another number of rows than the first.
     #[error("lse of part {part} has {found} rows, needs {wanted} as part 0 has")]
     Lse {
@@ -53,7 +56,7 @@ pub enum MergeError {
 /// `lse = ln(sum exp(lse_p))`, `output = sum exp(lse_p - lse) * output_p`.
 ///
 /// An empty part (`lse` of negative infinity) is neutral, whatever its output holds; a row that is empty in all parts
-/// gives zeros and negative infinity. A row that only one part has is copied bit for bit.
+/// gives zeros and negative infinity. A row that only one part has keeps its values.
 ///
 /// ```
 /// use cross_attention::cpu::{PartialState, merge};
@@ -91,6 +94,9 @@ pub fn merge(parts: &[PartialState<'_>], v_head_dim: usize) -> Result<MergedStat
 
 /// The number of rows that all parts have.
 pub(crate) fn check_parts(parts: &[PartialState<'_>], v_head_dim: usize) -> Result<usize, MergeError> {
+    if v_head_dim == 0 {
+        return Err(MergeError::Width);
+    }
     let rows = parts.first().ok_or(MergeError::NoParts)?.lse.len();
     for (part, state) in parts.iter().enumerate() {
         if state.lse.len() != rows {

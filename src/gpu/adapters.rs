@@ -77,7 +77,10 @@ pub async fn choose(request: &AdapterRequest) -> Result<ChosenAdapter, GpuError>
         let name = name.to_lowercase();
         (0..all.len()).filter(|&n| summaries[n].info.name.to_lowercase().contains(&name)).collect()
     };
-    let (matching, wanted, because) = match (request, environment("WGPU_ADAPTER_NAME")) {
+    let (matching, wanted, because) = match (request, adapter_name_wanted()) {
+        (AdapterRequest::Named(name), _) if name.is_empty() => {
+            return Err(GpuError::NoAdapter { wanted: "named by an empty name".to_owned(), found: found() });
+        }
         (AdapterRequest::Named(name), _) => {
             (named(name), format!("named like {name:?}"), format!("its name contains {name:?}"))
         }
@@ -149,6 +152,7 @@ fn rank(info: &wgpu::AdapterInfo) -> (u8, u8) {
     (class, u8::from(info.backend == wgpu::Backend::Gl))
 }
 
-fn environment(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+/// What `WGPU_ADAPTER_NAME` asks for, if it is set and not empty.
+pub(crate) fn adapter_name_wanted() -> Option<String> {
+    std::env::var("WGPU_ADAPTER_NAME").ok().filter(|value| !value.is_empty())
 }

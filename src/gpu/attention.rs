@@ -18,7 +18,6 @@ use crate::tensor::{Element, TensorData};
 #[derive(Clone, Debug)]
 pub struct PreparedAttention {
     context: Context,
-    problem: AttentionProblem,
     plan: Plan,
     pipelines: Vec<Pipeline>,
     /// `Params` of each step, each at a multiple of the device's alignment.
@@ -39,14 +38,15 @@ impl Context {
         kernel: Option<Kernel>,
     ) -> Result<PreparedAttention, Error> {
         let plan = Plan::new(problem, self.caps(), kernel)?;
-        self.prepare_plan(problem, plan).await
+        self.prepare_plan(plan).await
     }
 
-    /// Makes what a plan of `problem` needs. The plan may have been made for lower capabilities than the device has.
+    /// Makes what a plan needs. The plan may have been made for lower capabilities than the device has.
     ///
     /// # Errors
-    /// [`Error::Gpu`] if the device refuses.
-    pub async fn prepare_plan(&self, problem: &AttentionProblem, plan: Plan) -> Result<PreparedAttention, Error> {
+    /// [`Error::Plan`] if it was made for higher ones, [`Error::Gpu`] if the device refuses.
+    pub async fn prepare_plan(&self, plan: Plan) -> Result<PreparedAttention, Error> {
+        plan.check(self.caps())?;
         let mut pipelines = Vec::with_capacity(plan.steps().len());
         for step in plan.steps() {
             pipelines.push(self.pipeline(&step.variant, &Interface::of(step)).await?);
@@ -69,16 +69,7 @@ impl Context {
             0 => None,
             words => Some(self.allocate("row_data", u64::from(words) * 4).await?),
         };
-        Ok(PreparedAttention {
-            context: self.clone(),
-            problem: problem.clone(),
-            plan,
-            pipelines,
-            params,
-            params_stride,
-            scores,
-            row_data,
-        })
+        Ok(PreparedAttention { context: self.clone(), plan, pipelines, params, params_stride, scores, row_data })
     }
 
     /// One attention from host memory to host memory: upload, run, read back. Natively, somebody must poll the device
@@ -134,7 +125,7 @@ impl PreparedAttention {
     /// What it was prepared for.
     #[must_use]
     pub const fn problem(&self) -> &AttentionProblem {
-        &self.problem
+        self.plan.problem()
     }
 
     /// The device it was prepared on.
@@ -148,12 +139,12 @@ impl PreparedAttention {
     /// # Errors
     /// [`GpuError`] names the buffer that is missing, too small, made for other uses, or read and written at once.
     pub fn bind(&self, buffers: &AttentionBuffers<'_>) -> Result<BoundAttention, GpuError> {
-        buffers.check(&self.problem, &self.plan, self.context.caps())?;
+        buffers.check(self.problem(), &self.plan, self.context.caps())?;
         let (row_data, copies) = match &self.row_data {
             None => (None, vec![]),
             Some(packed) => match buffers.single_row_data(self.context.caps()) {
                 Some(slice) => (Some(slice), vec![]),
-                None => (Some(packed.slice(..)), buffers.row_data_copies(&self.problem, packed)?),
+                None => (Some(packed.slice(..)), buffers.row_data_copies(self.problem(), packed)?),
             },
         };
         self.context.checked_now("bind groups", || {
@@ -252,9 +243,9 @@ impl PreparedAttention {
     /// # Errors
     /// [`Error::Input`] if they are not what the problem says, [`Error::Gpu`].
     pub async fn upload(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionTensors, Error> {
-        inputs.check(&self.problem)?;
+        inputs.check(self.problem())?;
         let context = &self.context;
-        let spec = self.problem.spec();
+        let spec = self.problem().spec();
         let bytes = |slot| self.plan_bytes(slot);
         let mut tensors = AttentionTensors {
             query: context.upload_tensor("query", inputs.query).await?,
@@ -307,7 +298,7 @@ impl PreparedAttention {
     /// [`Error::Gpu`].
     pub async fn read_output(&self, tensors: &AttentionTensors) -> Result<AttentionOutput, Error> {
         let context = &self.context;
-        let spec = self.problem.spec();
+        let spec = self.problem().spec();
         let len = spec.output.layout.extent().unwrap_or(0);
         let output = match spec.output.element {
             Element::F32 => TensorData::F32(context.read("output", tensors.output.slice(..), len).await?),
@@ -315,17 +306,18 @@ impl PreparedAttention {
         };
         let mut lse = None;
         if let Some(buffer) = &tensors.lse {
-            lse = Some(context.read("lse", buffer.slice(..), self.problem.rows()).await?);
+            lse = Some(context.read("lse", buffer.slice(..), self.problem().rows()).await?);
         }
         let mut scores = None;
         if let Some(buffer) = &tensors.scores {
-            scores = Some(context.read("scores", buffer.slice(..), self.problem.rows() * self.problem.kv_len()).await?);
+            scores =
+                Some(context.read("scores", buffer.slice(..), self.problem().rows() * self.problem().kv_len()).await?);
         }
         Ok(AttentionOutput { output, lse, scores })
     }
 
     fn plan_bytes(&self, slot: Slot) -> u64 {
-        super::buffers::needed_bytes(&self.problem, slot)
+        super::buffers::needed_bytes(self.problem(), slot)
     }
 }
 

@@ -12,7 +12,7 @@ use crate::problem::AttentionProblem;
 ///
 /// All need the usage `STORAGE`. Where more than one of `kv_lens`, `row_start`, `row_end`, `alibi_slopes` and `sinks`
 /// is given they need `COPY_SRC` too. Values on the device cannot be checked: a key length beyond the keys is taken
-/// as all keys.
+/// as all keys. All buffers must be of the context's device: wgpu itself ends the process at one of another instance.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionBuffers<'a> {
     /// `[batch, q_heads, q_len, head_dim]`.

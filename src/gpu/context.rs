@@ -32,7 +32,8 @@ impl Context {
     pub const FEATURES: wgpu::Features =
         wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::SUBGROUP).union(wgpu::Features::SHADER_F16);
 
-    /// Computes on a device of the caller's. Its callbacks are left alone.
+    /// Computes on a device of the caller's. Its callbacks are left alone, so it is the caller's own that tell of a loss:
+    /// calls on a lost device may succeed and give nothing.
     ///
     /// # Errors
     /// [`GpuError`] if not even a buffer of 16 bytes can be made on it.
@@ -133,7 +134,7 @@ impl Context {
 
     /// On a lost device whatever is tried is refused; the loss itself is told in a callback of the next poll.
     fn or_lost<T>(&self, result: Result<T, GpuError>) -> Result<T, GpuError> {
-        if result.is_err() {
+        if result.is_err() && self.inner.faults.are_heard() {
             // what the poll says of itself adds nothing
             let _ = self.device().poll(wgpu::PollType::Poll);
             self.check_faults()?;

@@ -134,6 +134,8 @@ pub enum GpuError {
 /// What a device of ours reported outside of any scope.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Faults {
+    /// Whether the device is ours, so that its callbacks are.
+    heard: bool,
     lost: Arc<Mutex<Option<String>>>,
     uncaptured: Arc<Mutex<Option<GpuError>>>,
 }
@@ -141,7 +143,7 @@ pub(super) struct Faults {
 impl Faults {
     /// Listens to a device that is ours alone.
     pub(super) fn of(device: &wgpu::Device) -> Self {
-        let faults = Self::default();
+        let faults = Self { heard: true, ..Self::default() };
         let lost = Arc::clone(&faults.lost);
         device.set_device_lost_callback(move |reason, message| {
             let text = if message.is_empty() { format!("{reason:?}") } else { message };
@@ -152,6 +154,10 @@ impl Faults {
             lock(&uncaptured).get_or_insert(translate("work on the device", 0, &error));
         }));
         faults
+    }
+
+    pub(super) const fn are_heard(&self) -> bool {
+        self.heard
     }
 
     /// The first fault since the last look; a lost device stays lost.
@@ -195,16 +201,17 @@ pub(super) async fn checked<T>(
     Ok(value)
 }
 
-/// The same where nothing can be awaited: natively the errors are known at once; in a browser they reach the device's
-/// own handler.
+/// The same where nothing can be awaited: natively the errors are known at once; in a browser they come too late and are
+/// dropped, and what was made is refused when it is used.
 pub(super) fn checked_now<T>(device: &wgpu::Device, what: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
-    #[cfg(feature = "native")]
-    return pollster::block_on(checked(device, what, 0, work));
-    #[cfg(not(feature = "native"))]
-    {
-        let _ = (device, what);
-        Ok(work())
+    let (value, pending) = scoped(device, work);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    for mut error in pending {
+        if let std::task::Poll::Ready(Some(error)) = error.as_mut().poll(&mut context) {
+            return Err(translate(what, 0, &error));
+        }
     }
+    Ok(value)
 }
 
 #[cfg(not(target_arch = "wasm32"))]

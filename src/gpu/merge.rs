@@ -57,6 +57,9 @@ impl Context {
         if parts == 0 {
             return Err(MergeError::NoParts.into());
         }
+        if v_head_dim == 0 {
+            return Err(MergeError::Width.into());
+        }
         let Some(plan) =
             MergePlan::new(parts, rows, v_head_dim, self.caps()).map_err(|reason| Error::MergePlan { reason })?
         else {
@@ -80,6 +83,13 @@ impl Context {
             if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
                 let found = buffer.usage();
                 return Err(GpuError::Usage { name, needed: wgpu::BufferUsages::STORAGE, found }.into());
+            }
+        }
+        for (n, (written, to, _)) in bound.into_iter().enumerate().skip(2) {
+            for (read, from, _) in bound.into_iter().take(n) {
+                if to == from {
+                    return Err(GpuError::Aliased { written, read }.into());
+                }
             }
         }
         let interface = Interface(vec![(1, false), (2, false), (3, true), (4, true)]);

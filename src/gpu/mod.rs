@@ -15,6 +15,7 @@ mod pipelines;
 mod timing;
 mod transfer;
 
+pub(crate) use adapters::adapter_name_wanted;
 #[cfg(feature = "native")]
 pub use adapters::adapters_blocking;
 pub use adapters::{AdapterRequest, AdapterSummary, ChosenAdapter, adapters, choose};

@@ -63,7 +63,7 @@ impl Context {
         len: usize,
     ) -> Result<Vec<T>, GpuError> {
         let wanted = len.saturating_mul(size_of::<T>());
-        let needed = (wanted as u64).next_multiple_of(4);
+        let needed = (wanted as u64).checked_next_multiple_of(4).unwrap_or(u64::MAX);
         if slice.size() < needed {
             return Err(GpuError::BufferTooSmall { name, needed, found: slice.size() });
         }
@@ -139,7 +139,7 @@ impl Context {
     ) -> Result<wgpu::Buffer, GpuError> {
         self.check_faults()?;
         // a buffer without bytes could not be bound
-        let size = bytes.max(4).next_multiple_of(4);
+        let size = bytes.max(4).checked_next_multiple_of(4).unwrap_or(u64::MAX);
         let max = self.caps().max_buffer_size;
         if size > max {
             return Err(GpuError::BufferTooLarge { what: name.to_owned(), bytes: size, max });

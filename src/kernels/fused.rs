@@ -1,7 +1,9 @@
 //! The fused kernel (shaders/fused.wgsl): tiles, limits, dispatch.
 
 use super::params::Params;
-use super::{Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory};
+use super::{
+    Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, storage_buffers,
+};
 use crate::caps::DeviceCaps;
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
@@ -51,7 +53,7 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
 
 pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
     check_invocations(64, caps)?;
-    check_storage_buffers(8, caps)?;
+    check_storage_buffers(storage_buffers(problem), caps)?;
     if problem.v_head_dim() > MAX_V_HEAD_DIM {
         return Err(Unsupported::Dim { name: "v_head_dim", found: problem.v_head_dim(), max: MAX_V_HEAD_DIM });
     }

@@ -280,6 +280,13 @@ impl Slot {
     }
 }
 
+/// Buffers that a kernel binds which does everything in one pass: 8 at most.
+fn storage_buffers(problem: &AttentionProblem) -> u32 {
+    let spec = problem.spec();
+    let row_data = spec.kv_lens || spec.row_ranges || spec.alibi_slopes || spec.sinks;
+    4 + [spec.bias.is_some(), spec.mask.is_some(), row_data, spec.lse].map(u32::from).iter().sum::<u32>()
+}
+
 pub(crate) fn check_invocations(needed: u32, caps: &DeviceCaps) -> Result<(), Unsupported> {
     let found = caps.max_compute_invocations_per_workgroup;
     if found < needed { Err(Unsupported::Invocations { needed, found }) } else { Ok(()) }

@@ -1,7 +1,9 @@
 //! The split kernel (shaders/split.wgsl, combine.wgsl): how rows are folded, how keys are split, dispatch.
 
 use super::params::Params;
-use super::{Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory};
+use super::{
+    Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, storage_buffers,
+};
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
@@ -76,7 +78,7 @@ fn whole(problem: &AttentionProblem) -> Part {
 
 pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
     check_invocations(64, caps)?;
-    check_storage_buffers(8, caps)?;
+    check_storage_buffers(storage_buffers(problem), caps)?;
     let tiles = tiles(problem, caps, &whole(problem));
     if tiles.rows * tiles.columns > MAX_ACCUMULATORS {
         let max = MAX_ACCUMULATORS * LANES * 4;

@@ -1,7 +1,9 @@
 //! The tiled kernel (shaders/tiled.wgsl): tiles, limits, dispatch.
 
 use super::params::Params;
-use super::{Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory};
+use super::{
+    Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, storage_buffers,
+};
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
@@ -79,7 +81,7 @@ impl Tiles {
 /// The tiles for a problem on a device: the largest register tile that registers and workgroup memory allow.
 ///
 /// Registers: 16 accumulators (vec4s) where a GPU has plenty, 8 on others; Mesa 26.2 spills 51 registers on an Apple M1 at
-/// head_dim 64 with 16 of them, none with 8.
+/// `head_dim` 64 with 16 of them, none with 8.
 pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
     let accumulators = match caps.class {
         DeviceClass::Discrete | DeviceClass::Virtual => 16,
@@ -151,7 +153,7 @@ fn chunks(vecs: usize, max: usize) -> (usize, usize) {
 
 pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
     check_invocations(64, caps)?;
-    check_storage_buffers(8, caps)?;
+    check_storage_buffers(storage_buffers(problem), caps)?;
     let tiles = tiles(problem, caps);
     if tiles.accumulators() > MAX_ACCUMULATORS {
         let max = MAX_ACCUMULATORS * tiles.key_lanes * 4;

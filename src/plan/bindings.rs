@@ -37,7 +37,8 @@ impl<'a> Bindings<'a> {
     /// The workspace holds the scores of the part, unless [`workspace`](Self::workspace) says otherwise.
     pub(crate) fn new(problem: &'a AttentionProblem, part: &'a Part, caps: &DeviceCaps) -> Self {
         let workspace = Layout::bhld([part.batch.len(), part.heads.len(), part.rows.len(), problem.kv_len()]);
-        let alignment = caps.min_storage_buffer_offset_alignment as usize;
+        // every element's size divides 4
+        let alignment = (caps.min_storage_buffer_offset_alignment as usize).max(1).next_multiple_of(4);
         Self { problem, part, alignment, workspace, list: vec![] }
     }
 
@@ -107,13 +108,16 @@ impl<'a> Bindings<'a> {
             }
         };
         let mut binding = Binding { slot, written, start_bytes: 0, size_bytes: 0, offset: 0, strides: layout.strides };
-        // an AttentionProblem's extents do not overflow, in bytes either
-        if let Some(end) = slice.extent().filter(|extent| *extent > 0) {
-            let start_bytes = slice.offset * element_bytes / self.alignment * self.alignment;
-            let end_bytes = (end * element_bytes).next_multiple_of(4);
-            binding.start_bytes = start_bytes as u64;
-            binding.size_bytes = (end_bytes - start_bytes) as u64;
-            binding.offset = slice.offset - start_bytes / element_bytes;
+        match slice.extent().and_then(|end| Some((end, end.checked_mul(element_bytes)?.checked_next_multiple_of(4)?))) {
+            Some((0, _)) => {}
+            Some((_, end_bytes)) => {
+                let start_bytes = slice.offset * element_bytes / self.alignment * self.alignment;
+                binding.start_bytes = start_bytes as u64;
+                binding.size_bytes = (end_bytes - start_bytes) as u64;
+                binding.offset = slice.offset - start_bytes / element_bytes;
+            }
+            // a workspace beyond what can be counted is beyond every limit, and the part is cut
+            None => binding.size_bytes = u64::MAX,
         }
         self.list.push(binding);
     }

@@ -61,6 +61,7 @@ pub struct Plan {
     row_data: RowDataMap,
     workspace_bytes: u64,
     summary: String,
+    problem: AttentionProblem,
 }
 
 impl Plan {
@@ -70,6 +71,12 @@ impl Plan {
     /// [`PlanError::NoKernel`] lists every kernel that was considered with the reason why it will not do.
     pub fn new(problem: &AttentionProblem, caps: &DeviceCaps, kernel: Option<Kernel>) -> Result<Self, PlanError> {
         select::plan(problem, caps, kernel)
+    }
+
+    /// What was planned.
+    #[must_use]
+    pub const fn problem(&self) -> &AttentionProblem {
+        &self.problem
     }
 
     /// The kernel that runs.
@@ -100,6 +107,32 @@ impl Plan {
     #[must_use]
     pub const fn workspace_bytes(&self) -> u64 {
         self.workspace_bytes + self.row_data.words as u64 * 4
+    }
+
+    /// Whether a device with `caps` can run the plan, which may have been made for another.
+    pub(crate) fn check(&self, caps: &DeviceCaps) -> Result<(), PlanError> {
+        for step in &self.steps {
+            let grid = step.grid.into_iter().max().unwrap_or(0);
+            let binding = step.bindings.iter().map(|binding| binding.size_bytes).max().unwrap_or(0);
+            let alignment = u64::from(caps.min_storage_buffer_offset_alignment).max(1);
+            let offset = step.bindings.iter().map(|binding| binding.start_bytes % alignment).max().unwrap_or(0);
+            let limits = [
+                ("bytes of workgroup memory", step.workgroup_bytes, u64::from(caps.max_compute_workgroup_storage_size)),
+                ("bytes in a binding", binding, caps.max_storage_buffer_binding_size),
+                ("bytes past an alignment", offset, 0),
+                (
+                    "workgroups along one dimension",
+                    u64::from(grid),
+                    u64::from(caps.max_compute_workgroups_per_dimension),
+                ),
+            ];
+            for (what, needed, found) in limits {
+                if needed > found {
+                    return Err(PlanError::OtherDevice { what, needed, found });
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(crate) const fn scores_bytes(&self) -> u64 {
@@ -154,6 +187,16 @@ pub enum PlanError {
     NoKernel {
         /// Every kernel that was considered, with the reason.
         reasons: Vec<(Kernel, Rejection)>,
+    },
+    /// The plan was made for a device with other limits.
+    #[error("the plan needs {needed} {what}, this device has {found}; plan for this device")]
+    OtherDevice {
+        /// What there is too little of.
+        what: &'static str,
+        /// What the plan needs.
+        needed: u64,
+        /// What the device has.
+        found: u64,
     },
 }
 

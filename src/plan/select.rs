@@ -32,6 +32,7 @@ pub(super) fn plan(problem: &AttentionProblem, caps: &DeviceCaps, forced: Option
                     workspace_bytes: workspace_bytes(&steps),
                     steps,
                     row_data: RowDataMap::new(problem),
+                    problem: problem.clone(),
                     summary: summary(problem, caps),
                 });
             }
@@ -109,6 +110,8 @@ fn cut(problem: &AttentionProblem, caps: &DeviceCaps, kernel: Kernel) -> Result<
         }
         match steps(problem, caps, kernel, size) {
             Ok(steps) => return Ok((count, steps)),
+            // row data is bound whole, whatever the part
+            Err(rejection @ Rejection::Binding { slot: Slot::RowData, .. }) => return Err(rejection),
             Err(rejection) => {
                 let block_rows = kernel.block_rows(problem, caps);
                 size = size.smaller(problem, block_rows).ok_or(rejection)?;
@@ -181,6 +184,10 @@ fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
     }
     if let Some(causal) = spec.causal {
         terms.push(format!("causal {causal}"));
+    }
+    let by_diagonal = spec.window_left.is_some() || spec.window_right.is_some() || spec.alibi_slopes;
+    if spec.causal.is_none() && by_diagonal {
+        terms.push(format!("offset {}", problem.diagonal()));
     }
     for (window, name) in [(spec.window_left, "window_left"), (spec.window_right, "window_right")] {
         if let Some(keys) = window {

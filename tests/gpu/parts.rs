@@ -63,7 +63,7 @@ fn planned_for(adapter: &Adapter, kernel: Kernel, caps: &DeviceCaps, case: &Case
     check::case_with(case, &|problem, inputs| {
         let plan = Plan::new(problem, caps, Some(kernel)).map_err(|error| message(&error.into()))?;
         let context = &adapter.context;
-        let prepared = pollster::block_on(context.prepare_plan(problem, plan)).map_err(|error| message(&error))?;
+        let prepared = pollster::block_on(context.prepare_plan(plan)).map_err(|error| message(&error))?;
         prepared.run_blocking(inputs).map_err(|error| message(&error))
     })
 }
