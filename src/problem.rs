@@ -208,13 +208,6 @@ impl AttentionProblem {
         if let Some(mask) = &mut spec.mask {
             *mask = broadcast("mask", mask, scores, [true; 4])?;
         }
-        let layouts = [&mut spec.query.layout, &mut spec.key.layout, &mut spec.value.layout, &mut spec.output.layout];
-        for layout in layouts.into_iter().chain(spec.bias.as_mut().map(|bias| &mut bias.layout)).chain(&mut spec.mask) {
-            // nothing of it is ever touched, so where it would lie must not matter either
-            if layout.is_empty() {
-                *layout = Layout { shape: layout.shape, strides: [0; 4], offset: 0 };
-            }
-        }
         let tensors = [
             ("query", Some(&spec.query.layout)),
             ("key", Some(&spec.key.layout)),
@@ -256,6 +249,13 @@ impl AttentionProblem {
             }
             (causal, offset) => causal.or(offset).unwrap_or_default(),
         };
+        let layouts = [&mut spec.query.layout, &mut spec.key.layout, &mut spec.value.layout, &mut spec.output.layout];
+        for layout in layouts.into_iter().chain(spec.bias.as_mut().map(|bias| &mut bias.layout)).chain(&mut spec.mask) {
+            // nothing of it is ever touched, so where it would lie must not matter either
+            if layout.is_empty() {
+                *layout = Layout { shape: layout.shape, strides: [0; 4], offset: 0 };
+            }
+        }
         Ok(Self { spec, scale, diagonal })
     }
 
