@@ -1,0 +1,86 @@
+//! NEON.
+
+use std::arch::aarch64::*;
+
+use super::Simd;
+
+/// NEON, 128 bits.
+#[derive(Clone, Copy)]
+pub(super) struct Neon;
+
+// SAFETY of all of the below: a value of this type exists only where NEON is there, see the module's head; loads and
+// stores are as sound as their pointers
+impl Simd for Neon {
+    type V = float32x4_t;
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> float32x4_t {
+        unsafe { vdupq_n_f32(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> float32x4_t {
+        unsafe { vld1q_f32(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, x: float32x4_t) {
+        unsafe { vst1q_f32(to, x) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, from: *const f32, n: usize) -> float32x4_t {
+        let mut x = [0.0f32; 4];
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, x.as_mut_ptr(), n);
+            vld1q_f32(x.as_ptr())
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vaddq_f32(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vsubq_f32(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vmulq_f32(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vdivq_f32(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        unsafe { vfmaq_f32(c, a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
+    }
+    #[inline(always)]
+    fn lt(self, a: float32x4_t, b: float32x4_t, x: float32x4_t, y: float32x4_t) -> float32x4_t {
+        unsafe { vbslq_f32(vcltq_f32(a, b), x, y) }
+    }
+    #[inline(always)]
+    fn any_lt(self, a: float32x4_t, b: float32x4_t) -> bool {
+        unsafe { vmaxvq_u32(vcltq_f32(a, b)) != 0 }
+    }
+    #[inline(always)]
+    fn ldexp(self, x: float32x4_t, n: float32x4_t) -> float32x4_t {
+        // two exact powers, so that only the last product rounds
+        unsafe {
+            let n = vcvtq_s32_f32(n);
+            let half = vshrq_n_s32::<1>(n);
+            let power = |n| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(n, vdupq_n_s32(127))));
+            vmulq_f32(vmulq_f32(x, power(half)), power(vsubq_s32(n, half)))
+        }
+    }
+    #[inline(always)]
+    fn sums(self, x: [float32x4_t; 4]) -> [f32; 4] {
+        unsafe {
+            let sums = vpaddq_f32(vpaddq_f32(x[0], x[1]), vpaddq_f32(x[2], x[3]));
+            std::mem::transmute::<float32x4_t, [f32; 4]>(sums)
+        }
+    }
+}
