@@ -1,7 +1,7 @@
 //! The two products of attention for a few rows: columns along the lanes, each row of keys and values read once for all
 //! query rows.
 
-use super::{Simd, Strided, dispatch};
+use super::{Simd, Strided, array, dispatch};
 
 dispatch! {
     /// `out[key][row] = scale * dot(query[row], key)` for `n` keys; rows of `out` are `width` apart.
@@ -67,12 +67,12 @@ unsafe fn dots_of<S: Simd, const KEYS: usize>(
     let (query_at, key_at, out_at) = (query.data.as_ptr(), key.data.as_ptr(), out.as_mut_ptr());
     // SAFETY: the caller compared the lengths
     unsafe {
-        let keys: [*const f32; KEYS] = std::array::from_fn(|k| key_at.add((j + k) * key.stride));
+        let keys = array![KEYS; k => key_at.add((j + k) * key.stride)];
         let mut r = 0;
         macro_rules! by {
             ($($rows:literal)*) => {{$(
                 while rows - r >= $rows {
-                    let q: [*const f32; $rows] = std::array::from_fn(|m| query_at.add((r + m) * query.stride));
+                    let q = array![$rows; m => query_at.add((r + m) * query.stride)];
                     let sums = dot_tile::<S, $rows, KEYS>(s, q, keys, dim);
                     for (m, sums) in sums.into_iter().enumerate() {
                         for (k, sum) in sums.into_iter().enumerate().take(KEYS) {
@@ -98,7 +98,7 @@ unsafe fn dot_tile<S: Simd, const ROWS: usize, const KEYS: usize>(
     unsafe {
         let mut d = 0;
         while dim - d >= S::LANES {
-            let k: [S::V; KEYS] = std::array::from_fn(|k| s.load(keys[k].add(d)));
+            let k = array![KEYS; k => s.load(keys[k].add(d))];
             for m in 0..ROWS {
                 let q = s.load(query[m].add(d));
                 for n in 0..KEYS {
@@ -108,7 +108,7 @@ unsafe fn dot_tile<S: Simd, const ROWS: usize, const KEYS: usize>(
             d += S::LANES;
         }
         if d < dim {
-            let k: [S::V; KEYS] = std::array::from_fn(|k| s.load_first(keys[k].add(d), dim - d));
+            let k = array![KEYS; k => s.load_first(keys[k].add(d), dim - d)];
             for m in 0..ROWS {
                 let q = s.load_first(query[m].add(d), dim - d);
                 for n in 0..KEYS {
@@ -117,7 +117,7 @@ unsafe fn dot_tile<S: Simd, const ROWS: usize, const KEYS: usize>(
             }
         }
     }
-    std::array::from_fn(|m| s.sums(acc[m]))
+    array![ROWS; m => s.sums(acc[m])]
 }
 
 #[inline(always)]
@@ -175,10 +175,9 @@ unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     out_stride: usize,
 ) {
     unsafe {
-        let mut acc: [[S::V; VECTORS]; ROWS] =
-            std::array::from_fn(|m| std::array::from_fn(|v| s.load(out.add(m * out_stride + v * S::LANES))));
+        let mut acc = array![ROWS; m => array![VECTORS; v => s.load(out.add(m * out_stride + v * S::LANES))]];
         for j in 0..n {
-            let x: [S::V; VECTORS] = std::array::from_fn(|v| s.load(value.add(j * value_stride + v * S::LANES)));
+            let x = array![VECTORS; v => s.load(value.add(j * value_stride + v * S::LANES))];
             for m in 0..ROWS {
                 let w = s.splat(*weights.add(j * width + m));
                 for v in 0..VECTORS {
@@ -208,7 +207,7 @@ unsafe fn weigh_rest<S: Simd, const ROWS: usize>(
     out_stride: usize,
 ) {
     unsafe {
-        let mut acc: [S::V; ROWS] = std::array::from_fn(|m| s.load(out.add(m * out_stride)));
+        let mut acc = array![ROWS; m => s.load(out.add(m * out_stride))];
         for j in 0..n {
             let x = s.load_first(value.add(j * value_stride), columns);
             for m in 0..ROWS {

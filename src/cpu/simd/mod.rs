@@ -196,5 +196,21 @@ macro_rules! dispatch {
 }
 use dispatch;
 
+/// An array from a formula for its elements. A closure would do, but closures do not inherit the instructions that are
+/// switched on around them, and are then not inlined.
+macro_rules! array {
+    ($n:expr; $i:ident => $of:expr) => {{
+        let mut all = [{
+            let $i = 0;
+            $of
+        }; $n];
+        for $i in 1..$n {
+            all[$i] = $of;
+        }
+        all
+    }};
+}
+use array;
+
 #[cfg(test)]
 mod tests;

@@ -72,8 +72,10 @@ impl Simd for Neon {
         unsafe {
             let n = vcvtq_s32_f32(n);
             let half = vshrq_n_s32::<1>(n);
-            let power = |n| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(n, vdupq_n_s32(127))));
-            vmulq_f32(vmulq_f32(x, power(half)), power(vsubq_s32(n, half)))
+            let bias = vdupq_n_s32(127);
+            let first = vshlq_n_s32::<23>(vaddq_s32(half, bias));
+            let second = vshlq_n_s32::<23>(vaddq_s32(vsubq_s32(n, half), bias));
+            vmulq_f32(vmulq_f32(x, vreinterpretq_f32_s32(first)), vreinterpretq_f32_s32(second))
         }
     }
     #[inline(always)]

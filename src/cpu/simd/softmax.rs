@@ -59,18 +59,22 @@ fn soften_on<S: Simd>(s: S, vectors: usize, n: usize, scores: &mut [f32], state:
         let p = scores.as_mut_ptr();
         // SAFETY: v + LANES <= rows and j < n, within the lengths compared above
         unsafe {
-            let at = |j: usize| p.add(j * rows + v);
+            macro_rules! at {
+                ($j:expr) => {
+                    p.add(($j) * rows + v)
+                };
+            }
             let old = s.load(state.max.as_ptr().add(v));
             let mut max = [old; 4];
             let mut j = 0;
             while n - j >= 4 {
                 for (k, max) in max.iter_mut().enumerate() {
-                    *max = s.max(s.load(at(j + k)), *max);
+                    *max = s.max(s.load(at!(j + k)), *max);
                 }
                 j += 4;
             }
             while j < n {
-                max[0] = s.max(s.load(at(j)), max[0]);
+                max[0] = s.max(s.load(at!(j)), max[0]);
                 j += 1;
             }
             let max = s.max(s.max(max[0], max[1]), s.max(max[2], max[3]));
@@ -81,15 +85,15 @@ fn soften_on<S: Simd>(s: S, vectors: usize, n: usize, scores: &mut [f32], state:
             let mut j = 0;
             while n - j >= 4 {
                 for (k, sum) in sum.iter_mut().enumerate() {
-                    let weight = exp(s, s.sub(s.load(at(j + k)), shift));
-                    s.store(at(j + k), weight);
+                    let weight = exp(s, s.sub(s.load(at!(j + k)), shift));
+                    s.store(at!(j + k), weight);
                     *sum = s.add(*sum, weight);
                 }
                 j += 4;
             }
             while j < n {
-                let weight = exp(s, s.sub(s.load(at(j)), shift));
-                s.store(at(j), weight);
+                let weight = exp(s, s.sub(s.load(at!(j)), shift));
+                s.store(at!(j), weight);
                 sum[0] = s.add(sum[0], weight);
                 j += 1;
             }

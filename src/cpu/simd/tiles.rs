@@ -3,7 +3,7 @@
 //! Scores are kept as `[key][row]` and the output as `[column][row]`, both `vectors * LANES` rows wide. So keys and values
 //! are read where they lie, without packing, whatever their width is; maxima and sums need no step across lanes.
 
-use super::{Simd, Strided, dispatch};
+use super::{Simd, Strided, array, dispatch};
 
 dispatch! {
     /// `out[key][row] = scale * sum over d of query[d][row] * key[d]` for `n` keys.
@@ -69,9 +69,9 @@ unsafe fn score_tile<S: Simd, const KEYS: usize, const VECTORS: usize>(
     let rows = VECTORS * S::LANES;
     let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
     unsafe {
-        let keys: [*const f32; KEYS] = std::array::from_fn(|m| key.add(m * key_stride));
+        let keys = array![KEYS; m => key.add(m * key_stride)];
         for d in 0..dim {
-            let q: [S::V; VECTORS] = std::array::from_fn(|v| s.load(query.add(d * rows + v * S::LANES)));
+            let q = array![VECTORS; v => s.load(query.add(d * rows + v * S::LANES))];
             for m in 0..KEYS {
                 let k = s.splat(*keys[m].add(d));
                 for v in 0..VECTORS {
@@ -142,7 +142,7 @@ unsafe fn accumulate_tile<S: Simd, const COLUMNS: usize, const VECTORS: usize>(
     unsafe {
         let mut value = value;
         for j in 0..n {
-            let w: [S::V; VECTORS] = std::array::from_fn(|v| s.load(weights.add(j * rows + v * S::LANES)));
+            let w = array![VECTORS; v => s.load(weights.add(j * rows + v * S::LANES))];
             for m in 0..COLUMNS {
                 let x = s.splat(*value.add(m));
                 for v in 0..VECTORS {

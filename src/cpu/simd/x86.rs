@@ -69,8 +69,9 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn sums(self, x: [__m512; 4]) -> [f32; 4] {
         unsafe {
-            let quarters = |x: __m512, y: __m512| _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
-            let (xy, zw) = (_mm512_castps_pd(quarters(x[0], x[1])), _mm512_castps_pd(quarters(x[2], x[3])));
+            let xy = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+            let zw = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+            let (xy, zw) = (_mm512_castps_pd(xy), _mm512_castps_pd(zw));
             let sums = _mm512_add_ps(
                 _mm512_castpd_ps(_mm512_unpacklo_pd(xy, zw)),
                 _mm512_castpd_ps(_mm512_unpackhi_pd(xy, zw)),
@@ -146,8 +147,10 @@ impl Simd for Avx2 {
         unsafe {
             let n = _mm256_cvtps_epi32(n);
             let half = _mm256_srai_epi32::<1>(n);
-            let power = |n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))));
-            _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
+            let bias = _mm256_set1_epi32(127);
+            let first = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
+            let second = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
+            _mm256_mul_ps(_mm256_mul_ps(x, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))
         }
     }
     #[inline(always)]
