@@ -29,8 +29,8 @@ use task::Job;
 
 /// An attention that is planned for the CPU and holds its workspace; it may be called many times.
 ///
-/// A call of [`run_into`](Self::run_into) allocates nothing once each thread has had its workspace: on the first call,
-/// or when more threads take part than before, or when calls overlap. It runs on the rayon pool that it is called from
+/// A call of [`run_into`](Self::run_into) allocates nothing, unless the pool has more threads than the one it was prepared
+/// on, or calls overlap. (From outside the pool, rayon itself allocates its queue every few dozen calls.) It runs on the rayon pool that it is called from
 /// (feature `native`), else on the caller's thread.
 #[derive(Debug)]
 pub struct CpuAttention {
@@ -84,16 +84,19 @@ pub enum TensorMut<'a> {
 }
 
 impl CpuAttention {
-    /// Plans a problem for the given instructions and makes the workspace of one thread.
+    /// Plans a problem for the given instructions and makes a workspace for each thread of the current pool.
     #[must_use]
     pub fn new(problem: &AttentionProblem, level: SimdLevel) -> Self {
         let plan = CpuPlan::new(problem, level);
         let output = &problem.spec().output.layout;
         let rows = TensorRows::new(plan.map, output);
-        let first = Scratch::new(&plan, problem);
         let shared = SharedState::new(problem, &plan, rows.is_some());
-        let mut pool = Vec::with_capacity(64);
-        pool.push(Box::new(first));
+        #[cfg(feature = "native")]
+        let threads = if plan.serial { 1 } else { rayon::current_num_threads() };
+        #[cfg(not(feature = "native"))]
+        let threads = 1;
+        let most = threads.min(plan.map.chunks() * plan.splits);
+        let pool = (0..most).map(|_| Box::new(Scratch::new(&plan, problem))).collect();
         Self { problem: problem.clone(), plan, rows, scratch: Mutex::new(pool), shared: Mutex::new(shared) }
     }
 
@@ -204,7 +207,9 @@ impl CpuAttention {
         }
         if let (Some(scores), Some(stage)) = (scores, problem.spec().scores) {
             let scores = Shared::new(scores, TensorRows::new_dense(plan.map, problem.kv_len()), of_scores);
-            self.for_each(plan.map.chunks(), |chunk, scratch| job.stage(stage, chunk, scratch, lse, scores.claim(chunk)));
+            self.for_each(plan.map.chunks(), |chunk, scratch| {
+                job.stage(stage, chunk, scratch, lse, scores.claim(chunk))
+            });
         }
     }
 
@@ -217,10 +222,11 @@ impl CpuAttention {
         flags: &mut [AtomicBool],
     ) {
         let (plan, chunks) = (&self.plan, self.plan.map.chunks());
+        let wanted = self.problem.spec().lse || self.problem.spec().scores.is_some();
         if plan.splits == 1 {
             self.for_each(chunks, |chunk, scratch| {
                 job.attend(chunk, 0, scratch);
-                job.finish(chunk, scratch, &mut output.claim(chunk), &mut lse.claim(chunk));
+                job.finish(chunk, scratch, &mut output.claim(chunk), wanted.then(|| lse.claim(chunk)));
             });
             return;
         }
@@ -249,7 +255,8 @@ impl CpuAttention {
         self.for_each(chunks, |chunk, scratch| {
             scratch.fresh.fill(false);
             let state = |split: usize| {
-                let (acc, rest) = partial[(chunk * plan.splits + split) * unit_len..][..unit_len].split_at(rows * v_dim);
+                let (acc, rest) =
+                    partial[(chunk * plan.splits + split) * unit_len..][..unit_len].split_at(rows * v_dim);
                 let (max, sum) = rest.split_at(rows);
                 (acc, max, sum)
             };
@@ -274,7 +281,7 @@ impl CpuAttention {
                     );
                 }
             }
-            job.finish(chunk, scratch, &mut output.claim(chunk), &mut lse.claim(chunk));
+            job.finish(chunk, scratch, &mut output.claim(chunk), wanted.then(|| lse.claim(chunk)));
         });
     }
 

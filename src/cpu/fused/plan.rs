@@ -151,11 +151,11 @@ impl std::fmt::Display for CpuPlan {
             if self.splits == 1 { "part" } else { "parts" }
         )?;
         let tasks = self.map.chunks() * self.splits;
-        writeln!(f, "tasks      {tasks}{}", if self.serial { ", one after another: too little for threads" } else { "" })?;
         writeln!(
             f,
-            "workspace  {} bytes a thread, {} bytes shared",
-            self.workspace_bytes, self.partial_bytes
-        )
+            "tasks      {tasks}{}",
+            if self.serial { ", one after another: too little for threads" } else { "" }
+        )?;
+        writeln!(f, "workspace  {} bytes a thread, {} bytes shared", self.workspace_bytes, self.partial_bytes)
     }
 }

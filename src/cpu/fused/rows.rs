@@ -249,7 +249,10 @@ pub(super) fn fill_extra(
         }
         if let Some((mask, layout)) = mask {
             match layout.strides[3] {
-                1 => line.iter_mut().zip(&mask[mask_start..]).for_each(|(x, &m)| *x = if m { *x } else { f32::NEG_INFINITY }),
+                1 => line
+                    .iter_mut()
+                    .zip(&mask[mask_start..])
+                    .for_each(|(x, &m)| *x = if m { *x } else { f32::NEG_INFINITY }),
                 stride => {
                     for (j, x) in line.iter_mut().enumerate() {
                         *x = if mask[mask_start + j * stride] { *x } else { f32::NEG_INFINITY };

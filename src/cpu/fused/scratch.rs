@@ -113,8 +113,23 @@ pub(super) fn borrowed(tensor: &TensorSpec) -> bool {
 impl Scratch {
     pub(super) fn new(plan: &CpuPlan, problem: &AttentionProblem) -> Self {
         let Sizes(sizes) = Sizes::new(plan, problem);
-        let [query, acc, turned, row_max, row_sum, rescale, scores, extra, low, high, slope, diagonal, key, value, clean] =
-            sizes.map(Buffer::new);
+        let [
+            query,
+            acc,
+            turned,
+            row_max,
+            row_sum,
+            rescale,
+            scores,
+            extra,
+            low,
+            high,
+            slope,
+            diagonal,
+            key,
+            value,
+            clean,
+        ] = sizes.map(Buffer::new);
         Self {
             query,
             acc,

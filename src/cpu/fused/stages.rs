@@ -1,13 +1,13 @@
 //! What leaves a task: finished rows, and scores at the stage that the spec asks for.
 
-use crate::cpu::simd::shared::{TensorRows, Unit};
 use crate::cpu::simd;
+use crate::cpu::simd::shared::{TensorRows, Unit};
 use crate::problem::ScoreStage;
 
+use super::Store;
 use super::rows::{block, turn_out};
 use super::scratch::Scratch;
 use super::task::{Job, Scoring};
-use super::Store;
 
 impl Job<'_> {
     /// Normalises the rows of a chunk, and stores them with their log-sum-exp.
@@ -16,7 +16,7 @@ impl Job<'_> {
         chunk: usize,
         scratch: &mut Scratch,
         output: &mut Unit<'_, '_, T, TensorRows>,
-        lse: &mut Unit<'_, '_, f32, TensorRows>,
+        mut lse: Option<Unit<'_, '_, f32, TensorRows>>,
     ) {
         let (plan, dim) = (self.plan, self.problem.v_head_dim());
         for tile in self.tiles(chunk) {
@@ -31,14 +31,17 @@ impl Job<'_> {
                 turn_out(acc, tile.width, first, dim, sums.map(|sum| 1.0 / sum), &mut scratch.lines);
                 for (r, line) in scratch.lines.chunks_exact_mut(dim).take(n).enumerate() {
                     let (row, sum) = (tile.first_row + first + r, sums[r]);
-                    let mut row_lse = scratch.row_max[at + first + r] + sum.ln();
                     // a row that saw no mass; a NaN that it saw all the same has no weight
-                    if sum == 0.0 {
+                    #[expect(clippy::float_cmp, reason = "exactly nothing")]
+                    let empty = sum == 0.0;
+                    if empty {
                         line.fill(0.0);
-                        row_lse = f32::NEG_INFINITY;
                     }
                     T::store(line, output.row(row));
-                    lse.row(row)[0] = row_lse;
+                    if let Some(lse) = &mut lse {
+                        let max = scratch.row_max[at + first + r];
+                        lse.row(row)[0] = if empty { f32::NEG_INFINITY } else { max + sum.ln() };
+                    }
                 }
             }
         }
@@ -74,13 +77,13 @@ impl Job<'_> {
                 };
                 match stage {
                     ScoreStage::Scaled | ScoreStage::Capped => {
-                        self.dots(tile, key, n, &mut scoring);
+                        self.dots(tile, key, n, key, &mut scoring);
                         if let (ScoreStage::Capped, Some(cap)) = (stage, problem.spec().softcap) {
                             simd::add_terms(level, tile.vectors, n, scoring.scores, cap, &[], &[], &[]);
                         }
                     }
                     ScoreStage::Masked | ScoreStage::Probs => {
-                        if self.score(chunk, tile, &keys, key, &mut scoring).is_none() {
+                        if self.score(chunk, tile, &keys, key, key, &mut scoring).is_none() {
                             scoring.scores[..n * tile.width].fill(f32::NEG_INFINITY);
                         }
                     }

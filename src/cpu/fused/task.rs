@@ -52,31 +52,35 @@ impl Job<'_> {
         }
         for tile in self.tiles(chunk) {
             let at = tile.number * plan.tile_rows * problem.head_dim();
-            let places = |r| plan.map.place(chunk, tile.first_row + r);
+            let of = plan.map.chunk(chunk);
+            let places = |r| plan.map.place_in(of, tile.first_row + r);
             let out = &mut scratch.query[at..];
             rows::turn_query(problem, inputs.query, places, tile.rows, tile.width, out, &mut scratch.lines);
         }
     }
 
-    /// Scores of keys `keys` for the rows of a tile, all terms and masks applied; `key` is the first of them. Whether
-    /// all rows see all keys; `None`, and no scores, if no row sees any.
+    /// Scores of keys `keys` for the rows of a tile, all terms and masks applied; `key` and `value` start at the
+    /// first of them. Whether all rows see all keys; `None`, and no scores, if no row sees any.
     pub(super) fn score(
         &self,
         chunk: usize,
         tile: Tile,
         keys: &std::ops::Range<usize>,
         key: Strided<'_>,
+        value: Strided<'_>,
         scratch: &mut Scoring<'_>,
     ) -> Option<bool> {
         let Self { plan, problem, inputs } = *self;
         let (level, n) = (plan.level(), keys.len());
-        let places = |r| plan.map.place(chunk, tile.first_row + r);
+        let of = plan.map.chunk(chunk);
+        let places = |r| plan.map.place_in(of, tile.first_row + r);
         let range = keys.clone();
-        let seen = rows::fill_extra(problem, inputs, places, tile.rows, range, tile.width, scratch.extra, scratch.lines);
+        let seen =
+            rows::fill_extra(problem, inputs, places, tile.rows, range, tile.width, scratch.extra, scratch.lines);
         if seen == Seen::Nothing {
             return None;
         }
-        self.dots(tile, key, n, scratch);
+        self.dots(tile, key, n, value, scratch);
         let softcap = problem.spec().softcap.unwrap_or(0.0);
         let extra: &[f32] = if seen == Seen::Some { scratch.extra } else { &[] };
         if let Some(slopes) = inputs.alibi_slopes {
@@ -101,15 +105,15 @@ impl Job<'_> {
         Some(full && seen == Seen::Everything)
     }
 
-    /// `scale * dot(query, key)` for the rows of a tile.
-    pub(super) fn dots(&self, tile: Tile, key: Strided<'_>, n: usize, scratch: &mut Scoring<'_>) {
+    /// `scale * dot(query, key)` for the rows of a tile; the rows of `value` are needed next.
+    pub(super) fn dots(&self, tile: Tile, key: Strided<'_>, n: usize, value: Strided<'_>, scratch: &mut Scoring<'_>) {
         let (level, dim, scale) = (self.plan.level(), self.problem.head_dim(), self.problem.scale());
         if self.few() {
             let query = Strided { data: scratch.query, stride: dim };
             simd::dots(level, query, tile.rows, key, n, dim, scale, scratch.scores, tile.width);
         } else {
             let query = &scratch.query[tile.number * self.plan.tile_rows * dim..];
-            simd::scores(level, tile.vectors, query, key, n, dim, scale, scratch.scores);
+            simd::scores(level, tile.vectors, query, key, n, dim, scale, scratch.scores, value);
         }
     }
 
@@ -147,7 +151,8 @@ impl Job<'_> {
                     continue;
                 }
                 let skip = keys.start - block.start;
-                let Some(full) = self.score(chunk, tile, &keys, from_row(key, skip), &mut scoring) else {
+                let original = from_row(value, skip);
+                let Some(full) = self.score(chunk, tile, &keys, from_row(key, skip), original, &mut scoring) else {
                     continue;
                 };
                 let at = tile.number * plan.tile_rows;
@@ -158,7 +163,6 @@ impl Job<'_> {
                 };
                 let n = keys.len();
                 let grew = simd::soften(level, tile.vectors, n, scoring.scores, state);
-                let original = from_row(value, skip);
                 let hidden = !full && !all_finite(original, n, v_dim);
                 let value = if hidden { clean(original, n, v_dim, &mut scratch.clean_block) } else { original };
                 let fresh = std::mem::replace(&mut scratch.fresh[tile.number], false);

@@ -7,16 +7,18 @@
 //!   fit; behind that it reads and writes by pointer.
 //! - [`shared`] hands out each part of a buffer at most once.
 
+#![allow(clippy::too_many_arguments, reason = "the sizes of a kernel")]
+
 mod exp;
 mod few;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 pub(super) mod shared;
 mod softmax;
 mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86;
-#[cfg(target_arch = "aarch64")]
-mod neon;
 
 pub(super) use few::{dots, rescale_rows, weigh};
 pub(super) use softmax::{RowState, add_terms, exp_all, keep_in_range, merge_into, scale_lanes, soften};
@@ -154,6 +156,9 @@ trait Simd: Copy {
     fn any_lt(self, a: Self::V, b: Self::V) -> bool;
     /// `x * 2^n`, rounded once, for whole `n` from -160 to 127 and `x` about 1.
     fn ldexp(self, x: Self::V, n: Self::V) -> Self::V;
+    /// Asks for the line of the cache that `at` is in; any address will do.
+    #[inline(always)]
+    fn prefetch(self, _at: *const f32) {}
     /// The sum of the lanes of each.
     fn sums(self, x: [Self::V; 4]) -> [f32; 4];
 }
@@ -162,7 +167,6 @@ trait Simd: Copy {
 macro_rules! dispatch {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $generic:path) => {
         $(#[$doc])*
-        #[allow(clippy::too_many_arguments, reason = "the sizes of a kernel")]
         pub(in crate::cpu) fn $name(level: $crate::cpu::simd::SimdLevel, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]

@@ -12,8 +12,13 @@ use crate::tensor::Layout;
 /// # Safety
 /// Ranges of different `(unit, row)` must not overlap.
 pub(in crate::cpu) unsafe trait Units: Sync {
+    /// What is known of a unit before its rows.
+    type Origin: Copy;
+
+    fn origin(&self, unit: usize) -> Self::Origin;
+
     /// The elements of a row of a unit.
-    fn range(&self, unit: usize, row: usize) -> Range<usize>;
+    fn range(&self, origin: Self::Origin, row: usize) -> Range<usize>;
 }
 
 /// Units that lie one behind the other, each one row.
@@ -24,6 +29,12 @@ pub(in crate::cpu) struct Consecutive {
 
 // SAFETY: multiples of one length do not overlap
 unsafe impl Units for Consecutive {
+    type Origin = usize;
+
+    fn origin(&self, unit: usize) -> usize {
+        unit
+    }
+
     fn range(&self, unit: usize, _row: usize) -> Range<usize> {
         unit * self.unit_len..(unit + 1) * self.unit_len
     }
@@ -54,20 +65,20 @@ impl<'a, T, U: Units> Shared<'a, T, U> {
     /// If the unit was claimed before.
     pub(in crate::cpu) fn claim(&self, unit: usize) -> Unit<'_, 'a, T, U> {
         assert!(!self.claimed[unit].swap(true, Ordering::AcqRel), "a unit has one writer");
-        Unit { shared: self, unit }
+        Unit { shared: self, origin: self.units.origin(unit) }
     }
 }
 
 /// A unit that was claimed.
-pub(in crate::cpu) struct Unit<'s, 'a, T, U> {
+pub(in crate::cpu) struct Unit<'s, 'a, T, U: Units> {
     shared: &'s Shared<'a, T, U>,
-    unit: usize,
+    origin: U::Origin,
 }
 
 impl<T, U: Units> Unit<'_, '_, T, U> {
     /// A row of the unit.
     pub(in crate::cpu) fn row(&mut self, row: usize) -> &mut [T] {
-        let range = self.shared.units.range(self.unit, row);
+        let range = self.shared.units.range(self.origin, row);
         assert!(range.start <= range.end && range.end <= self.shared.len);
         // SAFETY: within the buffer; rows of other units do not overlap it, and this unit is borrowed mutably
         unsafe { std::slice::from_raw_parts_mut(self.shared.start.add(range.start), range.len()) }
@@ -134,11 +145,16 @@ impl RowMap {
         [group / kv_heads, group % kv_heads]
     }
 
+    /// Where the rows of a chunk start.
+    pub(in crate::cpu) fn chunk(&self, chunk: usize) -> Chunk {
+        let first = chunk % self.chunks_per_group() * self.chunk_rows;
+        Chunk { kv_head: self.kv_head(chunk), first, rows: self.rows(chunk) }
+    }
+
     /// Batch entry, query head and position of a row of a chunk. No two rows of all chunks are in the same place.
-    pub(in crate::cpu) fn place(&self, chunk: usize, row: usize) -> [usize; 3] {
-        let [b, kv_head] = self.kv_head(chunk);
-        let n = chunk % self.chunks_per_group() * self.chunk_rows + row;
-        assert!(row < self.chunk_rows && n < self.group_rows);
+    pub(in crate::cpu) fn place_in(&self, chunk: Chunk, row: usize) -> [usize; 3] {
+        assert!(row < chunk.rows);
+        let ([b, kv_head], n) = (chunk.kv_head, chunk.first + row);
         if self.group_size == 1 && !self.one_context {
             return [b, kv_head, n];
         }
@@ -146,6 +162,19 @@ impl RowMap {
         let (of_context, in_group) = (head / self.group_size, head % self.group_size);
         [b + of_context, kv_head * self.group_size + in_group, i]
     }
+
+    /// [`place_in`](Self::place_in) for a row alone.
+    pub(in crate::cpu) fn place(&self, chunk: usize, row: usize) -> [usize; 3] {
+        self.place_in(self.chunk(chunk), row)
+    }
+}
+
+/// The rows of a chunk: their key/value head, and which rows of their group they are.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct Chunk {
+    kv_head: [usize; 2],
+    first: usize,
+    rows: usize,
 }
 
 /// Rows of a tensor `[batch, q_heads, q_len, width]`, shared out by chunks.
@@ -172,8 +201,14 @@ impl TensorRows {
 
 // SAFETY: the map is one to one, and in an injective layout rows of neighbouring elements do not overlap
 unsafe impl Units for TensorRows {
-    fn range(&self, chunk: usize, row: usize) -> Range<usize> {
-        let [b, h, i] = self.map.place(chunk, row);
+    type Origin = Chunk;
+
+    fn origin(&self, chunk: usize) -> Chunk {
+        self.map.chunk(chunk)
+    }
+
+    fn range(&self, chunk: Chunk, row: usize) -> Range<usize> {
+        let [b, h, i] = self.map.place_in(chunk, row);
         let start = self.layout.index([b, h, i, 0]);
         start..start + self.layout.shape[3]
     }

@@ -6,8 +6,10 @@
 use super::{Simd, Strided, array, dispatch};
 
 dispatch! {
-    /// `out[key][row] = scale * sum over d of query[d][row] * key[d]` for `n` keys.
-    fn scores(vectors: usize, query: &[f32], key: Strided<'_>, n: usize, dim: usize, scale: f32, out: &mut [f32])
+    /// `out[key][row] = scale * sum over d of query[d][row] * key[d]` for `n` keys. Where rows are so few that memory is
+    /// what is waited for, the next keys and the rows of `value` are asked for on the way.
+    fn scores(vectors: usize, query: &[f32], key: Strided<'_>, n: usize, dim: usize, scale: f32, out: &mut [f32],
+        value: Strided<'_>)
         = scores_on
 }
 
@@ -27,6 +29,7 @@ fn scores_on<S: Simd>(
     dim: usize,
     scale: f32,
     out: &mut [f32],
+    value: Strided<'_>,
 ) {
     let rows = vectors * S::LANES;
     assert!(query.len() >= dim * rows && out.len() >= n * rows);
@@ -39,7 +42,8 @@ fn scores_on<S: Simd>(
             ($vectors:literal: $($keys:literal)*) => {{$(
                 while n - j >= $keys {
                     let (k, o) = (k.add(j * key.stride), o.add(j * rows));
-                    score_tile::<S, $keys, $vectors>(s, q, k, key.stride, dim, scale, o);
+                    let x = value.data.as_ptr().wrapping_add(j * value.stride);
+                    score_tile::<S, $keys, $vectors>(s, q, k, key.stride, dim, scale, o, x, value.stride);
                     j += $keys;
                 }
             )*}};
@@ -65,12 +69,21 @@ unsafe fn score_tile<S: Simd, const KEYS: usize, const VECTORS: usize>(
     dim: usize,
     scale: f32,
     out: *mut f32,
+    value: *const f32,
+    value_stride: usize,
 ) {
     let rows = VECTORS * S::LANES;
     let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
     unsafe {
         let keys = array![KEYS; m => key.add(m * key_stride)];
         for d in 0..dim {
+            if VECTORS == 1 && d % 16 == 0 {
+                // by two tiles of keys ahead: a tile takes about as long as memory does
+                for m in 0..KEYS {
+                    s.prefetch(keys[m].wrapping_add(2 * KEYS * key_stride + d));
+                    s.prefetch(value.wrapping_add(m * value_stride + d));
+                }
+            }
             let q = array![VECTORS; v => s.load(query.add(d * rows + v * S::LANES))];
             for m in 0..KEYS {
                 let k = s.splat(*keys[m].add(d));

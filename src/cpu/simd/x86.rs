@@ -67,6 +67,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_scalef_ps(x, n) }
     }
     #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
     fn sums(self, x: [__m512; 4]) -> [f32; 4] {
         unsafe {
             let xy = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
@@ -152,6 +156,10 @@ impl Simd for Avx2 {
             let second = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
             _mm256_mul_ps(_mm256_mul_ps(x, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))
         }
+    }
+    #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     fn sums(self, x: [__m256; 4]) -> [f32; 4] {
