@@ -38,7 +38,7 @@ pub struct CpuAttention {
     plan: CpuPlan,
     /// Where the rows of the output go; `None` if they are gathered first, as their elements are no neighbours.
     rows: Option<TensorRows>,
-    scratch: Mutex<Vec<Box<Scratch>>>,
+    scratch: Mutex<Vec<Scratch>>,
     shared: Mutex<SharedState>,
 }
 
@@ -96,7 +96,7 @@ impl CpuAttention {
         #[cfg(not(feature = "native"))]
         let threads = 1;
         let most = threads.min(plan.map.chunks() * plan.splits);
-        let pool = (0..most).map(|_| Box::new(Scratch::new(&plan, problem))).collect();
+        let pool = (0..most).map(|_| Scratch::new(&plan, problem)).collect();
         Self { problem: problem.clone(), plan, rows, scratch: Mutex::new(pool), shared: Mutex::new(shared) }
     }
 
@@ -289,7 +289,7 @@ impl CpuAttention {
     fn for_each(&self, n: usize, task: impl Fn(usize, &mut Scratch) + Send + Sync) {
         let one = |number: usize| {
             let held = self.lock_scratch().pop();
-            let mut scratch = held.unwrap_or_else(|| Box::new(Scratch::new(&self.plan, &self.problem)));
+            let mut scratch = held.unwrap_or_else(|| Scratch::new(&self.plan, &self.problem));
             task(number, &mut scratch);
             self.lock_scratch().push(scratch);
         };
@@ -302,7 +302,7 @@ impl CpuAttention {
         (0..n).for_each(one);
     }
 
-    fn lock_scratch(&self) -> std::sync::MutexGuard<'_, Vec<Box<Scratch>>> {
+    fn lock_scratch(&self) -> std::sync::MutexGuard<'_, Vec<Scratch>> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

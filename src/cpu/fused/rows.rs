@@ -3,8 +3,8 @@
 
 use half::slice::HalfFloatSliceExt;
 
-use crate::cpu::simd::Strided;
 use crate::cpu::simd::shared::RowMap;
+use crate::cpu::simd::{SimdLevel, Strided, turn_in};
 use crate::inputs::AttentionInputs;
 use crate::problem::AttentionProblem;
 use crate::tensor::{TensorRef, TensorSpec};
@@ -92,7 +92,9 @@ fn load_row(data: TensorRef<'_>, start: usize, stride: usize, row: &mut [f32]) {
 }
 
 /// The query rows of a tile as `[head_dim][width]`, zero where there is no row.
+#[expect(clippy::too_many_arguments, reason = "sizes and workspace")]
 pub(super) fn turn_query(
+    level: SimdLevel,
     problem: &AttentionProblem,
     data: TensorRef<'_>,
     places: impl Fn(usize) -> [usize; 3],
@@ -112,13 +114,13 @@ pub(super) fn turn_query(
             tensor.layout.index([b, h, i, 0])
         };
         if let (TensorRef::F32(data), true, 4) = (data, borrowed(tensor), n) {
-            turn_in([0, 1, 2, 3].map(|r| &data[start(r)..][..dim]), width, first, out);
+            turn_in(level, [0, 1, 2, 3].map(|r| &data[start(r)..][..dim]), width, first, out);
             continue;
         }
         for (r, line) in lines.chunks_exact_mut(dim).take(n).enumerate() {
             load_row(data, start(r), tensor.layout.strides[3], line);
         }
-        turn_lines(lines, dim, n, width, first, out);
+        turn_lines(level, lines, dim, n, width, first, out);
     }
 }
 
@@ -138,51 +140,14 @@ pub(super) fn copy_query(
 }
 
 /// Turns the first `n` of four lines of `len` into lanes `lane..lane + n` of `out`.
-fn turn_lines(lines: &[f32], len: usize, n: usize, width: usize, lane: usize, out: &mut [f32]) {
+fn turn_lines(level: SimdLevel, lines: &[f32], len: usize, n: usize, width: usize, lane: usize, out: &mut [f32]) {
     if n == 4 {
-        turn_in([0, 1, 2, 3].map(|r| &lines[r * len..][..len]), width, lane, out);
+        turn_in(level, [0, 1, 2, 3].map(|r| &lines[r * len..][..len]), width, lane, out);
         return;
     }
     for (r, line) in lines.chunks_exact(len).take(n).enumerate() {
         for (d, &x) in line.iter().enumerate() {
             out[d * width + lane + r] = x;
-        }
-    }
-}
-
-fn turn_in(rows: [&[f32]; 4], width: usize, lane: usize, out: &mut [f32]) {
-    let len = rows[0].len();
-    let (fours, rest) = (rows.map(|row| row.as_chunks::<4>().0), len % 4);
-    for d in 0..len / 4 {
-        let x = fours.map(|four| four[d]);
-        for k in 0..4 {
-            out[(4 * d + k) * width + lane..][..4].copy_from_slice(&[x[0][k], x[1][k], x[2][k], x[3][k]]);
-        }
-    }
-    for d in len - rest..len {
-        for (r, row) in rows.iter().enumerate() {
-            out[d * width + lane + r] = row[d];
-        }
-    }
-}
-
-/// Lanes `lane..lane + 4` of a tile of `dim` columns, times `by`, as four lines. Lanes must be there.
-pub(super) fn turn_out(acc: &[f32], width: usize, lane: usize, dim: usize, by: [f32; 4], lines: &mut [f32]) {
-    let column = |d: usize| -> [f32; 4] { std::array::from_fn(|r| acc[d * width + lane..][..4][r] * by[r]) };
-    let (a, rest) = lines.split_at_mut(dim);
-    let (b, rest) = rest.split_at_mut(dim);
-    let (c, e) = rest.split_at_mut(dim);
-    let mut lines = [a, b, c, &mut e[..dim]];
-    for d in (0..dim / 4 * 4).step_by(4) {
-        let x: [[f32; 4]; 4] = std::array::from_fn(|k| column(d + k));
-        for (r, line) in lines.iter_mut().enumerate() {
-            line[d..d + 4].copy_from_slice(&[x[0][r], x[1][r], x[2][r], x[3][r]]);
-        }
-    }
-    for d in dim / 4 * 4..dim {
-        let x = column(d);
-        for (r, line) in lines.iter_mut().enumerate() {
-            line[d] = x[r];
         }
     }
 }
@@ -197,7 +162,9 @@ pub(super) enum Seen {
 
 /// Compares boolean mask and bias of keys `keys` for rows at `places`. With `Some`, `extra[key][row]` holds what is
 /// added to the scores, negative infinity where the key is forbidden.
+#[expect(clippy::too_many_arguments, reason = "sizes and workspace")]
 pub(super) fn fill_extra(
+    level: SimdLevel,
     problem: &AttentionProblem,
     inputs: &AttentionInputs<'_>,
     places: impl Fn(usize) -> [usize; 3],
@@ -273,7 +240,7 @@ pub(super) fn fill_extra(
         for (r, line) in lines.chunks_exact_mut(n).take(count).enumerate() {
             fill(first + r, line);
         }
-        turn_lines(lines, n, count, width, first, extra);
+        turn_lines(level, lines, n, count, width, first, extra);
     }
     Seen::Some
 }

@@ -64,7 +64,7 @@ pub(super) struct Scratch {
     pub(super) key_block: Buffer,
     pub(super) value_block: Buffer,
     pub(super) clean_block: Buffer,
-    /// Four rows of query or output, or of bias.
+    /// Four rows of query or of bias, or a vector of rows of output.
     pub(super) lines: Buffer,
 }
 
@@ -101,7 +101,7 @@ impl Sizes {
     }
 
     fn lines(plan: &CpuPlan, problem: &AttentionProblem) -> usize {
-        4 * problem.head_dim().max(problem.v_head_dim()).max(plan.block_kv)
+        (4 * problem.head_dim().max(plan.block_kv)).max(plan.level().lanes() * problem.v_head_dim())
     }
 }
 

@@ -5,7 +5,7 @@ use crate::cpu::simd::shared::{TensorRows, Unit};
 use crate::problem::ScoreStage;
 
 use super::Store;
-use super::rows::{block, turn_out};
+use super::rows::block;
 use super::scratch::Scratch;
 use super::task::{Job, Scoring};
 
@@ -25,14 +25,16 @@ impl Job<'_> {
             if scratch.fresh[tile.number] {
                 acc[..dim * tile.width].fill(0.0);
             }
-            for first in (0..tile.rows).step_by(4) {
-                let n = 4.min(tile.rows - first);
-                let sums: [f32; 4] = std::array::from_fn(|r| scratch.row_sum[at + first + r]);
-                turn_out(acc, tile.width, first, dim, sums.map(|sum| 1.0 / sum), &mut scratch.lines);
+            for (x, sum) in scratch.rescale.iter_mut().zip(&scratch.row_sum[at..at + tile.width]) {
+                *x = 1.0 / sum;
+            }
+            let lanes = plan.level().lanes();
+            for first in (0..tile.rows).step_by(lanes) {
+                let n = lanes.min(tile.rows - first);
+                simd::turn_out(plan.level(), acc, tile.width, first, dim, &scratch.rescale, &mut scratch.lines);
                 for (r, line) in scratch.lines.chunks_exact_mut(dim).take(n).enumerate() {
-                    let (row, sum) = (tile.first_row + first + r, sums[r]);
+                    let (row, sum) = (tile.first_row + first + r, scratch.row_sum[at + first + r]);
                     // a row that saw no mass; a NaN that it saw all the same has no weight
-                    #[expect(clippy::float_cmp, reason = "exactly nothing")]
                     let empty = sum == 0.0;
                     if empty {
                         line.fill(0.0);

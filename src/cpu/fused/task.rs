@@ -55,7 +55,16 @@ impl Job<'_> {
             let of = plan.map.chunk(chunk);
             let places = |r| plan.map.place_in(of, tile.first_row + r);
             let out = &mut scratch.query[at..];
-            rows::turn_query(problem, inputs.query, places, tile.rows, tile.width, out, &mut scratch.lines);
+            rows::turn_query(
+                plan.level(),
+                problem,
+                inputs.query,
+                places,
+                tile.rows,
+                tile.width,
+                out,
+                &mut scratch.lines,
+            );
         }
     }
 
@@ -75,8 +84,17 @@ impl Job<'_> {
         let of = plan.map.chunk(chunk);
         let places = |r| plan.map.place_in(of, tile.first_row + r);
         let range = keys.clone();
-        let seen =
-            rows::fill_extra(problem, inputs, places, tile.rows, range, tile.width, scratch.extra, scratch.lines);
+        let seen = rows::fill_extra(
+            level,
+            problem,
+            inputs,
+            places,
+            tile.rows,
+            range,
+            tile.width,
+            scratch.extra,
+            scratch.lines,
+        );
         if seen == Seen::Nothing {
             return None;
         }
@@ -110,7 +128,7 @@ impl Job<'_> {
         let (level, dim, scale) = (self.plan.level(), self.problem.head_dim(), self.problem.scale());
         if self.few() {
             let query = Strided { data: scratch.query, stride: dim };
-            simd::dots(level, query, tile.rows, key, n, dim, scale, scratch.scores, tile.width);
+            simd::dots(level, query, tile.rows, key, n, dim, scale, scratch.scores, tile.width, value);
         } else {
             let query = &scratch.query[tile.number * self.plan.tile_rows * dim..];
             simd::scores(level, tile.vectors, query, key, n, dim, scale, scratch.scores, value);
@@ -281,6 +299,7 @@ fn clean<'a>(value: Strided<'_>, n: usize, dim: usize, buffer: &'a mut [f32]) ->
 }
 
 /// Adds what [`clean`] left out to the rows that see it. Slow, and rare.
+#[expect(clippy::too_many_arguments, reason = "sizes and strides")]
 fn add_rest(
     value: Strided<'_>,
     n: usize,

@@ -4,9 +4,10 @@
 use super::{Simd, Strided, array, dispatch};
 
 dispatch! {
-    /// `out[key][row] = scale * dot(query[row], key)` for `n` keys; rows of `out` are `width` apart.
+    /// `out[key][row] = scale * dot(query[row], key)` for `n` keys; rows of `out` are `width` apart. The next
+    /// keys and the rows of `value` are asked for on the way.
     fn dots(query: Strided<'_>, rows: usize, key: Strided<'_>, n: usize, dim: usize, scale: f32, out: &mut [f32],
-        width: usize) = dots_on
+        width: usize, value: Strided<'_>) = dots_on
 }
 
 dispatch! {
@@ -34,6 +35,7 @@ fn dots_on<S: Simd>(
     scale: f32,
     out: &mut [f32],
     width: usize,
+    value: Strided<'_>,
 ) {
     assert!(rows <= width && out.len() >= n * width);
     query.check(rows, dim);
@@ -42,11 +44,11 @@ fn dots_on<S: Simd>(
     unsafe {
         let mut j = 0;
         while n - j >= 4 {
-            dots_of::<S, 4>(s, query, rows, key, j, dim, scale, out, width);
+            dots_of::<S, 4>(s, query, rows, key, j, dim, scale, out, width, value);
             j += 4;
         }
         while n - j >= 1 {
-            dots_of::<S, 1>(s, query, rows, key, j, dim, scale, out, width);
+            dots_of::<S, 1>(s, query, rows, key, j, dim, scale, out, width, value);
             j += 1;
         }
     }
@@ -63,12 +65,20 @@ unsafe fn dots_of<S: Simd, const KEYS: usize>(
     scale: f32,
     out: &mut [f32],
     width: usize,
+    value: Strided<'_>,
 ) {
     let (query_at, key_at, out_at) = (query.data.as_ptr(), key.data.as_ptr(), out.as_mut_ptr());
     // SAFETY: the caller compared the lengths
     unsafe {
         let keys = array![KEYS; k => key_at.add((j + k) * key.stride)];
         let mut r = 0;
+        let ahead = value.data.as_ptr().wrapping_add(j * value.stride);
+        for d in (0..dim).step_by(16) {
+            for k in 0..KEYS {
+                s.prefetch(keys[k].wrapping_add(2 * KEYS * key.stride + d));
+                s.prefetch(ahead.wrapping_add(k * value.stride + d));
+            }
+        }
         macro_rules! by {
             ($($rows:literal)*) => {{$(
                 while rows - r >= $rows {
@@ -176,7 +186,28 @@ unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
 ) {
     unsafe {
         let mut acc = array![ROWS; m => array![VECTORS; v => s.load(out.add(m * out_stride + v * S::LANES))]];
-        for j in 0..n {
+        let mut j = 0;
+        if ROWS <= 2 {
+            // sums of odd keys apart: one chain of additions would be waited for
+            let mut odd = [[s.splat(0.0); VECTORS]; ROWS];
+            while n - j >= 2 {
+                for v in 0..VECTORS {
+                    let x = s.load(value.add(j * value_stride + v * S::LANES));
+                    let y = s.load(value.add((j + 1) * value_stride + v * S::LANES));
+                    for m in 0..ROWS {
+                        acc[m][v] = s.fma(s.splat(*weights.add(j * width + m)), x, acc[m][v]);
+                        odd[m][v] = s.fma(s.splat(*weights.add((j + 1) * width + m)), y, odd[m][v]);
+                    }
+                }
+                j += 2;
+            }
+            for m in 0..ROWS {
+                for v in 0..VECTORS {
+                    acc[m][v] = s.add(acc[m][v], odd[m][v]);
+                }
+            }
+        }
+        for j in j..n {
             let x = array![VECTORS; v => s.load(value.add(j * value_stride + v * S::LANES))];
             for m in 0..ROWS {
                 let w = s.splat(*weights.add(j * width + m));

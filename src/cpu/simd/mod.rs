@@ -8,6 +8,8 @@
 //! - [`shared`] hands out each part of a buffer at most once.
 
 #![allow(clippy::too_many_arguments, reason = "the sizes of a kernel")]
+#![allow(clippy::needless_range_loop, reason = "what is indexed are registers, by a number that the compiler knows")]
+#![allow(clippy::inline_always, reason = "instructions are switched on in the caller")]
 
 mod exp;
 mod few;
@@ -17,12 +19,14 @@ mod portable;
 pub(super) mod shared;
 mod softmax;
 mod tiles;
+mod turn;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub(super) use few::{dots, rescale_rows, weigh};
 pub(super) use softmax::{RowState, add_terms, exp_all, keep_in_range, merge_into, scale_lanes, soften};
 pub(super) use tiles::{accumulate, scores};
+pub(super) use turn::{turn_in, turn_out};
 
 /// Rows of a matrix, each a run of f32, `stride` apart.
 #[derive(Clone, Copy, Debug)]
@@ -159,6 +163,22 @@ trait Simd: Copy {
     /// Asks for the line of the cache that `at` is in; any address will do.
     #[inline(always)]
     fn prefetch(self, _at: *const f32) {}
+    /// Element `k` of a row is lane `row` of `x[k]`: stores `LANES` rows of four, `stride` apart, which must be writable.
+    #[inline(always)]
+    unsafe fn store_turned(self, x: [Self::V; 4], to: *mut f32, stride: usize) {
+        let mut lanes = [[0.0f32; 16]; 4];
+        // SAFETY: no vector has more than 16 lanes; the caller speaks for `to`
+        unsafe {
+            for k in 0..4 {
+                self.store(lanes[k].as_mut_ptr(), x[k]);
+            }
+            for row in 0..Self::LANES {
+                for k in 0..4 {
+                    *to.add(row * stride + k) = lanes[k][row];
+                }
+            }
+        }
+    }
     /// The sum of the lanes of each.
     fn sums(self, x: [Self::V; 4]) -> [f32; 4];
 }
@@ -208,8 +228,11 @@ macro_rules! array {
             let $i = 0;
             $of
         }; $n];
-        for $i in 1..$n {
-            all[$i] = $of;
+        let mut at = 1;
+        while at < $n {
+            let $i = at;
+            all[at] = $of;
+            at += 1;
         }
         all
     }};

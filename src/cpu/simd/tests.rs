@@ -28,6 +28,7 @@ fn tanh_on<S: Simd>(s: S, x: &mut [f32]) {
 
 /// The distance of a result in units of its last place, or of the smallest subnormal.
 fn ulps(got: f32, want: f64) -> f64 {
+    #[expect(clippy::cast_possible_truncation, reason = "an exponent")]
     let unit = 2f64.powi(((want.abs().log2().floor() as i32) - 23).max(-149));
     (f64::from(got) - want).abs() / unit
 }

@@ -28,7 +28,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn load_first(self, from: *const f32, n: usize) -> __m512 {
-        unsafe { _mm512_maskz_loadu_ps(((1u32 << n) - 1) as __mmask16, from) }
+        unsafe { _mm512_maskz_loadu_ps(0xffff >> (16 - n), from) }
     }
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
@@ -69,6 +69,26 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch(self, at: *const f32) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_turned(self, x: [__m512; 4], to: *mut f32, stride: usize) {
+        unsafe {
+            let (a, b) = (_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+            let (c, d) = (_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+            let (a, b, c, d) = (_mm512_castps_pd(a), _mm512_castps_pd(b), _mm512_castps_pd(c), _mm512_castps_pd(d));
+            let rows = [
+                _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)),
+                _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(b, d)),
+            ];
+            for k in 0..4 {
+                _mm_storeu_ps(to.add(k * stride), _mm512_extractf32x4_ps::<0>(rows[k]));
+                _mm_storeu_ps(to.add((4 + k) * stride), _mm512_extractf32x4_ps::<1>(rows[k]));
+                _mm_storeu_ps(to.add((8 + k) * stride), _mm512_extractf32x4_ps::<2>(rows[k]));
+                _mm_storeu_ps(to.add((12 + k) * stride), _mm512_extractf32x4_ps::<3>(rows[k]));
+            }
+        }
     }
     #[inline(always)]
     fn sums(self, x: [__m512; 4]) -> [f32; 4] {
@@ -160,6 +180,24 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch(self, at: *const f32) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_turned(self, x: [__m256; 4], to: *mut f32, stride: usize) {
+        unsafe {
+            let (a, b) = (_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
+            let (c, d) = (_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
+            let (a, b, c, d) = (_mm256_castps_pd(a), _mm256_castps_pd(b), _mm256_castps_pd(c), _mm256_castps_pd(d));
+            let rows = [
+                _mm256_castpd_ps(_mm256_unpacklo_pd(a, c)),
+                _mm256_castpd_ps(_mm256_unpackhi_pd(a, c)),
+                _mm256_castpd_ps(_mm256_unpacklo_pd(b, d)),
+                _mm256_castpd_ps(_mm256_unpackhi_pd(b, d)),
+            ];
+            for k in 0..4 {
+                _mm_storeu_ps(to.add(k * stride), _mm256_extractf128_ps::<0>(rows[k]));
+                _mm_storeu_ps(to.add((4 + k) * stride), _mm256_extractf128_ps::<1>(rows[k]));
+            }
+        }
     }
     #[inline(always)]
     fn sums(self, x: [__m256; 4]) -> [f32; 4] {
