@@ -180,7 +180,7 @@ impl Job<'_> {
                     rescale: &mut scratch.rescale,
                 };
                 let n = keys.len();
-                let grew = simd::soften(level, tile.vectors, n, scoring.scores, state);
+                let grew = simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state);
                 let hidden = !full && !all_finite(original, n, v_dim);
                 let value = if hidden { clean(original, n, v_dim, &mut scratch.clean_block) } else { original };
                 let fresh = std::mem::replace(&mut scratch.fresh[tile.number], false);

@@ -12,8 +12,9 @@ pub(in crate::cpu) struct RowState<'a> {
 }
 
 dispatch! {
-    /// Takes in the scores of `n` keys and turns them into weights. Whether what was accumulated must be rescaled.
-    fn soften(vectors: usize, n: usize, scores: &mut [f32], state: RowState<'_>) -> bool = soften_on
+    /// Takes in the scores of `n` keys and turns them into weights, in the first `used` lanes at least. Whether what was
+    /// accumulated must be rescaled.
+    fn soften(vectors: usize, used: usize, n: usize, scores: &mut [f32], state: RowState<'_>) -> bool = soften_on
 }
 
 dispatch! {
@@ -50,10 +51,13 @@ fn shift_of<S: Simd>(s: S, max: S::V) -> S::V {
 }
 
 #[inline(always)]
-fn soften_on<S: Simd>(s: S, vectors: usize, n: usize, scores: &mut [f32], state: RowState<'_>) -> bool {
+fn soften_on<S: Simd>(s: S, vectors: usize, used: usize, n: usize, scores: &mut [f32], state: RowState<'_>) -> bool {
     let rows = vectors * S::LANES;
     assert!(scores.len() >= n * rows);
     assert!(state.max.len() >= rows && state.sum.len() >= rows && state.rescale.len() >= rows);
+    if used == 1 && n <= ONE_ROW {
+        return soften_one(s, rows, n, scores, state);
+    }
     let mut grew = false;
     for v in (0..rows).step_by(S::LANES) {
         let p = scores.as_mut_ptr();
@@ -103,6 +107,46 @@ fn soften_on<S: Simd>(s: S, vectors: usize, n: usize, scores: &mut [f32], state:
         }
     }
     grew
+}
+
+/// Most keys of a block for [`soften_one`].
+const ONE_ROW: usize = 128;
+
+/// The same for a row alone, with keys along the lanes.
+#[inline(always)]
+fn soften_one<S: Simd>(s: S, rows: usize, n: usize, scores: &mut [f32], state: RowState<'_>) -> bool {
+    let mut line = [f32::NEG_INFINITY; ONE_ROW];
+    for (x, key) in line.iter_mut().zip(scores.chunks_exact(rows)).take(n) {
+        *x = key[0];
+    }
+    let old = state.max[0];
+    let mut max = s.splat(old);
+    let mut sum = s.splat(0.0);
+    let padded = n.next_multiple_of(S::LANES);
+    // SAFETY: ONE_ROW is a multiple of every number of lanes, and n is no more than it
+    unsafe {
+        for j in (0..padded).step_by(S::LANES) {
+            max = s.max(s.load(line.as_ptr().add(j)), max);
+        }
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        s.store(lanes.as_mut_ptr(), max);
+        let highest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let shift = shift_of(s, s.splat(highest));
+        for j in (0..padded).step_by(S::LANES) {
+            let weight = exp(s, s.sub(s.load(line.as_ptr().add(j)), shift));
+            s.store(line.as_mut_ptr().add(j), weight);
+            sum = s.add(sum, weight);
+        }
+        let mut rescale = [0.0; 16];
+        s.store(rescale.as_mut_ptr(), exp(s, s.sub(s.splat(old), shift)));
+        state.rescale[0] = rescale[0];
+        state.sum[0] = state.sum[0] * rescale[0] + s.sums([sum; 4])[0];
+        state.max[0] = highest;
+        for (&weight, key) in line.iter().zip(scores.chunks_exact_mut(rows)).take(n) {
+            key[0] = weight;
+        }
+        old < highest
+    }
 }
 
 #[inline(always)]
