@@ -79,6 +79,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     // this invocation's share of each row's sum of probabilities
     var sum: array<f32, ROWS>;
     var acc: array<array<f32, DIMS_PER_LANE>, ROWS>;
+    // a block's share of it: two short sums round far less than one over all keys
+    var block_acc: array<array<f32, DIMS_PER_LANE>, ROWS>;
 
     for (var first_key = uniform_span.x; first_key < uniform_span.y; first_key += BLOCK_KV) {
         // scores of this invocation's key with all rows
@@ -140,7 +142,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             }
             prob_tile[lane * ROWS + r] = prob;
             for (var n = 0u; n < DIMS_PER_LANE; n++) {
-                acc[r][n] *= rescale;
+                block_acc[r][n] = 0.0;
             }
         }
         workgroupBarrier();
@@ -160,9 +162,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 let prob = prob_tile[key * ROWS + r];
                 if !is_masked(prob) {
                     for (var n = 0u; n < DIMS_PER_LANE; n++) {
-                        acc[r][n] += prob * value_element[n];
+                        block_acc[r][n] += prob * value_element[n];
                     }
                 }
+            }
+        }
+        for (var r = 0u; r < ROWS; r++) {
+            for (var n = 0u; n < DIMS_PER_LANE; n++) {
+                acc[r][n] = acc[r][n] * row_rescale[r] + block_acc[r][n];
             }
         }
         // the last reads of prob_tile, row_max and row_rescale were before this barrier

@@ -49,12 +49,15 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) local
         prob_tile[local.y][local.x] = prob;
         value_tile[local.y][local.x] = value_element;
         workgroupBarrier();
+        // a sum of its own for each tile: two short sums round far less than one over all keys
+        var tile_acc = 0.0;
         for (var n = 0u; n < TILE; n++) {
             let weight = prob_tile[local.y][n];
             if !is_masked(weight) {
-                acc += weight * value_tile[n][local.x];
+                tile_acc += weight * value_tile[n][local.x];
             }
         }
+        acc += tile_acc;
         workgroupBarrier();
     }
 

@@ -218,8 +218,10 @@ impl AttentionProblem {
         ];
         for (name, layout) in tensors {
             let overflows = |layout: &Layout| {
-                // bytes must fit too, and nothing is wider than four of them
-                layout.extent().is_none_or(|extent| extent.checked_mul(4).is_none())
+                // bytes must fit too, and nothing is wider than four of them; counts of rows must fit where another
+                // axis is 0
+                let count = layout.shape.iter().try_fold(4usize, |product, &n| product.checked_mul(n.max(1)));
+                count.is_none() || layout.extent().is_none_or(|extent| extent.checked_mul(4).is_none())
             };
             if let Some(layout) = layout.filter(|layout| overflows(layout)) {
                 return Err(ProblemError::Overflow { name, shape: layout.shape, strides: layout.strides });
@@ -508,6 +510,11 @@ mod tests {
              step over what the smaller strides span",
         );
         check(&|s| s.query.layout.shape[3] = 0, "head_dim is 0, needs at least 1 (batch, q_len and kv_len may be 0)");
+        check(
+            &|s| *s = AttentionSpec::new([1 << 40, 1 << 40, 0, 8], [1, 1, 7, 8]),
+            "query with shape [1099511627776, 1099511627776, 0, 8] and strides [0, 0, 8, 1] is larger than memory can be \
+             addressed",
+        );
         check(
             &|s| s.query.layout.strides[0] = usize::MAX,
             "query with shape [2, 6, 5, 8] and strides [18446744073709551615, 40, 8, 1] is larger than memory can be \

@@ -2,7 +2,7 @@
 
 use super::buffers::AttentionBuffers;
 use super::context::Context;
-use super::error::{GpuError, checked, checked_now};
+use super::error::GpuError;
 use super::pipelines::{Interface, Pipeline};
 use crate::error::Error;
 use crate::inputs::{AttentionInputs, AttentionOutput};
@@ -55,7 +55,7 @@ impl Context {
         let params_stride = (size_of::<crate::kernels::params::Params>() as u64).next_multiple_of(alignment);
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let params = self.buffer("params", params_stride * plan.steps().len() as u64, uses).await?;
-        checked(self.device(), "params", params.size(), || {
+        self.checked("params", params.size(), || {
             for (n, step) in plan.steps().iter().enumerate() {
                 self.queue().write_buffer(&params, n as u64 * params_stride, bytemuck::bytes_of(&step.params));
             }
@@ -156,7 +156,7 @@ impl PreparedAttention {
                 None => (Some(packed.slice(..)), buffers.row_data_copies(&self.problem, packed)?),
             },
         };
-        checked_now(self.context.device(), "bind groups", || {
+        self.context.checked_now("bind groups", || {
             let mut dispatches = vec![];
             for (n, (step, pipeline)) in self.plan.steps().iter().zip(&self.pipelines).enumerate() {
                 let params = wgpu::BufferBinding {
@@ -237,12 +237,14 @@ impl PreparedAttention {
     /// [`GpuError`] if the device refuses or was lost.
     pub async fn submit(&self, bound: &BoundAttention) -> Result<(), GpuError> {
         self.context.check_faults()?;
-        checked(self.context.device(), "the submission of an attention", 0, || {
-            let mut encoder = self.context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            bound.encode(&mut encoder);
-            self.context.queue().submit([encoder.finish()]);
-        })
-        .await
+        self.context
+            .checked("the submission of an attention", 0, || {
+                let mut encoder =
+                    self.context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+                bound.encode(&mut encoder);
+                self.context.queue().submit([encoder.finish()]);
+            })
+            .await
     }
 
     /// Copies all inputs to the device and makes the outputs there.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use super::error::{Faults, GpuError, checked, lock};
+use super::error::{Faults, GpuError, checked, checked_now, lock};
 use super::pipelines::Pipeline;
 use crate::caps::DeviceCaps;
 use crate::plan::Variant;
@@ -112,13 +112,33 @@ impl Context {
             return Ok(pipeline.clone());
         }
         // two threads may make the same one; the second replaces the first, and both work
-        let pipeline = Pipeline::new(self.device(), variant, step).await?;
+        let pipeline = self.or_lost(Pipeline::new(self.device(), variant, step).await)?;
         lock(&self.inner.pipelines).insert(variant.clone(), pipeline.clone());
         Ok(pipeline)
     }
 
     pub(super) fn empty_buffer(&self, written: bool) -> &wgpu::Buffer {
         if written { &self.inner.empty_written } else { &self.inner.empty_read }
+    }
+
+    /// Runs `work` with every error of the device caught; a lost device is told apart from a refusal.
+    pub(super) async fn checked<T>(&self, what: &str, bytes: u64, work: impl FnOnce() -> T) -> Result<T, GpuError> {
+        self.or_lost(checked(self.device(), what, bytes, work).await)
+    }
+
+    /// The same where nothing can be awaited.
+    pub(super) fn checked_now<T>(&self, what: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
+        self.or_lost(checked_now(self.device(), what, work))
+    }
+
+    /// On a lost device whatever is tried is refused; the loss itself is told in a callback of the next poll.
+    fn or_lost<T>(&self, result: Result<T, GpuError>) -> Result<T, GpuError> {
+        if result.is_err() {
+            // what the poll says of itself adds nothing
+            let _ = self.device().poll(wgpu::PollType::Poll);
+            self.check_faults()?;
+        }
+        result
     }
 
     /// What a device of ours reported since the last look.

@@ -2,7 +2,6 @@
 
 use super::context::Context;
 use super::error::GpuError;
-use super::error::checked;
 use super::pipelines::Interface;
 use crate::cpu::{MergeError, MergedState, PartialState, check_parts};
 use crate::error::Error;
@@ -27,7 +26,7 @@ impl Context {
         let buffers = MergeBuffers { part_output: &outputs, part_lse: &lses, output: &output, lse: &lse };
         let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         self.encode_merge(&mut encoder, parts.len(), rows, v_head_dim, &buffers).await?;
-        checked(self.device(), "the submission of a merge", 0, || self.queue().submit([encoder.finish()])).await?;
+        self.checked("the submission of a merge", 0, || self.queue().submit([encoder.finish()])).await?;
         Ok(MergedState {
             output: self.read("output", output.slice(..), rows * v_head_dim).await?,
             lse: self.read("lse", lse.slice(..), rows).await?,
@@ -87,7 +86,7 @@ impl Context {
         let pipeline = self.pipeline(&Variant::merge(), &interface).await?;
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let params = self.buffer("params", size_of_val(&plan.params) as u64, uses).await?;
-        checked(self.device(), "merge", 0, || {
+        self.checked("merge", 0, || {
             self.queue().write_buffer(&params, 0, bytemuck::bytes_of(&plan.params));
             let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() }];
             for (binding, (_, buffer, needed)) in (1..).zip(bound) {

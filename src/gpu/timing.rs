@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::attention::{BoundAttention, PreparedAttention};
-use super::error::{GpuError, checked};
+use super::error::GpuError;
 use crate::timing::{Timing, TimingSource};
 
 /// Calls between two looks at the clock where the device has no timestamps, to hide the cost of submitting.
@@ -57,23 +57,24 @@ impl PreparedAttention {
     async fn round(&self, bound: &BoundAttention, clock: &Clock) -> Result<f64, GpuError> {
         let context = self.context();
         let start = Instant::now();
-        checked(context.device(), "a timed attention", 0, || {
-            let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            match clock {
-                Clock::Timestamps { queries, ticks } => {
-                    let writes = wgpu::ComputePassTimestampWrites {
-                        query_set: queries,
-                        beginning_of_pass_write_index: Some(0),
-                        end_of_pass_write_index: Some(1),
-                    };
-                    bound.encode_timed(&mut encoder, Some(writes));
-                    encoder.resolve_query_set(queries, 0..2, ticks, 0);
+        context
+            .checked("a timed attention", 0, || {
+                let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+                match clock {
+                    Clock::Timestamps { queries, ticks } => {
+                        let writes = wgpu::ComputePassTimestampWrites {
+                            query_set: queries,
+                            beginning_of_pass_write_index: Some(0),
+                            end_of_pass_write_index: Some(1),
+                        };
+                        bound.encode_timed(&mut encoder, Some(writes));
+                        encoder.resolve_query_set(queries, 0..2, ticks, 0);
+                    }
+                    Clock::Wall { .. } => (0..WALL_CALLS).for_each(|_| bound.encode(&mut encoder)),
                 }
-                Clock::Wall { .. } => (0..WALL_CALLS).for_each(|_| bound.encode(&mut encoder)),
-            }
-            context.queue().submit([encoder.finish()]);
-        })
-        .await?;
+                context.queue().submit([encoder.finish()]);
+            })
+            .await?;
         match clock {
             Clock::Timestamps { ticks, .. } => {
                 let ticks: Vec<u64> = context.read("timestamps", ticks.slice(..), 2).await?;
@@ -107,8 +108,7 @@ impl Clock {
         let ticks = context.buffer("timestamps", 16, uses).await?;
         let descriptor =
             wgpu::QuerySetDescriptor { label: Some("timestamps"), ty: wgpu::QueryType::Timestamp, count: 2 };
-        let queries =
-            checked(context.device(), "timestamps", 16, || context.device().create_query_set(&descriptor)).await?;
+        let queries = context.checked("timestamps", 16, || context.device().create_query_set(&descriptor)).await?;
         Ok(Self::Timestamps { queries, ticks })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
 use super::context::Context;
-use super::error::{GpuError, checked, lock};
+use super::error::{GpuError, lock};
 use crate::tensor::TensorRef;
 
 /// The uses of every buffer that this crate makes for tensors.
@@ -28,7 +28,7 @@ impl Context {
         let bytes: &[u8] = bytemuck::cast_slice(data);
         let buffer = self.allocate(name, bytes.len() as u64).await?;
         let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
-        checked(self.device(), name, bytes.len() as u64, || {
+        self.checked(name, bytes.len() as u64, || {
             if !whole.is_empty() {
                 self.queue().write_buffer(&buffer, 0, whole);
             }
@@ -77,7 +77,7 @@ impl Context {
         let uses = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let staging = self.buffer("read-back", needed, uses).await?;
         let arrival = Arrival::default();
-        checked(self.device(), name, needed, || {
+        self.checked(name, needed, || {
             let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(slice.buffer(), slice.offset(), &staging, 0, needed);
             self.queue().submit([encoder.finish()]);
@@ -145,7 +145,7 @@ impl Context {
             return Err(GpuError::BufferTooLarge { what: name.to_owned(), bytes: size, max });
         }
         let descriptor = wgpu::BufferDescriptor { label: Some(name), size, usage, mapped_at_creation: false };
-        checked(self.device(), name, size, || self.device().create_buffer(&descriptor)).await
+        self.checked(name, size, || self.device().create_buffer(&descriptor)).await
     }
 }
 

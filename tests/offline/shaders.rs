@@ -15,7 +15,7 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 /// Nothing beyond core WGSL: naga counts even `unpack2x16float` as a capability, since old GLSL lacks it.
 const CORE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
-/// Query length, head_dim, v_head_dim: every tile that a plan can choose, and widths that fit no tile.
+/// Query length, `head_dim`, `v_head_dim`: every tile that a plan can choose, and widths that fit no tile.
 const SHAPES: [(usize, usize, usize); 9] = [
     (1, 1, 1),
     (3, 40, 24),
@@ -168,10 +168,8 @@ fn compare_bindings(module: &naga::Module, step: &Step) {
         name => name.to_owned(),
     };
     let number = |name: &str| {
-        ["params", "query", "key", "value", "bias", "mask", "row_data", "output", "lse", "scores"]
-            .iter()
-            .position(|known| *known == name)
-            .expect("a known buffer") as u32
+        let names = ["params", "query", "key", "value", "bias", "mask", "row_data", "output", "lse", "scores"];
+        (0..).zip(names).find(|(_, known)| *known == name).expect("a known buffer").0
     };
     let mut on_host: Vec<_> =
         step.bindings.iter().map(|binding| (number(&name(binding)), binding.written, name(binding))).collect();

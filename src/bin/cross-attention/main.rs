@@ -1,1 +1,65 @@
-fn main() {}
+//! The command line program: attention over files, plans, devices and timings.
+
+#![expect(clippy::doc_markdown, reason = "doc comments of flags are help texts, read on a terminal")]
+
+mod bench;
+mod devices;
+mod error;
+mod explain;
+mod file;
+mod options;
+mod run;
+mod show;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use terminal::Terminal;
+
+/// Attention where queries and keys come from different sequences, on any GPU and on the CPU
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+struct Program {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Devices(devices::Args),
+    Run(Box<run::Args>),
+    Explain(Box<explain::Args>),
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let program = Program::parse();
+    let mut terminal = Terminal::new();
+    let all_well = match &program.command {
+        Command::Devices(args) => devices::devices(args, &mut terminal).map(|()| true),
+        Command::Run(args) => run::run(args, &mut terminal),
+        Command::Explain(args) => explain::explain(args, &mut terminal).map(|()| true),
+        Command::Bench(args) => bench::bench(args, &mut terminal),
+    };
+    terminal.end_bar();
+    match all_well {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            terminal.note(format_args!("error: {}", error.chain()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Program::command().debug_assert();
+    }
+}

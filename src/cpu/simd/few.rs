@@ -185,7 +185,8 @@ unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     out_stride: usize,
 ) {
     unsafe {
-        let mut acc = array![ROWS; m => array![VECTORS; v => s.load(out.add(m * out_stride + v * S::LANES))]];
+        // a sum of its own for each block: two short sums round far less than one over all keys
+        let mut acc = [[s.splat(0.0); VECTORS]; ROWS];
         let mut j = 0;
         if ROWS <= 2 {
             // sums of odd keys apart: one chain of additions would be waited for
@@ -218,7 +219,8 @@ unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
         }
         for m in 0..ROWS {
             for v in 0..VECTORS {
-                s.store(out.add(m * out_stride + v * S::LANES), acc[m][v]);
+                let at = out.add(m * out_stride + v * S::LANES);
+                s.store(at, s.add(s.load(at), acc[m][v]));
             }
         }
     }
@@ -238,7 +240,7 @@ unsafe fn weigh_rest<S: Simd, const ROWS: usize>(
     out_stride: usize,
 ) {
     unsafe {
-        let mut acc = array![ROWS; m => s.load(out.add(m * out_stride))];
+        let mut acc = [s.splat(0.0); ROWS];
         for j in 0..n {
             let x = s.load_first(value.add(j * value_stride), columns);
             for m in 0..ROWS {
@@ -246,7 +248,8 @@ unsafe fn weigh_rest<S: Simd, const ROWS: usize>(
             }
         }
         for m in 0..ROWS {
-            s.store(out.add(m * out_stride), acc[m]);
+            let at = out.add(m * out_stride);
+            s.store(at, s.add(s.load(at), acc[m]));
         }
     }
 }

@@ -85,7 +85,8 @@ fn soften_on<S: Simd>(s: S, vectors: usize, used: usize, n: usize, scores: &mut 
             let shift = shift_of(s, max);
             let rescale = exp(s, s.sub(old, shift));
             grew |= s.any_lt(old, max);
-            let mut sum = [s.mul(s.load(state.sum.as_ptr().add(v)), rescale), s.splat(0.0), s.splat(0.0), s.splat(0.0)];
+            let before = s.mul(s.load(state.sum.as_ptr().add(v)), rescale);
+            let mut sum = [s.splat(0.0); 4];
             let mut j = 0;
             while n - j >= 4 {
                 for (k, sum) in sum.iter_mut().enumerate() {
@@ -103,7 +104,8 @@ fn soften_on<S: Simd>(s: S, vectors: usize, used: usize, n: usize, scores: &mut 
             }
             s.store(state.max.as_mut_ptr().add(v), max);
             s.store(state.rescale.as_mut_ptr().add(v), rescale);
-            s.store(state.sum.as_mut_ptr().add(v), s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3])));
+            let block = s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]));
+            s.store(state.sum.as_mut_ptr().add(v), s.add(before, block));
         }
     }
     grew

@@ -1,0 +1,111 @@
+//! Criterion benchmarks of CPU and GPU kernels; what is measured and what is not: benches/README.md.
+
+#![expect(clippy::expect_used, clippy::print_stderr, reason = "a benchmark that cannot go on stops, and says why")]
+
+use std::cell::LazyCell;
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use cross_attention::cpu::{self, CpuKernel};
+use cross_attention::gpu::{self, AdapterRequest, BoundAttention, Context, PreparedAttention};
+use cross_attention::verify::verify_sample;
+use cross_attention::{AttentionData, AttentionOutput, AttentionProblem, DeviceCaps, Kernel, Plan, workload};
+
+/// One of each kind that a CPU does in milliseconds: image to text, decoding, wide values, few to few.
+const WORKLOADS: [&str; 4] = ["sd15_16", "whisper_decode", "perceiver_io", "qformer"];
+
+/// Rows that are compared with the oracle before anything is timed.
+const VERIFIED_ROWS: usize = 16;
+
+criterion_group!(benches, plans, cpu_kernels, gpu_kernels);
+criterion_main!(benches);
+
+fn plans(criterion: &mut Criterion) {
+    let caps = DeviceCaps::webgpu_defaults();
+    for name in WORKLOADS {
+        let problem = LazyCell::new(|| problem(name));
+        criterion.bench_function(&format!("host/plan/{name}"), |bencher| {
+            let problem = &*problem;
+            bencher.iter(|| Plan::new(black_box(problem), &caps, None));
+        });
+    }
+}
+
+fn cpu_kernels(criterion: &mut Criterion) {
+    for name in WORKLOADS {
+        let work = LazyCell::new(|| {
+            let problem = problem(name);
+            let data = workload::inputs(&problem, name);
+            (problem, data)
+        });
+        for kernel in CpuKernel::ALL {
+            let verified = LazyCell::new(|| {
+                let (problem, data) = &*work;
+                let output = cpu::attention_with(kernel, problem, &data.as_inputs()).expect("a workload is sound");
+                check(name, problem, data, &output);
+            });
+            criterion.bench_function(&format!("cpu/{kernel}/{name}"), |bencher| {
+                LazyCell::force(&verified);
+                let (problem, data) = &*work;
+                let inputs = data.as_inputs();
+                bencher.iter(|| cpu::attention_with(kernel, problem, black_box(&inputs)));
+            });
+        }
+    }
+}
+
+fn gpu_kernels(criterion: &mut Criterion) {
+    let context = LazyCell::new(open);
+    for name in WORKLOADS {
+        for kernel in Kernel::ALL {
+            let work = LazyCell::new(|| context.as_ref().map(|context| prepare(context, kernel, name)));
+            criterion.bench_function(&format!("gpu/{kernel}/{name}"), |bencher| match &*work {
+                Some((prepared, bound)) => bencher.iter_custom(|rounds| {
+                    let rounds = usize::try_from(rounds).expect("criterion asks for few rounds");
+                    let timing = prepared.time_blocking(bound, rounds, Duration::ZERO, &mut || {});
+                    let millis = timing.expect("it ran before").millis;
+                    Duration::from_secs_f64(millis.iter().take(rounds).sum::<f64>() * 1e-3)
+                }),
+                None => bencher.iter(|| ()),
+            });
+        }
+    }
+}
+
+fn problem(name: &str) -> AttentionProblem {
+    let workload = workload::find(name).expect("the name of a workload");
+    AttentionProblem::new(workload.spec).expect("a workload is sound")
+}
+
+fn check(name: &str, problem: &AttentionProblem, data: &AttentionData, output: &AttentionOutput) {
+    let report = verify_sample(problem, &data.as_inputs(), output, VERIFIED_ROWS).expect("a workload is sound");
+    assert!(report.passed(), "{name}: {report}");
+}
+
+/// The adapter that the library chooses, or a message that there is none.
+fn open() -> Option<Context> {
+    let opened = pollster::block_on(async {
+        let chosen = gpu::choose(&AdapterRequest::Hardware).await?;
+        eprintln!("gpu: {}: {}", chosen.summary.title(), chosen.reason);
+        chosen.open().await
+    });
+    match opened {
+        Ok(context) => Some(context),
+        Err(error) => {
+            eprintln!("gpu: skipped, {error}; times of gpu rows are those of doing nothing");
+            None
+        }
+    }
+}
+
+fn prepare(context: &Context, kernel: Kernel, name: &str) -> (PreparedAttention, BoundAttention) {
+    let problem = problem(name);
+    let data = workload::inputs(&problem, name);
+    let prepared = context.prepare_blocking(&problem, Some(kernel)).expect("every kernel takes every workload here");
+    let output = prepared.run_blocking(&data.as_inputs()).expect("the device computes");
+    check(name, &problem, &data, &output);
+    let tensors = pollster::block_on(prepared.upload(&data.as_inputs())).expect("the device has memory for it");
+    let bound = prepared.bind(&tensors.buffers()).expect("the buffers are its own");
+    (prepared, bound)
+}

@@ -1,0 +1,90 @@
+//! Why the program could not do what it was asked.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+
+/// Everything the program itself refuses; the library's refusals are wrapped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot read it")]
+    Read { source: std::io::Error },
+    #[error("it is not a whole safetensors file")]
+    Format { source: safetensors::SafeTensorError },
+    #[error("tensor {name} is missing: the file holds {found}, needs at least query, key and value")]
+    MissingTensor { name: &'static str, found: String },
+    #[error("{given} is there without {missing}; row ranges need both row_start and row_end")]
+    HalfRange { given: &'static str, missing: &'static str },
+    #[error("{name} has element type {found}, possible: {possible}")]
+    ElementType { name: &'static str, found: safetensors::Dtype, possible: &'static str },
+    #[error("{name} has shape {found:?}, needs {wanted}")]
+    Rank { name: &'static str, found: Vec<usize>, wanted: String },
+    #[error("kv_lens[{batch}] is {found}, possible: 0 to {kv_len}, the number of keys")]
+    KvLen { batch: usize, found: i64, kv_len: usize },
+    #[error("option {name} is {found:?}, needs {wanted}")]
+    Option { name: &'static str, found: String, wanted: &'static str },
+    #[error("{path} holds no file named *.safetensors")]
+    EmptyFolder { path: PathBuf },
+    #[error("cannot list {path}")]
+    List { path: PathBuf, source: std::io::Error },
+    #[error("{first} and {second} would both be written to {output}; give them in two calls, or rename one")]
+    SameOutput { first: PathBuf, second: PathBuf, output: PathBuf },
+    #[error("{output} is an input; name another output")]
+    OutputIsInput { output: PathBuf },
+    #[error("cannot write into {path}; several inputs, or a folder, need a folder to write to")]
+    OutputFolder { path: PathBuf, source: std::io::Error },
+    #[error("cannot write {path}")]
+    Write { path: PathBuf, source: std::io::Error },
+    #[error("cannot lay out {path}")]
+    Layout { path: PathBuf, source: safetensors::SafeTensorError },
+    #[error("cannot write to standard output")]
+    Stdout { source: std::io::Error },
+    #[error("the results would take {bytes} bytes, more memory than there is")]
+    Memory { bytes: u128 },
+    #[error("the device gave no {name} back; this is a fault of the library")]
+    NotReturned { name: &'static str },
+    #[error("the result is off: {report}")]
+    Verify { report: String },
+    #[error(transparent)]
+    Attention(#[from] cross_attention::Error),
+}
+
+impl From<cross_attention::ProblemError> for Error {
+    fn from(error: cross_attention::ProblemError) -> Self {
+        Self::Attention(error.into())
+    }
+}
+
+impl From<cross_attention::InputError> for Error {
+    fn from(error: cross_attention::InputError) -> Self {
+        Self::Attention(error.into())
+    }
+}
+
+impl Error {
+    /// The message, followed by the causes that it does not already tell.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let message = error.to_string();
+            if !text.contains(&message) {
+                text = format!("{text}: {message}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let source = std::io::Error::other("disk is gone");
+        assert_eq!(Error::Read { source }.chain(), "cannot read it: disk is gone");
+        let source = safetensors::SafeTensorError::IoError(std::io::Error::other("disk is gone"));
+        assert_eq!(Error::Format { source }.chain(), "it is not a whole safetensors file: I/O error: disk is gone");
+    }
+}

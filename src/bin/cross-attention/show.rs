@@ -1,0 +1,125 @@
+//! A picture of attention weights in characters: a line a query row, keys from left to right.
+
+use cross_attention::AttentionProblem;
+
+use crate::options::Metadata;
+
+/// Columns of the picture.
+const WIDTH: usize = 72;
+
+/// Lines of the picture.
+const MAX_ROWS: usize = 64;
+
+/// Longest label of a row, in characters.
+const MAX_LABEL: usize = 16;
+
+/// From no weight to the largest of the row.
+const SHADES: [char; 5] = [' ', '░', '▒', '▓', '█'];
+
+/// Draws the weights `[batch, q_heads, q_len, kv_len]` of the first batch entry, averaged over heads.
+///
+/// A file's metadata may say more: `row_labels`, labels as a JSON list of strings; `show_heads`, the heads to average,
+/// `0,2,5`; `show_keys`, how many keys to draw; `seconds_per_key`, the time a key stands for. What can't be read is as if
+/// it were not there.
+pub(crate) fn picture(problem: &AttentionProblem, probs: &[f32], metadata: &Metadata) -> String {
+    let (kv_len, q_len) = (problem.kv_len(), problem.q_len());
+    let keys = number(metadata, "show_keys").unwrap_or(kv_len).min(kv_len);
+    if keys == 0 || probs.is_empty() {
+        return "nothing to show: there are no weights".to_owned();
+    }
+    let heads = heads(problem, metadata);
+    let labels = labels(metadata);
+    let label = |row: usize| labels.get(row).map_or_else(|| row.to_string(), |text| clip(text));
+    let rows = q_len.min(MAX_ROWS);
+    let margin = (0..rows).map(|row| label(row).chars().count()).max().unwrap_or(0);
+    let seconds: Option<f64> = metadata.get("seconds_per_key").and_then(|text| text.trim().parse().ok());
+    let place = |key: usize| match seconds {
+        Some(seconds) => format!("{:.2} s", key as f64 * seconds),
+        None => format!("key {key}"),
+    };
+    let width = keys.min(WIDTH);
+    let mut lines = vec![format!("{:margin$} ┌{}┐ most at", "", "─".repeat(width))];
+    for row in 0..rows {
+        let weights: Vec<f32> =
+            (0..keys).map(|key| heads.iter().map(|head| probs[(head * q_len + row) * kv_len + key]).sum()).collect();
+        let (most, largest) = weights
+            .iter()
+            .enumerate()
+            .fold((0, 0.0), |best: (usize, f32), (key, &weight)| if weight > best.1 { (key, weight) } else { best });
+        let columns: String = (0..width).map(|column| shade(column, width, &weights, largest)).collect();
+        let most = if largest > 0.0 { place(most) } else { "none".to_owned() };
+        lines.push(format!("{:>margin$} │{columns}│ {most}", label(row)));
+    }
+    lines.push(format!("{:margin$} └{}┘ {} in all", "", "─".repeat(width), place(keys)));
+    if q_len > rows {
+        lines.push(format!("and {} rows more", q_len - rows));
+    }
+    lines.join("\n")
+}
+
+/// The character of a column: the largest weight among its keys, relative to the largest of the row.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of the shades, 0 to 4")]
+fn shade(column: usize, width: usize, weights: &[f32], largest: f32) -> char {
+    let (from, to) = (column * weights.len() / width, (column + 1) * weights.len() / width);
+    let weight = weights[from..to].iter().copied().fold(0.0, f32::max);
+    let level = if largest > 0.0 { weight / largest * SHADES.len() as f32 } else { 0.0 };
+    SHADES[(level as usize).min(SHADES.len() - 1)]
+}
+
+/// The heads to average; all, where none that exist are named.
+fn heads(problem: &AttentionProblem, metadata: &Metadata) -> Vec<usize> {
+    let named = metadata.get("show_heads").map(String::as_str).unwrap_or_default();
+    let named = named.split(',').filter_map(|head| head.trim().parse().ok());
+    let heads: Vec<usize> = named.filter(|&head| head < problem.q_heads()).collect();
+    if heads.is_empty() { (0..problem.q_heads()).collect() } else { heads }
+}
+
+fn labels(metadata: &Metadata) -> Vec<String> {
+    metadata.get("row_labels").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}
+
+/// A label, cut, and without characters that would move the cursor.
+fn clip(label: &str) -> String {
+    label.trim().chars().filter(|char| !char.is_control()).take(MAX_LABEL).collect()
+}
+
+fn number(metadata: &Metadata, name: &str) -> Option<usize> {
+    metadata.get(name)?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use cross_attention::AttentionSpec;
+
+    use super::*;
+
+    fn draw(query: [usize; 4], key: [usize; 4], probs: &[f32], metadata: &[(&str, &str)]) -> String {
+        let problem = AttentionProblem::new(AttentionSpec::new(query, key)).unwrap();
+        let metadata = metadata.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).collect();
+        picture(&problem, probs, &metadata)
+    }
+
+    #[test]
+    fn a_row_is_a_line() {
+        let probs = [0.5, 0.5, 0.0, 0.0, 0.0, 1.0, 0.1, 0.9, 0.0, 0.0, 0.0, 0.0];
+        let text = draw([1, 2, 2, 1], [1, 2, 3, 1], &probs, &[]);
+        let wanted = "  ┌───┐ most at\n0 │▒█ │ key 1\n1 │  █│ key 2\n  └───┘ key 3 in all";
+        assert_eq!(text, wanted);
+        let metadata = [
+            ("row_labels", r#"[" It", "\u001bwas"]"#),
+            ("show_heads", "1, 7"),
+            ("show_keys", "2"),
+            ("seconds_per_key", "0.5"),
+        ];
+        let text = draw([1, 2, 2, 1], [1, 2, 3, 1], &probs, &metadata);
+        assert_eq!(text, "    ┌──┐ most at\n It │ █│ 0.50 s\nwas │  │ none\n    └──┘ 1.00 s in all");
+    }
+
+    #[test]
+    fn any_shape_can_be_drawn() {
+        assert!(draw([1, 1, 3, 1], [1, 1, 0, 1], &[], &[]).contains("no weights"));
+        assert!(draw([0, 1, 3, 1], [0, 1, 2, 1], &[], &[]).contains("no weights"));
+        let long = draw([1, 1, 100, 1], [1, 1, 1000, 1], &vec![f32::NAN; 100_000], &[("row_labels", "nonsense")]);
+        assert!(long.ends_with("and 36 rows more"), "{long}");
+    }
+}

@@ -1,0 +1,218 @@
+//! One case: a name, what it guards, a spec and a recipe for its data, put together by a builder.
+
+use std::fmt;
+
+use cross_attention::{
+    AttentionData, AttentionProblem, AttentionSpec, Diagonal, Element, Layout, ScoreStage, TensorSpec,
+};
+
+use super::recipe::{Ranges, Recipe, Scores, Tensor};
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) guards: &'static str,
+    pub(crate) spec: AttentionSpec,
+    pub(crate) recipe: Recipe,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AttentionSpec { query, key, value, output, .. } = &self.spec;
+        let shape = |of: &TensorSpec| format!("{} {:?}", of.element, of.layout.shape);
+        writeln!(f, "{}: {}", self.name, self.guards)?;
+        writeln!(f, "  query {}, key {}, value {}, output {}", shape(query), shape(key), shape(value), shape(output))?;
+        write!(f, "  {:?}\n  {:?}", self.spec, self.recipe)
+    }
+}
+
+impl Case {
+    /// A case over f32 tensors without gaps that asks for output and lse, and for no term at all.
+    pub(crate) fn new(
+        name: impl Into<String>,
+        guards: &'static str,
+        batch: usize,
+        [q_heads, kv_heads]: [usize; 2],
+        [q_len, kv_len]: [usize; 2],
+        [head_dim, v_head_dim]: [usize; 2],
+    ) -> Self {
+        let f32 = |shape| TensorSpec::f32(Layout::bhld(shape));
+        let mut spec = AttentionSpec::from_tensors(
+            f32([batch, q_heads, q_len, head_dim]),
+            f32([batch, kv_heads, kv_len, head_dim]),
+            f32([batch, kv_heads, kv_len, v_head_dim]),
+        );
+        spec.lse = true;
+        Self { name: name.into(), guards, spec, recipe: Recipe::default() }
+    }
+
+    pub(crate) fn problem(&self) -> AttentionProblem {
+        AttentionProblem::new(self.spec.clone()).unwrap_or_else(|error| panic!("{self}\n{error}"))
+    }
+
+    pub(crate) fn data(&self) -> AttentionData {
+        self.recipe.data(&self.name, &self.spec, &self.problem())
+    }
+
+    /// The same case without its poison.
+    pub(crate) fn clean(&self) -> Self {
+        let mut clean = self.clone();
+        clean.recipe.poison = false;
+        clean
+    }
+
+    pub(crate) fn scale(mut self, scale: f32) -> Self {
+        self.spec.scale = Some(scale);
+        self
+    }
+
+    pub(crate) fn softcap(mut self, softcap: f32) -> Self {
+        self.spec.softcap = Some(softcap);
+        self
+    }
+
+    /// A bias over the axes in `axes`: four letters of `bhqk`, with `1` for an axis that is broadcast.
+    pub(crate) fn bias(mut self, element: Element, axes: &str) -> Self {
+        self.spec.bias = Some(TensorSpec { element, layout: Layout::bhld(self.score_axes(axes)) });
+        self
+    }
+
+    /// Makes a share of the bias negative infinity.
+    pub(crate) fn bias_forbids(mut self, share: f32) -> Self {
+        self.recipe.bias_forbids = share;
+        self
+    }
+
+    /// A boolean mask, with axes as in [`bias`](Self::bias).
+    pub(crate) fn mask(mut self, axes: &str) -> Self {
+        self.spec.mask = Some(Layout::bhld(self.score_axes(axes)));
+        self
+    }
+
+    pub(crate) fn blank_rows(mut self) -> Self {
+        self.recipe.blank_rows = true;
+        self
+    }
+
+    pub(crate) fn kv_lens(mut self, lens: &[u32]) -> Self {
+        self.spec.kv_lens = true;
+        self.recipe.kv_lens = lens.to_vec();
+        self
+    }
+
+    pub(crate) fn ranges(mut self, ranges: Ranges) -> Self {
+        self.spec.row_ranges = true;
+        self.recipe.ranges = ranges;
+        self
+    }
+
+    pub(crate) fn alibi(mut self) -> Self {
+        self.spec.alibi_slopes = true;
+        self
+    }
+
+    pub(crate) fn sinks(mut self, around: f32) -> Self {
+        self.spec.sinks = true;
+        self.recipe.sinks_around = around;
+        self
+    }
+
+    pub(crate) fn causal(mut self, diagonal: Diagonal) -> Self {
+        self.spec.causal = Some(diagonal);
+        self
+    }
+
+    pub(crate) fn windows(mut self, left: Option<u32>, right: Option<u32>) -> Self {
+        self.spec.window_left = left;
+        self.spec.window_right = right;
+        self
+    }
+
+    pub(crate) fn offset(mut self, diagonal: Diagonal) -> Self {
+        self.spec.offset = Some(diagonal);
+        self
+    }
+
+    pub(crate) fn scores(mut self, stage: ScoreStage) -> Self {
+        self.spec.scores = Some(stage);
+        self
+    }
+
+    pub(crate) fn without_lse(mut self) -> Self {
+        self.spec.lse = false;
+        self
+    }
+
+    /// The element types of query, key, value and output.
+    pub(crate) fn stored(mut self, [query, key, value, output]: [Element; 4]) -> Self {
+        self.spec.query.element = query;
+        self.spec.key.element = key;
+        self.spec.value.element = value;
+        self.spec.output.element = output;
+        self
+    }
+
+    pub(crate) fn f16(self) -> Self {
+        self.stored([Element::F16; 4])
+    }
+
+    /// Lays out query, key, value and output anew, each from its shape.
+    pub(crate) fn laid(mut self, layouts: [fn([usize; 4]) -> Layout; 4]) -> Self {
+        let AttentionSpec { query, key, value, output, .. } = &mut self.spec;
+        for (tensor, layout) in [query, key, value, output].into_iter().zip(layouts) {
+            tensor.layout = layout(tensor.layout.shape);
+        }
+        self
+    }
+
+    /// Changes the spec in a way that has no method of its own.
+    pub(crate) fn spec(mut self, change: impl FnOnce(&mut AttentionSpec)) -> Self {
+        change(&mut self.spec);
+        self
+    }
+
+    pub(crate) fn drawn(mut self, scores: Scores) -> Self {
+        self.recipe.scores = scores;
+        self
+    }
+
+    pub(crate) fn value_size(mut self, size: f32) -> Self {
+        self.recipe.value_size = size;
+        self
+    }
+
+    pub(crate) fn planted(mut self, tensor: Tensor, at: [usize; 4], number: f32) -> Self {
+        self.recipe.planted.push((tensor, at, number));
+        self
+    }
+
+    pub(crate) fn poisoned(mut self) -> Self {
+        self.recipe.poison = true;
+        self
+    }
+
+    fn score_axes(&self, axes: &str) -> [usize; 4] {
+        let [batch, q_heads, q_len, _] = self.spec.query.layout.shape;
+        let full = [batch, q_heads, q_len, self.spec.key.layout.shape[2]];
+        assert_eq!(axes.len(), 4, "{axes}");
+        let mut shape = full;
+        for (n, letter) in axes.chars().enumerate() {
+            if letter == '1' {
+                shape[n] = 1;
+            }
+        }
+        shape
+    }
+}
+
+/// A layout with its axes in the given memory order, outermost first, and `gaps` unused elements after each
+/// step along an axis of `[batch, heads, len, dim]`.
+pub(crate) fn arranged(shape: [usize; 4], order: [usize; 4], gaps: [usize; 4], offset: usize) -> Layout {
+    let mut strides = [0; 4];
+    let mut span = 1;
+    for axis in order.into_iter().rev() {
+        strides[axis] = span + gaps[axis];
+        span = strides[axis] * shape[axis].max(1);
+    }
+    Layout { shape, strides, offset }
+}

@@ -1,0 +1,13 @@
+//! The case table, the golden files and the checks that every implementation is put through.
+
+pub(crate) mod case;
+pub(crate) mod cases;
+pub(crate) mod check;
+mod golden;
+pub(crate) mod meaning;
+pub(crate) mod onnx;
+mod pairs;
+pub(crate) mod random;
+pub(crate) mod real;
+pub(crate) mod recipe;
+pub(crate) mod split;

@@ -1,0 +1,221 @@
+//! Random cases over all that can be asked, small enough for every implementation.
+
+use cross_attention::{Diagonal, Element, Layout, ScoreStage, TensorSpec};
+use proptest::option;
+use proptest::prelude::*;
+
+use super::case::{Case, arranged};
+use super::recipe::{Ranges, Scores};
+
+/// A case with a few thousand scores at most.
+pub(crate) fn case() -> impl Strategy<Value = Case> {
+    (shape(), numbers(), masks(), (results(), any::<[bool; 4]>(), any::<u16>().no_shrink())).prop_flat_map(
+        |(shape, numbers, masks, (results, f16, seed))| {
+            let case = shape.case(format!("random_{seed}"));
+            let case = results.ask(masks.ask(numbers.ask(case)));
+            let case = case.stored(f16.map(|f16| if f16 { Element::F16 } else { Element::F32 }));
+            let of = case.spec.clone();
+            let inputs = (laid(of.query), laid(of.key), laid(of.value), proptest::array::uniform2(any::<bool>()));
+            (Just(case), inputs, written(of.output)).prop_map(|(case, (query, key, value, shared), output)| {
+                case.spec(|spec| {
+                    (spec.query, spec.key, spec.value, spec.output) = (query, key, value, output);
+                    // one context for the whole batch
+                    for (tensor, shared) in [&mut spec.key, &mut spec.value].into_iter().zip(shared) {
+                        if shared {
+                            tensor.layout.strides[0] = 0;
+                        }
+                    }
+                })
+            })
+        },
+    )
+}
+
+#[derive(Clone, Debug)]
+struct Shape {
+    batch: usize,
+    kv_heads: usize,
+    group: usize,
+    q_len: usize,
+    kv_len: usize,
+    widths: [usize; 2],
+}
+
+impl Shape {
+    fn case(&self, name: String) -> Case {
+        let Self { batch, kv_heads, group, q_len, kv_len, widths } = *self;
+        Case::new(name, "a random case", batch, [group * kv_heads, kv_heads], [q_len, kv_len], widths)
+    }
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let q_len = prop_oneof![8 => 1..20usize, 1 => Just(0)];
+    let kv_len = prop_oneof![6 => 1..40usize, 3 => 60..140usize, 1 => Just(0)];
+    let width = || prop_oneof![3 => 1..24usize, 1 => 24..72usize];
+    (0..4usize, 1..4usize, 1..4usize, q_len, kv_len, [width(), width()]).prop_map(
+        |(batch, kv_heads, group, q_len, kv_len, widths)| Shape { batch, kv_heads, group, q_len, kv_len, widths },
+    )
+}
+
+#[derive(Clone, Debug)]
+struct NumberTerms {
+    scale: Option<f32>,
+    softcap: Option<f32>,
+    bias: Option<(bool, String, f32)>,
+    alibi: bool,
+    sinks: Option<f32>,
+    scores: Scores,
+}
+
+impl NumberTerms {
+    fn ask(&self, mut case: Case) -> Case {
+        case.spec.scale = self.scale;
+        case.spec.softcap = self.softcap;
+        case.spec.alibi_slopes = self.alibi;
+        case = case.drawn(self.scores);
+        if let Some((f16, axes, forbids)) = &self.bias {
+            let element = if *f16 { Element::F16 } else { Element::F32 };
+            case = case.bias(element, axes).bias_forbids(*forbids);
+        }
+        match self.sinks {
+            Some(around) => case.sinks(around),
+            None => case,
+        }
+    }
+}
+
+fn numbers() -> impl Strategy<Value = NumberTerms> {
+    let scale = option::of(prop_oneof![Just(0.0f32), Just(1.0), -2.0..2.0f32]);
+    let bias = option::of((any::<bool>(), axes(), prop_oneof![Just(0.0f32), 0.0..0.9f32]));
+    let scores = prop_oneof![
+        4 => (0.1..8.0f32).prop_map(Scores::Spread),
+        1 => (-1.0..1.0f32).prop_map(Scores::Rising),
+        1 => (0..140usize).prop_map(Scores::Dominant),
+        1 => (-500.0..500.0f32).prop_map(Scores::Shifted),
+        1 => Just(Scores::Equal),
+    ];
+    (scale, option::of(0.1..30.0f32), bias, any::<bool>(), option::of(-5.0..5.0f32), scores).prop_map(
+        |(scale, softcap, bias, alibi, sinks, scores)| NumberTerms { scale, softcap, bias, alibi, sinks, scores },
+    )
+}
+
+#[derive(Clone, Debug)]
+struct MaskTerms {
+    mask: Option<(String, f32, bool)>,
+    /// shares of the keys, one for each batch entry
+    kv_lens: Option<[f32; 3]>,
+    ranges: Option<Ranges>,
+    causal: Option<Diagonal>,
+    windows: [Option<u32>; 2],
+    offset: Option<Diagonal>,
+    poison: bool,
+}
+
+impl MaskTerms {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a small length")]
+    fn ask(&self, mut case: Case) -> Case {
+        let [batch, ..] = case.spec.query.layout.shape;
+        let kv_len = case.spec.key.layout.shape[2] as f32;
+        if let Some((axes, keeps, blank_rows)) = &self.mask {
+            case = case.mask(axes);
+            (case.recipe.mask_keeps, case.recipe.blank_rows) = (*keeps, *blank_rows);
+        }
+        if let Some(shares) = self.kv_lens {
+            let lens: Vec<u32> = shares[..batch].iter().map(|share| (share * kv_len).min(kv_len) as u32).collect();
+            case = case.kv_lens(&lens);
+        }
+        if let Some(ranges) = self.ranges {
+            case = case.ranges(ranges);
+        }
+        case.spec.causal = self.causal;
+        [case.spec.window_left, case.spec.window_right] = self.windows;
+        case.spec.offset = if self.causal.is_some() { None } else { self.offset };
+        case.recipe.poison = self.poison;
+        case
+    }
+}
+
+fn masks() -> impl Strategy<Value = MaskTerms> {
+    let mask = option::of((axes(), 0.0..1.0f32, any::<bool>()));
+    let share = prop_oneof![4 => 0.0..1.0f32, 1 => Just(0.0f32), 2 => Just(1.0f32)];
+    let kv_lens = option::of(proptest::array::uniform3(share));
+    let ranges = option::weighted(0.3, prop_oneof![Just(Ranges::Wild), (1..70i32).prop_map(Ranges::Segments)]);
+    let window = || option::weighted(0.3, prop_oneof![8 => 0..80u32, 1 => Just(u32::MAX)]);
+    (mask, kv_lens, ranges, option::of(diagonal()), [window(), window()], option::of(diagonal()), any::<bool>())
+        .prop_map(|(mask, kv_lens, ranges, causal, windows, offset, poison)| MaskTerms {
+            mask,
+            kv_lens,
+            ranges,
+            causal,
+            windows,
+            offset,
+            poison,
+        })
+}
+
+fn diagonal() -> impl Strategy<Value = Diagonal> {
+    prop_oneof![
+        Just(Diagonal::TopLeft),
+        Just(Diagonal::BottomRight),
+        Just(Diagonal::EndOfKeys),
+        (-30..150i32).prop_map(Diagonal::Fixed),
+    ]
+}
+
+#[derive(Clone, Debug)]
+struct Results {
+    lse: bool,
+    scores: Option<ScoreStage>,
+}
+
+impl Results {
+    fn ask(&self, case: Case) -> Case {
+        // scores before the masks hold what a poisoned key makes of them
+        let before_masks = matches!(self.scores, Some(ScoreStage::Scaled | ScoreStage::Capped));
+        let case = if before_masks { case.clean() } else { case };
+        case.spec(|spec| (spec.lse, spec.scores) = (self.lse, self.scores))
+    }
+}
+
+fn results() -> impl Strategy<Value = Results> {
+    let stage = prop_oneof![
+        Just(ScoreStage::Scaled),
+        Just(ScoreStage::Capped),
+        Just(ScoreStage::Masked),
+        Just(ScoreStage::Probs),
+    ];
+    (any::<bool>(), option::weighted(0.25, stage)).prop_map(|(lse, scores)| Results { lse, scores })
+}
+
+/// Any of the axes of a score matrix, as [`Case::bias`] takes them.
+fn axes() -> impl Strategy<Value = String> {
+    any::<[bool; 4]>().prop_map(|full| {
+        full.into_iter().zip("bhqk".chars()).map(|(full, axis)| if full { axis } else { '1' }).collect()
+    })
+}
+
+/// The tensor in any memory order, with gaps and an offset.
+fn written(tensor: TensorSpec) -> impl Strategy<Value = TensorSpec> {
+    let order = Just([0, 1, 2, 3]).prop_shuffle();
+    let gaps = proptest::array::uniform4(prop_oneof![2 => Just(0usize), 1 => 1..6usize]);
+    let anywhere = (order, gaps, 0..9usize).prop_map(|(order, gaps, offset)| (order, gaps, Some(offset)));
+    let plain = Just(([0, 1, 2, 3], [0; 4], None));
+    prop_oneof![plain, anywhere].prop_map(move |(order, gaps, offset)| {
+        let shape = tensor.layout.shape;
+        let layout = match offset {
+            None => Layout::bhld(shape),
+            Some(offset) => arranged(shape, order, gaps, offset),
+        };
+        TensorSpec { layout, ..tensor }
+    })
+}
+
+/// The same, and in a few cases with an axis that repeats.
+fn laid(tensor: TensorSpec) -> impl Strategy<Value = TensorSpec> {
+    (written(tensor), option::weighted(0.1, 0..4usize)).prop_map(|(mut tensor, repeated)| {
+        if let Some(axis) = repeated {
+            tensor.layout.strides[axis] = 0;
+        }
+        tensor
+    })
+}

@@ -1,0 +1,309 @@
+//! Inputs of a case: numbers that show a fault, drawn from the case's name and from the place they stand in.
+
+use cross_attention::{
+    AttentionData, AttentionInputs, AttentionProblem, AttentionSpec, Layout, TensorData, TensorSpec, f16,
+};
+
+/// How the scores of a row are spread over its keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Scores {
+    /// Around zero, with this standard deviation.
+    Spread(f32),
+    /// Each key this much above the one before: a new maximum in every block. Negative: falling.
+    Rising(f32),
+    /// One key stands out by 12.
+    Dominant(usize),
+    /// All moved by this much.
+    Shifted(f32),
+    /// All zero.
+    Equal,
+}
+
+/// The range of keys each row may see, where ranges are given.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Ranges {
+    /// Keys and rows fall into segments of this many keys; a row sees its own.
+    Segments(i32),
+    /// Anything: empty, the wrong way round, negative, past the end, whole.
+    Wild,
+    /// No key for any row.
+    Empty,
+}
+
+/// A tensor to plant a number in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Tensor {
+    Query,
+    Key,
+    Value,
+    Bias,
+}
+
+/// How the data of a case is made. What the spec does not ask for is ignored.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Recipe {
+    pub(crate) scores: Scores,
+    /// Values are within 3 times this.
+    pub(crate) value_size: f32,
+    /// Share of the bias that is negative infinity.
+    pub(crate) bias_forbids: f32,
+    /// Share of the mask that is true.
+    pub(crate) mask_keeps: f32,
+    /// Rows 1, 4, 7.. of mask and bias forbid every key.
+    pub(crate) blank_rows: bool,
+    pub(crate) kv_lens: Vec<u32>,
+    pub(crate) ranges: Ranges,
+    /// Sinks lie within 2 of this.
+    pub(crate) sinks_around: f32,
+    /// Numbers put in afterwards, `[batch, heads, len, dim]` or a place of the bias.
+    pub(crate) planted: Vec<(Tensor, [usize; 4], f32)>,
+    /// NaN, infinities and 1e30 wherever no row may look.
+    pub(crate) poison: bool,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            scores: Scores::Spread(3.0),
+            value_size: 1.0,
+            bias_forbids: 0.0,
+            mask_keeps: 0.6,
+            blank_rows: false,
+            kv_lens: Vec::new(),
+            ranges: Ranges::Wild,
+            sinks_around: 0.0,
+            planted: Vec::new(),
+            poison: false,
+        }
+    }
+}
+
+impl Recipe {
+    /// The data of a problem. Elements depend on the seed and their place in the tensor, not on the layout;
+    /// gaps of a layout, and three elements behind its end, are NaN.
+    pub(crate) fn data(&self, seed: &str, spec: &AttentionSpec, problem: &AttentionProblem) -> AttentionData {
+        let draw = |tensor: &str| Draw::new(seed, tensor);
+        let (batch, q_len) = (problem.batch(), problem.q_len());
+        let head_dim = problem.head_dim();
+        let scale = problem.scale();
+        // what one unit of key[0] adds to a score, where the first component of every query row is 1
+        let lift = if head_dim > 1 && scale != 0.0 { 1.0 / scale } else { 0.0 };
+        let spread = if let Scores::Spread(spread) = self.scores { spread } else { 1.0 };
+        let size = if scale == 0.0 { 1.0 } else { spread / (scale.abs() * (head_dim as f32).sqrt()) };
+        let raised = |j: usize| match self.scores {
+            Scores::Rising(step) => step * j as f32,
+            Scores::Dominant(key) => 12.0 * f32::from(u8::from(key == j)),
+            Scores::Shifted(by) => by,
+            Scores::Spread(_) | Scores::Equal => 0.0,
+        };
+
+        let (query, key, value) = (draw("query"), draw("key"), draw("value"));
+        let mut data = AttentionData {
+            query: fill(&spec.query, |at| match self.scores {
+                Scores::Equal => 0.0,
+                _ if at[3] == 0 && head_dim > 1 => 1.0,
+                _ => query.normal(at),
+            }),
+            key: fill(&spec.key, |at| size * key.normal(at) + if at[3] == 0 { lift * raised(at[2]) } else { 0.0 }),
+            value: fill(&spec.value, |at| {
+                let [b, h, j, _] = at;
+                let number = ((7 * j + 3 * h + 5 * b) % 16) as f32 / 4.0 - 2.0;
+                self.value_size * (number + 0.3 * value.normal(at))
+            }),
+            bias: spec.bias.as_ref().map(|of| {
+                let (numbers, forbids) = (draw("bias"), draw("bias_forbids"));
+                fill(of, |at| {
+                    let forbidden = forbids.unit(at) < self.bias_forbids || self.is_blank(at);
+                    if forbidden { f32::NEG_INFINITY } else { 2.0 * numbers.normal(at) }
+                })
+            }),
+            mask: spec.mask.as_ref().map(|layout| {
+                let keeps = draw("mask");
+                let mut mask = vec![true; layout.extent().unwrap_or(0)];
+                for at in places(layout.shape) {
+                    mask[layout.index(at)] = keeps.unit(at) < self.mask_keeps && !self.is_blank(at);
+                }
+                mask
+            }),
+            kv_lens: spec.kv_lens.then(|| self.kv_lens.clone()),
+            row_start: spec.row_ranges.then(|| Vec::with_capacity(batch * q_len)),
+            row_end: spec.row_ranges.then(|| Vec::with_capacity(batch * q_len)),
+            alibi_slopes: spec.alibi_slopes.then(|| {
+                let heads = problem.q_heads();
+                (0..heads).map(|h| if h == 1 { 0.0 } else { (-8.0 * (h + 1) as f32 / heads as f32).exp2() }).collect()
+            }),
+            sinks: spec.sinks.then(|| {
+                let sinks = draw("sinks");
+                (0..problem.q_heads()).map(|h| self.sinks_around + 4.0 * sinks.unit([h, 0, 0, 0]) - 2.0).collect()
+            }),
+        };
+        if let (Some(starts), Some(ends)) = (&mut data.row_start, &mut data.row_end) {
+            let ranges = draw("ranges");
+            for [b, i, ..] in places([batch, q_len, 1, 1]) {
+                let (start, end) = self.range(&ranges, [b, i, 0, 0], problem);
+                starts.push(start);
+                ends.push(end);
+            }
+        }
+        for &(tensor, at, number) in &self.planted {
+            let (of, into) = match tensor {
+                Tensor::Query => (&spec.query, Some(&mut data.query)),
+                Tensor::Key => (&spec.key, Some(&mut data.key)),
+                Tensor::Value => (&spec.value, Some(&mut data.value)),
+                Tensor::Bias => (spec.bias.as_ref().unwrap_or(&spec.query), data.bias.as_mut()),
+            };
+            set(into.expect("a number is planted in a tensor that is there"), of.layout.index(at), number);
+        }
+        if self.poison {
+            poison(problem, &mut data);
+        }
+        data
+    }
+
+    fn is_blank(&self, at: [usize; 4]) -> bool {
+        self.blank_rows && at[2] % 3 == 1
+    }
+
+    fn range(&self, draw: &Draw, at: [usize; 4], problem: &AttentionProblem) -> (i32, i32) {
+        let int = |n: usize| i32::try_from(n).expect("cases are small");
+        let kv_len = int(problem.kv_len());
+        match self.ranges {
+            Ranges::Segments(len) => {
+                let segment = int(at[1]) % (kv_len / len + 1);
+                (segment * len, (segment + 1) * len)
+            }
+            Ranges::Empty => (kv_len / 2, kv_len / 2),
+            Ranges::Wild => {
+                let from = draw.below(at, kv_len.unsigned_abs() + 1);
+                match draw.below([at[0], at[1], 1, 0], 8) {
+                    0 => (i32::MIN, i32::MAX),
+                    1 => (from + 2, from),
+                    2 => (-7, from),
+                    3 => (from, kv_len + 1000),
+                    4 => (kv_len, kv_len + 5),
+                    _ => (from / 2, from / 2 + kv_len / 2 + 1),
+                }
+            }
+        }
+    }
+}
+
+/// Every place of a shape, the last axis fastest.
+pub(crate) fn places(shape: [usize; 4]) -> impl Iterator<Item = [usize; 4]> {
+    let count = Layout::bhld(shape).elements().expect("cases are small");
+    let [_, b, c, d] = shape;
+    (0..count).map(move |n| [n / (b * c * d), n / (c * d) % b, n / d % c, n % d])
+}
+
+/// Whether a key may be seen by a row, by the formula in the docs of [`AttentionSpec`]: by all terms but the
+/// bias, and by the bias.
+pub(crate) fn allowed(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, at: [usize; 4]) -> (bool, bool) {
+    let spec = problem.spec();
+    let [b, _, i, j] = at;
+    let row = b * problem.q_len() + i;
+    let (signed_i, signed_j) = (i as i64, j as i64);
+    let kv_len = inputs.kv_lens.map_or(problem.kv_len(), |lens| lens[b] as usize);
+    let diagonal = signed_i + problem.offset(kv_len);
+    let rest = j < kv_len
+        && inputs.mask.is_none_or(|mask| mask[spec.mask.expect("the mask has a layout").index(at)])
+        && inputs.row_start.is_none_or(|start| i64::from(start[row]) <= signed_j)
+        && inputs.row_end.is_none_or(|end| signed_j < i64::from(end[row]))
+        && (spec.causal.is_none() || signed_j <= diagonal)
+        && spec.window_left.is_none_or(|left| diagonal - i64::from(left) <= signed_j)
+        && spec.window_right.is_none_or(|right| signed_j <= diagonal + i64::from(right));
+    let bias = match (inputs.bias, spec.bias) {
+        (Some(bias), Some(of)) => bias.get(of.layout.index(at)) != f32::NEG_INFINITY,
+        _ => true,
+    };
+    (rest, bias)
+}
+
+/// Draws numbers that depend on two names and a place, and on nothing else.
+pub(crate) struct Draw {
+    seed: u64,
+}
+
+impl Draw {
+    pub(crate) fn new(seed: &str, tensor: &str) -> Self {
+        // FNV-1a
+        let seed =
+            seed.bytes().chain([0]).chain(tensor.bytes()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            });
+        Self { seed }
+    }
+
+    fn bits(&self, at: [usize; 4]) -> u64 {
+        // splitmix64 over the place
+        at.iter().fold(self.seed, |state, &n| {
+            let mut z = state.wrapping_add(n as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
+            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            z ^ (z >> 31)
+        })
+    }
+
+    fn below(&self, at: [usize; 4], n: u32) -> i32 {
+        i32::try_from(self.bits(at) % u64::from(n)).expect("cases are small")
+    }
+
+    /// Evenly from 0 to 1.
+    fn unit(&self, at: [usize; 4]) -> f32 {
+        (self.bits(at) >> 40) as f32 / (1u32 << 24) as f32
+    }
+
+    /// Around 0, standard deviation 1, within 3.5: the sum of four even draws.
+    pub(crate) fn normal(&self, at: [usize; 4]) -> f32 {
+        let bits = self.bits(at);
+        let sum: u64 = (0..4).map(|part| (bits >> (16 * part)) & 0xffff).sum();
+        (sum as f32 / 65536.0 - 2.0) * 3f32.sqrt()
+    }
+}
+
+fn fill(tensor: &TensorSpec, number: impl Fn([usize; 4]) -> f32) -> TensorData {
+    let mut values = vec![f32::NAN; tensor.layout.extent().unwrap_or(0) + 3];
+    for at in places(tensor.layout.shape) {
+        values[tensor.layout.index(at)] = number(at);
+    }
+    TensorData::from_f32(tensor.element, values)
+}
+
+fn set(tensor: &mut TensorData, index: usize, number: f32) {
+    match tensor {
+        TensorData::F32(data) => data[index] = number,
+        TensorData::F16(data) => data[index] = f16::from_f32(number),
+    }
+}
+
+/// Overwrites all of key, value and bias that no row may see, and the query of rows that see nothing.
+fn poison(problem: &AttentionProblem, data: &mut AttentionData) {
+    let spec = problem.spec();
+    let untouched = |tensor: &TensorData| vec![false; tensor.as_ref().len()];
+    let mut seen = [&data.query, &data.key, &data.value].map(untouched);
+    let mut bias_seen = data.bias.as_ref().map(untouched).unwrap_or_default();
+    let inputs = data.as_inputs();
+    for at in places(problem.score_shape()) {
+        let [b, h, i, j] = at;
+        let head = h / problem.group_size();
+        let (rest, bias) = allowed(problem, &inputs, at);
+        if rest && bias {
+            let rows = [(&spec.query, h, i), (&spec.key, head, j), (&spec.value, head, j)];
+            for ((of, head, row), seen) in rows.into_iter().zip(&mut seen) {
+                for d in 0..of.layout.shape[3] {
+                    seen[of.layout.index([b, head, row, d])] = true;
+                }
+            }
+        }
+        if let Some(of) = spec.bias.as_ref().filter(|_| rest) {
+            // a bias of -inf is itself what forbids the key: it stays
+            bias_seen[of.layout.index(at)] = true;
+        }
+    }
+    let tensors = [&mut data.query, &mut data.key, &mut data.value].into_iter().chain(&mut data.bias);
+    for (tensor, seen) in tensors.zip(seen.iter().chain([&bias_seen])) {
+        let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30];
+        for (n, _) in seen.iter().enumerate().filter(|(_, seen)| !**seen) {
+            set(tensor, n, bad[n % bad.len()]);
+        }
+    }
+}

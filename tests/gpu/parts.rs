@@ -1,0 +1,99 @@
+//! Problems cut into parts to fit small limits, plans for less than the device has, and the same bits twice.
+
+use cross_attention::{DeviceCaps, Kernel, Plan};
+use libtest_mimic::Trial;
+
+use super::adapters::Adapter;
+use super::trials::{message, run_with, trial};
+use crate::common::case::Case;
+use crate::common::{cases, check};
+
+/// Cases with every kind of input there is to cut, and some that leave a part with little.
+const CASES: [&str; 14] = [
+    "causal_gqa_odd",
+    "heads_gqa_of_8",
+    "wide_batch",
+    "q_longer_bottom_right",
+    "q_len_33",
+    "q_len_65",
+    "layout_blhd",
+    "layout_batch_inside",
+    "layout_bias_and_mask",
+    "broadcast_batch",
+    "f16_odd_strides",
+    "f16_wide",
+    "masks_together",
+    "scores_probs_all_terms",
+];
+
+pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    let table = cases::all();
+    let named = |name: &str| table.iter().find(|case| case.name == name).expect("a case of the table").clone();
+    for case in CASES.map(named) {
+        for (limit, caps) in limits(adapter.context.caps(), kernel, &case) {
+            let (on, case) = (adapter.clone(), case.clone());
+            let name = format!("{limit}_{}", case.name);
+            trials.push(trial(adapter, kernel.name(), &name, move || planned_for(&on, kernel, &caps, &case)));
+        }
+        let on = adapter.clone();
+        let name = format!("twice_{}", case.name);
+        trials.push(trial(adapter, kernel.name(), &name, move || twice(&on, kernel, &case)));
+    }
+    trials.push({
+        let on = adapter.clone();
+        trial(adapter, kernel.name(), "limits_cut", move || limits_cut(&on, kernel))
+    });
+    trials
+}
+
+/// Capabilities below those of the device: few workgroups, bindings half as large as the case would like, and what
+/// WebGPU has everywhere.
+fn limits(of: &DeviceCaps, kernel: Kernel, case: &Case) -> [(&'static str, DeviceCaps); 3] {
+    let few_groups = DeviceCaps { max_compute_workgroups_per_dimension: 5, ..of.clone() };
+    let bindings = Plan::new(&case.problem(), of, Some(kernel)).into_iter().flat_map(|plan| plan.steps().to_vec());
+    let largest = bindings.flat_map(|step| step.bindings).map(|binding| binding.size_bytes).max();
+    let half = largest.map_or(of.max_storage_buffer_binding_size, |bytes| bytes / 2);
+    let small_bindings = DeviceCaps { max_storage_buffer_binding_size: half, ..of.clone() };
+    let webgpu = DeviceCaps { class: of.class, ..DeviceCaps::webgpu_defaults() };
+    [("few_groups", few_groups), ("small_bindings", small_bindings), ("webgpu_limits", webgpu)]
+}
+
+fn planned_for(adapter: &Adapter, kernel: Kernel, caps: &DeviceCaps, case: &Case) -> Result<(), String> {
+    check::case_with(case, &|problem, inputs| {
+        let plan = Plan::new(problem, caps, Some(kernel)).map_err(|error| message(&error.into()))?;
+        let context = &adapter.context;
+        let prepared = pollster::block_on(context.prepare_plan(problem, plan)).map_err(|error| message(&error))?;
+        prepared.run_blocking(inputs).map_err(|error| message(&error))
+    })
+}
+
+/// The limits above cut many of the cases, else those trials guard nothing.
+fn limits_cut(adapter: &Adapter, kernel: Kernel) -> Result<(), String> {
+    let table = cases::all();
+    for limit in 0..2 {
+        let cut = table.iter().filter(|case| CASES.contains(&case.name.as_str())).filter(|case| {
+            let (_, caps) = &limits(adapter.context.caps(), kernel, case)[limit];
+            Plan::new(&case.problem(), caps, Some(kernel)).is_ok_and(|plan| plan.parts() > 1)
+        });
+        let cut = cut.count();
+        if cut < CASES.len() / 3 {
+            return Err(format!("limit {limit} cuts {cut} of {} cases", CASES.len()));
+        }
+    }
+    Ok(())
+}
+
+/// The same bits from a second run, from a third on what was prepared for the first, and with other work between.
+fn twice(adapter: &Adapter, kernel: Kernel, case: &Case) -> Result<(), String> {
+    let (problem, data) = (case.problem(), case.data());
+    let inputs = data.as_inputs();
+    let prepared = adapter.context.prepare_blocking(&problem, Some(kernel)).map_err(|error| message(&error))?;
+    let first = prepared.run_blocking(&inputs).map_err(|error| message(&error))?;
+    let other = Case::new("between", "other work on the device", 1, [2, 2], [9, 70], [16, 16]);
+    run_with(adapter, kernel)(&other.problem(), &other.data().as_inputs())?;
+    let second = prepared.run_blocking(&inputs).map_err(|error| message(&error))?;
+    let third = run_with(adapter, kernel)(&problem, &inputs)?;
+    check::same_bits(&first, &second).map_err(|error| format!("{case}\nrun again: {error}"))?;
+    check::same_bits(&first, &third).map_err(|error| format!("{case}\nprepared again: {error}"))
+}

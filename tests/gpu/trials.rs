@@ -1,0 +1,138 @@
+//! The list of trials: names, what is ignored and why, what a failure prints.
+
+use std::sync::Arc;
+
+use cross_attention::{AttentionInputs, AttentionOutput, AttentionProblem, Error, Kernel, PlanError};
+use libtest_mimic::{Completion, Failed, Trial};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+
+use super::adapters::Adapter;
+use super::{known_faults, levels, merging, parts};
+use crate::common::check::{self, Run};
+use crate::common::{cases, meaning, onnx, random, real};
+
+/// Random specs, the same in every run; `PROPTEST_CASES` asks for more. The CPU runs other ones each time.
+const RANDOM_CASES: usize = 60;
+
+/// What a trial does with an implementation.
+type Check = Box<dyn Fn(&Run<'_>) -> Result<(), String> + Send + Sync>;
+
+/// Everything that a kernel runs, by name.
+fn checks() -> Vec<(String, Check)> {
+    let mut checks: Vec<(String, Check)> = Vec::new();
+    for case in cases::all() {
+        checks.push((case.name.clone(), Box::new(move |run| check::case_with(&case, run))));
+    }
+    for sight in &meaning::SIGHTS {
+        checks.push((format!("sees_{}", sight.name), Box::new(|run| sight.check(run))));
+    }
+    checks.push(("scores_by_hand".to_string(), Box::new(|run| meaning::scores(run))));
+    for case in onnx::all() {
+        let name = case.name.trim_start_matches("test_").to_string();
+        checks.push((format!("onnx_{name}"), Box::new(move |run| check::onnx(&case, run))));
+    }
+    for capture in real::all() {
+        checks.push((format!("real_{}", capture.name), Box::new(move |run| check::capture(&capture, run))));
+    }
+    let mut runner = TestRunner::deterministic();
+    let random_cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(RANDOM_CASES);
+    for n in 0..random_cases {
+        let case = random::case().new_tree(&mut runner).expect("nothing is filtered out").current();
+        checks.push((format!("random_{n:02}"), Box::new(move |run| check::case_with(&case, run))));
+    }
+    checks
+}
+
+/// All trials of an adapter.
+pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (name, check) in checks() {
+        let check = Arc::new(check);
+        for kernel in Kernel::ALL {
+            let check = Arc::clone(&check);
+            let on = adapter.clone();
+            trials.push(trial(adapter, kernel.name(), &name, move || check(&run_with(&on, kernel))));
+        }
+    }
+    for kernel in Kernel::ALL {
+        trials.extend(parts::trials(adapter, kernel));
+    }
+    trials.extend(merging::trials(adapter));
+    trials.extend(levels::trials(adapter));
+    trials
+}
+
+/// A kernel on an adapter as an implementation.
+pub(crate) fn run_with(
+    adapter: &Adapter,
+    kernel: Kernel,
+) -> impl Fn(&AttentionProblem, &AttentionInputs<'_>) -> Result<AttentionOutput, String> {
+    move |problem, inputs| adapter.context.attention_blocking(problem, inputs, Some(kernel)).map_err(|e| message(&e))
+}
+
+/// What marks a message as a kernel's refusal.
+const UNSUPPORTED: &str = "not supported: ";
+
+pub(crate) fn message(error: &Error) -> String {
+    match error {
+        Error::Plan(PlanError::NoKernel { .. }) => format!("{UNSUPPORTED}{error}"),
+        other => other.to_string(),
+    }
+}
+
+/// One trial. A kernel that refuses makes it ignored with the reason; a known fault of the driver, too.
+pub(crate) fn trial(
+    adapter: &Adapter,
+    group: &str,
+    name: &str,
+    check: impl Fn() -> Result<(), String> + Send + 'static,
+) -> Trial {
+    let short = format!("{group}/{name}");
+    let full = format!("{}/{short}", adapter.slug);
+    let (adapter, group) = (adapter.clone(), group.to_string());
+    Trial::ignorable_test(full.clone(), move || {
+        let result = check();
+        if let Some(refusal) = result.as_ref().err().and_then(|error| error.find(UNSUPPORTED).map(|at| &error[at..])) {
+            return Ok(Completion::ignored_with(refusal.lines().next().unwrap_or_default()));
+        }
+        adapter.count(&group);
+        match (known_faults::find(&adapter, &short), result) {
+            (None, Ok(())) => Ok(Completion::Completed),
+            (None, Err(error)) => Err(Failed::from(format!(
+                "{error}\n{group} on {}\nalone: WGPU_ADAPTER_NAME='{}' cargo test --test gpu -- --exact {full}",
+                adapter.describe(),
+                adapter.context.info().name,
+            ))),
+            (Some(fault), Ok(())) => Err(Failed::from(format!(
+                "passes, though it is listed as a fault of the driver ({}); take it off the list",
+                fault.link
+            ))),
+            (Some(fault), Err(error)) if error.contains(fault.message) => {
+                Ok(Completion::ignored_with(format!("known fault of the driver: {}", fault.link)))
+            }
+            (Some(fault), Err(error)) => Err(Failed::from(format!(
+                "fails in another way than the known fault {:?} ({}):\n{error}",
+                fault.message, fault.link
+            ))),
+        }
+    })
+}
+
+/// The trials where there is no adapter: all ignored, and one that fails if a GPU is required.
+pub(crate) fn without_adapter(reason: &str) -> Vec<Trial> {
+    let ignored = |name: String| {
+        let reason = reason.to_string();
+        Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason)))
+    };
+    let mut trials = Vec::new();
+    for (name, _) in checks() {
+        trials.extend(Kernel::ALL.map(|kernel| ignored(format!("none/{kernel}/{name}"))));
+    }
+    if std::env::var("REQUIRE_GPU").is_ok_and(|value| value == "1") {
+        let reason = reason.to_string();
+        let missing = move || Err(Failed::from(format!("REQUIRE_GPU=1 and {reason}")));
+        trials.push(Trial::test("none/an_adapter_is_there", missing));
+    }
+    trials
+}

@@ -1,0 +1,16 @@
+//! Tests that need no GPU: the oracle and the CPU kernels over the case table, over data from others, and over
+//! random specs; what is refused; and that the tolerance rejects faults.
+
+#![expect(clippy::expect_used, reason = "a test that cannot go on stops")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod golden;
+mod merging;
+mod plan;
+mod planted;
+mod properties;
+mod refusals;
+mod shaders;
+mod table;

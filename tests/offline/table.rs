@@ -1,0 +1,66 @@
+//! The case table on the oracle and on every CPU kernel.
+
+use std::collections::HashSet;
+
+use cross_attention::cpu::{self, CpuKernel, reference};
+use cross_attention::{AttentionInputs, AttentionOutput, AttentionProblem};
+
+use crate::common::check::{Run, case_with};
+use crate::common::{cases, meaning};
+
+/// Runs all and reports all failures, not just the first.
+pub(crate) fn all<T>(name: &str, items: &[T], check: impl Fn(&T) -> Result<(), String>) {
+    let failures: Vec<String> = items.iter().filter_map(|item| check(item).err()).collect();
+    let count = failures.len();
+    assert!(failures.is_empty(), "{name}: {count} of {} failed\n\n{}", items.len(), failures.join("\n\n"));
+}
+
+pub(crate) fn implementations() -> Vec<(&'static str, Box<Run<'static>>)> {
+    let mut implementations: Vec<(&'static str, Box<Run<'static>>)> = vec![("oracle", Box::new(oracle))];
+    for kernel in CpuKernel::ALL {
+        implementations.push((kernel.name(), Box::new(cpu_kernel(kernel))));
+    }
+    implementations
+}
+
+pub(crate) fn cpu_kernel(
+    kernel: CpuKernel,
+) -> impl Fn(&AttentionProblem, &AttentionInputs<'_>) -> Result<AttentionOutput, String> {
+    move |problem, inputs| cpu::attention_with(kernel, problem, inputs).map_err(|error| error.to_string())
+}
+
+/// The oracle, rounded once to what is asked for.
+pub(crate) fn oracle(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, String> {
+    let exact = reference::attention(problem, inputs).map_err(|error| error.to_string())?;
+    Ok(exact.to_output(problem))
+}
+
+#[test]
+fn every_case() {
+    let cases = cases::all();
+    for (name, run) in implementations() {
+        all(name, &cases, |case| case_with(case, &run));
+        println!("{name}: {} cases", cases.len());
+    }
+}
+
+#[test]
+fn names_are_unique_and_cases_small() {
+    let cases = cases::all();
+    let mut names = HashSet::new();
+    for case in &cases {
+        assert!(names.insert(&case.name), "{} is there twice", case.name);
+        assert!(case.name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'), "{}", case.name);
+        let problem = case.problem();
+        let steps = problem.rows() * problem.kv_len() * (problem.head_dim() + problem.v_head_dim());
+        assert!(steps <= 2_000_000, "{} takes {steps} multiplications", case.name);
+    }
+}
+
+#[test]
+fn terms_mean_what_they_say() {
+    for (name, run) in implementations() {
+        all(name, &meaning::SIGHTS, |sight| sight.check(&run).map_err(|error| format!("{}: {error}", sight.name)));
+        meaning::scores(&run).unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
