@@ -192,8 +192,8 @@ impl Device {
         };
         let names = |gpu: bool| kernel_names().into_iter().filter(|name| name.starts_with("cpu_") != gpu).collect();
         match (self, kernel) {
-            (Self::Cpu, KernelChoice::Auto) => Ok(PreparedOn::Cpu(problem.clone(), CpuKernel::default())),
-            (Self::Cpu, KernelChoice::Cpu(kernel)) => Ok(PreparedOn::Cpu(problem.clone(), kernel)),
+            (Self::Cpu, KernelChoice::Auto) => Ok(PreparedOn::cpu(problem, CpuKernel::default())),
+            (Self::Cpu, KernelChoice::Cpu(kernel)) => Ok(PreparedOn::cpu(problem, kernel)),
             (Self::Cpu, KernelChoice::Gpu(_)) => Err(wrong(names(false))),
             (Self::Oracle, KernelChoice::Auto) => Ok(PreparedOn::Oracle(problem.clone())),
             (Self::Oracle, _) => Err(wrong(vec!["auto"])),
@@ -259,8 +259,10 @@ fn cpu_threads() -> usize {
 /// An attention that is planned and prepared on a device.
 #[derive(Clone, Debug)]
 pub enum PreparedOn {
-    /// On the CPU, with this kernel.
-    Cpu(AttentionProblem, CpuKernel),
+    /// On the CPU, with the fused kernel.
+    Cpu(Box<cpu::CpuAttention>),
+    /// On the CPU, with the plain kernel.
+    CpuPlain(AttentionProblem),
     /// By the oracle.
     Oracle(AttentionProblem),
     /// On a device of wgpu.
@@ -268,6 +270,13 @@ pub enum PreparedOn {
 }
 
 impl PreparedOn {
+    fn cpu(problem: &AttentionProblem, kernel: CpuKernel) -> Self {
+        match kernel {
+            CpuKernel::Fused => Self::Cpu(Box::new(cpu::prepare(problem))),
+            CpuKernel::Plain => Self::CpuPlain(problem.clone()),
+        }
+    }
+
     fn gpu(prepared: gpu::PreparedAttention) -> Self {
         Self::Gpu(Box::new(prepared))
     }
@@ -276,7 +285,8 @@ impl PreparedOn {
     #[must_use]
     pub fn kernel_name(&self) -> &'static str {
         match self {
-            Self::Cpu(_, kernel) => kernel.name(),
+            Self::Cpu(_) => CpuKernel::Fused.name(),
+            Self::CpuPlain(_) => CpuKernel::Plain.name(),
             Self::Oracle(_) => "oracle",
             Self::Gpu(prepared) => prepared.plan().kernel().name(),
         }
@@ -286,8 +296,10 @@ impl PreparedOn {
     #[must_use]
     pub fn plan_text(&self) -> String {
         match self {
-            Self::Cpu(_, kernel) => {
-                format!("kernel     {kernel}, on {} threads; no workspace that grows with kv_len\n", cpu_threads())
+            Self::Cpu(prepared) => format!("{}threads    {}\n", prepared.plan(), cpu_threads()),
+            Self::CpuPlain(_) => {
+                let threads = cpu_threads();
+                format!("kernel     cpu_plain, on {threads} threads: all scores of a row, one row after another\n")
             }
             Self::Oracle(_) => "kernel     oracle: f64, all scores of a row, one row after another\n".to_owned(),
             Self::Gpu(prepared) => prepared.plan().to_string(),
@@ -301,7 +313,8 @@ impl PreparedOn {
     /// [`Error::Input`], [`Error::Gpu`].
     pub async fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
         match self {
-            Self::Cpu(problem, kernel) => Ok(cpu::attention_with(*kernel, problem, inputs)?),
+            Self::Cpu(prepared) => Ok(prepared.run(inputs)?),
+            Self::CpuPlain(problem) => Ok(cpu::attention_with(CpuKernel::Plain, problem, inputs)?),
             Self::Oracle(problem) => Ok(cpu::reference::attention(problem, inputs)?.to_output(problem)),
             Self::Gpu(prepared) => prepared.run(inputs).await,
         }
@@ -314,7 +327,7 @@ impl PreparedOn {
     #[cfg(feature = "native")]
     pub fn run_blocking(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
         match self {
-            Self::Cpu(..) | Self::Oracle(_) => pollster::block_on(self.run(inputs)),
+            Self::Cpu(_) | Self::CpuPlain(_) | Self::Oracle(_) => pollster::block_on(self.run(inputs)),
             Self::Gpu(prepared) => prepared.run_blocking(inputs),
         }
     }
@@ -338,12 +351,15 @@ impl PreparedOn {
             let bound = prepared.bind(&tensors.buffers())?;
             return Ok(prepared.time_blocking(&bound, min_rounds, budget, on_round)?);
         }
-        self.run_blocking(inputs)?;
+        let mut output = self.run_blocking(inputs)?;
         let mut millis = vec![];
         let begin = Instant::now();
         while millis.len() < min_rounds || begin.elapsed() < budget {
             let start = Instant::now();
-            self.run_blocking(inputs)?;
+            match self {
+                Self::Cpu(prepared) => prepared.run_into(inputs, (&mut output).into())?,
+                _ => drop(self.run_blocking(inputs)?),
+            }
             millis.push(start.elapsed().as_secs_f64() * 1e3);
             on_round();
         }

@@ -4,11 +4,15 @@ mod fused;
 mod merge;
 mod plain;
 pub mod reference;
+#[expect(unsafe_code, reason = "vector instructions, and buffers shared by tasks; the invariants stand at its head")]
+mod simd;
 mod terms;
 
+pub use fused::{CpuAttention, CpuOutputs, CpuPlan, CpuStrategy, TensorMut};
 pub(crate) use merge::check_parts;
 pub use merge::{MergeError, MergedState, PartialState, merge};
 pub(crate) use plain::row as plain_row;
+pub use simd::SimdLevel;
 
 use half::f16;
 
@@ -77,9 +81,27 @@ pub fn attention_with(
 ) -> Result<AttentionOutput, InputError> {
     inputs.check(problem)?;
     Ok(match kernel {
-        CpuKernel::Fused => run(problem, fused::BLOCK_Q, |task| fused::compute(problem, inputs, task)),
+        CpuKernel::Fused => return prepare(problem).run(inputs),
         CpuKernel::Plain => run(problem, 1, |task| plain::compute(problem, inputs, task)),
     })
+}
+
+/// Computes one attention with the fused kernel and the given instructions.
+///
+/// # Errors
+/// An [`InputError`] if the data is not what the problem asks for.
+pub fn attention_at(
+    level: SimdLevel,
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+) -> Result<AttentionOutput, InputError> {
+    CpuAttention::new(problem, level).run(inputs)
+}
+
+/// Plans a problem for the fused kernel and the best instructions of this machine; any number of calls can follow.
+#[must_use]
+pub fn prepare(problem: &AttentionProblem) -> CpuAttention {
+    CpuAttention::new(problem, SimdLevel::best())
 }
 
 /// Neighbouring rows of one head, and where their results go.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::inputs::AttentionInputs;
 use crate::problem::AttentionProblem;
-use crate::tensor::{Layout, TensorRef};
+use crate::tensor::TensorRef;
 
 /// Masks and score terms of row `[b, h, i]`.
 pub(super) struct RowTerms<'a> {
@@ -75,59 +75,6 @@ impl<'a> RowTerms<'a> {
             score -= slope * (self.diagonal - j as i64).unsigned_abs() as f32;
         }
         score
-    }
-}
-
-/// Rows of a tensor in f32: borrowed where the elements of a row are neighbours and f32, else copied.
-pub(super) struct Rows<'a> {
-    data: &'a [f32],
-    stride: usize,
-    width: usize,
-}
-
-impl<'a> Rows<'a> {
-    /// Rows `rows` of head `[b, h]`.
-    pub(super) fn new(
-        data: TensorRef<'a>,
-        layout: &Layout,
-        [b, h]: [usize; 2],
-        rows: Range<usize>,
-        scratch: &'a mut Vec<f32>,
-    ) -> Self {
-        let width = layout.shape[3];
-        if rows.is_empty() {
-            return Self { data: &[], stride: width, width };
-        }
-        let start = layout.index([b, h, rows.start, 0]);
-        let contiguous = layout.strides[3] == 1 || width == 1;
-        match data {
-            TensorRef::F32(data) if contiguous => {
-                return Self { data: &data[start..], stride: layout.strides[2], width };
-            }
-            _ => {}
-        }
-        scratch.resize(rows.len() * width, 0.0);
-        for (n, row) in scratch.chunks_exact_mut(width).enumerate() {
-            load_row(data, start + n * layout.strides[2], layout.strides[3], row);
-        }
-        Self { data: scratch, stride: width, width }
-    }
-
-    /// The `n`-th of the rows.
-    pub(super) fn get(&self, n: usize) -> &'a [f32] {
-        &self.data[n * self.stride..][..self.width]
-    }
-}
-
-fn load_row(data: TensorRef<'_>, start: usize, stride: usize, row: &mut [f32]) {
-    use half::slice::HalfFloatSliceExt;
-    match data {
-        TensorRef::F16(data) if stride == 1 => data[start..start + row.len()].convert_to_f32_slice(row),
-        _ => {
-            for (d, x) in row.iter_mut().enumerate() {
-                *x = data.get(start + d * stride);
-            }
-        }
     }
 }
 

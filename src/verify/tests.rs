@@ -1,7 +1,7 @@
 //! The tolerance rule is itself tested: sound kernels pass, planted faults do not.
 
 use super::*;
-use crate::cpu::{CpuKernel, attention_with};
+use crate::cpu::{CpuKernel, SimdLevel, attention_at, attention_with};
 use crate::workload::{InputRecipe, inputs_with};
 use crate::{AttentionData, AttentionSpec, Diagonal, Layout, TensorSpec, f16};
 
@@ -206,6 +206,11 @@ fn cpu_kernels_pass_every_case() {
                 let report = verify(&problem, &inputs, &output).unwrap();
                 assert!(report.passed() && report.beyond_f32 == 0, "{kernel} {name} {recipe:?}: {report}");
             }
+            for level in SimdLevel::available() {
+                let output = attention_at(level, &problem, &inputs).unwrap();
+                let report = verify(&problem, &inputs, &output).unwrap();
+                assert!(report.passed() && report.beyond_f32 == 0, "{level} {name} {recipe:?}: {report}");
+            }
             let rounded = reference::attention(&problem, &inputs).unwrap().to_output(&problem);
             let report = verify(&problem, &inputs, &rounded).unwrap();
             assert!(report.passed() && report.worst_ratio < 1.0, "oracle {name} {recipe:?}: {report}");
@@ -264,6 +269,10 @@ fn what_is_not_allowed_changes_no_bit() {
         for kernel in CpuKernel::ALL {
             let clean = attention_with(kernel, &problem, &data.as_inputs()).unwrap();
             assert_eq!(attention_with(kernel, &problem, &poisoned.as_inputs()).unwrap(), clean, "{kernel}");
+        }
+        for level in SimdLevel::available() {
+            let clean = attention_at(level, &problem, &data.as_inputs()).unwrap();
+            assert_eq!(attention_at(level, &problem, &poisoned.as_inputs()).unwrap(), clean, "{level}");
         }
     }
 }
@@ -361,14 +370,77 @@ fn a_sample_has_the_first_and_the_last_row() {
     }
 }
 
+/// Edges of tiles, blocks, parts and strategies of the CPU path.
+#[test]
+fn every_strategy_passes_at_its_edges() {
+    let shapes = [
+        ([1, 2, 1, 59], [1, 2, 1500, 59]),
+        ([1, 8, 1, 64], [1, 2, 700, 64]),
+        ([5, 2, 1, 40], [1, 2, 600, 40]),
+        ([3, 4, 7, 40], [1, 2, 130, 40]),
+        ([1, 1, 7, 160], [1, 1, 2100, 160]),
+        ([1, 1, 16, 72], [1, 1, 1100, 72]),
+        ([1, 1, 17, 80], [1, 1, 77, 80]),
+        ([1, 2, 63, 96], [1, 1, 128, 96]),
+        ([1, 1, 65, 5], [1, 1, 129, 5]),
+        ([1, 1, 300, 20], [1, 1, 2100, 20]),
+        ([1, 4, 130, 33], [1, 2, 65, 33]),
+        ([1, 1, 9, 576], [1, 1, 90, 576]),
+    ];
+    for (query, key) in shapes {
+        for causal in [None, Some(Diagonal::BottomRight)] {
+            let mut spec = AttentionSpec::new(query, key);
+            (spec.causal, spec.lse, spec.sinks) = (causal, true, causal.is_some());
+            let problem = AttentionProblem::new(spec).unwrap();
+            let data = inputs_with(&problem, "edges", InputRecipe::Rising);
+            let inputs = data.as_inputs();
+            for level in SimdLevel::available() {
+                let output = attention_at(level, &problem, &inputs).unwrap();
+                let report = verify_sample(&problem, &inputs, &output, 24).unwrap();
+                assert!(report.passed() && report.beyond_f32 == 0, "{level} {query:?} {key:?} {causal:?}: {report}");
+            }
+        }
+    }
+}
+
+/// A value that one row of a tile sees and another does not.
+#[test]
+fn what_one_row_sees_stays_from_the_others() {
+    let shapes = [([1, 2, 20, 8], [1, 1, 70, 8]), ([1, 2, 2, 8], [1, 1, 70, 8])];
+    for (query, key) in shapes {
+        let mut spec = AttentionSpec::new(query, key);
+        spec.mask = Some(Layout::bhld([1, 2, query[2], 70]));
+        spec.lse = true;
+        let problem = AttentionProblem::new(spec).unwrap();
+        let mut data = inputs_with(&problem, "one row", InputRecipe::Normal);
+        let mask: Vec<bool> = (0..2 * query[2] * 70).map(|n| n % 70 != 33 || n / 70 == 1).collect();
+        data.mask = Some(mask);
+        for level in SimdLevel::available() {
+            let clean = attention_at(level, &problem, &data.as_inputs()).unwrap().output.to_f32();
+            let mut poisoned = data.clone();
+            if let TensorData::F32(value) = &mut poisoned.value {
+                (value[33 * 8 + 2], value[33 * 8 + 5]) = (f32::NAN, f32::INFINITY);
+            }
+            let output = attention_at(level, &problem, &poisoned.as_inputs()).unwrap();
+            assert!(verify(&problem, &poisoned.as_inputs(), &output).unwrap().passed(), "{level}");
+            let found = output.output.to_f32();
+            for (row, (clean, found)) in clean.chunks(8).zip(found.chunks(8)).enumerate() {
+                assert_eq!(row == 1, clean != found, "{level} row {row}: {clean:?} {found:?}");
+            }
+        }
+    }
+}
+
 #[cfg(feature = "native")]
 #[test]
 fn bits_do_not_depend_on_the_threads() {
-    let problem = AttentionProblem::new(AttentionSpec::new([2, 4, 70, 40], [2, 2, 200, 40])).unwrap();
-    let data = inputs_with(&problem, "threads", InputRecipe::Normal);
-    let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| attention_with(CpuKernel::Fused, &problem, &data.as_inputs()).unwrap())
-    };
-    assert_eq!(run(1), run(3));
+    for (query, key) in [([2, 4, 70, 40], [2, 2, 200, 40]), ([1, 2, 1, 64], [1, 2, 3000, 64])] {
+        let problem = AttentionProblem::new(AttentionSpec::new(query, key)).unwrap();
+        let data = inputs_with(&problem, "threads", InputRecipe::Normal);
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| attention_with(CpuKernel::Fused, &problem, &data.as_inputs()).unwrap())
+        };
+        assert_eq!(run(1), run(3));
+    }
 }

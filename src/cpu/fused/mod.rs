@@ -1,0 +1,367 @@
+//! The fused kernel: blocks of keys, online softmax, vectors and threads; the scores never leave the cache.
+//!
+//! FlashAttention-2, Dao 2023 (arXiv:2307.08691), Algorithm 1, with the keys split over tasks where rows are few. How a
+//! problem is cut up is in [`plan`] and depends on its shape and the vector unit alone, so the bits do not depend on the
+//! threads.
+
+mod plan;
+mod rows;
+mod scratch;
+mod stages;
+mod task;
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
+
+use half::f16;
+
+pub use plan::{CpuPlan, CpuStrategy};
+
+use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
+use crate::problem::AttentionProblem;
+use crate::tensor::{Element, Layout, TensorData};
+
+use super::simd::SimdLevel;
+use super::simd::shared::{Consecutive, Shared, TensorRows};
+use super::simd::{self};
+use scratch::{Buffer, Scratch};
+use task::Job;
+
+/// An attention that is planned for the CPU and holds its workspace; it may be called many times.
+///
+/// A call of [`run_into`](Self::run_into) allocates nothing, unless the pool has more threads than the one it was prepared
+/// on, or calls overlap. (From outside the pool, rayon itself allocates its queue every few dozen calls.) It runs on the rayon pool that it is called from
+/// (feature `native`), else on the caller's thread.
+#[derive(Debug)]
+pub struct CpuAttention {
+    problem: AttentionProblem,
+    plan: CpuPlan,
+    /// Where the rows of the output go; `None` if they are gathered first, as their elements are no neighbours.
+    rows: Option<TensorRows>,
+    scratch: Mutex<Vec<Scratch>>,
+    shared: Mutex<SharedState>,
+}
+
+/// What the tasks of one call share.
+#[derive(Debug)]
+struct SharedState {
+    /// State of every part of every chunk.
+    partial: Buffer,
+    /// Gathered output, `[batch, q_heads, q_len, v_head_dim]`.
+    gathered: Vec<f32>,
+    lse: Vec<f32>,
+    flags: [Vec<AtomicBool>; 4],
+}
+
+/// Where a call puts its results.
+#[derive(Debug)]
+pub struct CpuOutputs<'a> {
+    /// `[batch, q_heads, q_len, v_head_dim]` in the layout of the spec's `output`; gaps are left as they are.
+    pub output: TensorMut<'a>,
+    /// `[batch, q_heads, q_len]`; needed if the spec asks for it.
+    pub lse: Option<&'a mut [f32]>,
+    /// `[batch, q_heads, q_len, kv_len]`; needed if the spec asks for it.
+    pub scores: Option<&'a mut [f32]>,
+}
+
+impl<'a> From<&'a mut AttentionOutput> for CpuOutputs<'a> {
+    fn from(of: &'a mut AttentionOutput) -> Self {
+        let output = match &mut of.output {
+            TensorData::F32(data) => TensorMut::F32(data),
+            TensorData::F16(data) => TensorMut::F16(data),
+        };
+        Self { output, lse: of.lse.as_deref_mut(), scores: of.scores.as_deref_mut() }
+    }
+}
+
+/// Elements of a tensor in host memory that are written.
+#[derive(Debug)]
+pub enum TensorMut<'a> {
+    /// Stored as f32.
+    F32(&'a mut [f32]),
+    /// Stored as f16.
+    F16(&'a mut [f16]),
+}
+
+impl CpuAttention {
+    /// Plans a problem for the given instructions and makes a workspace for each thread of the current pool.
+    #[must_use]
+    pub fn new(problem: &AttentionProblem, level: SimdLevel) -> Self {
+        let plan = CpuPlan::new(problem, level);
+        let output = &problem.spec().output.layout;
+        let rows = TensorRows::new(plan.map, output);
+        let shared = SharedState::new(problem, &plan, rows.is_some());
+        #[cfg(feature = "native")]
+        let threads = if plan.serial { 1 } else { rayon::current_num_threads() };
+        #[cfg(not(feature = "native"))]
+        let threads = 1;
+        let most = threads.min(plan.map.chunks() * plan.splits);
+        let pool = (0..most).map(|_| Scratch::new(&plan, problem)).collect();
+        Self { problem: problem.clone(), plan, rows, scratch: Mutex::new(pool), shared: Mutex::new(shared) }
+    }
+
+    /// What will run, and why.
+    #[must_use]
+    pub const fn plan(&self) -> &CpuPlan {
+        &self.plan
+    }
+
+    /// The problem it is prepared for.
+    #[must_use]
+    pub const fn problem(&self) -> &AttentionProblem {
+        &self.problem
+    }
+
+    /// Computes one attention into new vectors.
+    ///
+    /// # Errors
+    /// An [`InputError`] if the data is not what the problem asks for.
+    pub fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, InputError> {
+        let spec = self.problem.spec();
+        let rows = self.problem.rows();
+        let mut result = AttentionOutput {
+            output: TensorData::zeros(spec.output.element, spec.output.layout.extent().unwrap_or(0)),
+            lse: spec.lse.then(|| vec![0.0; rows]),
+            scores: spec.scores.map(|_| vec![0.0; rows * self.problem.kv_len()]),
+        };
+        self.run_into(inputs, (&mut result).into())?;
+        Ok(result)
+    }
+
+    /// Computes one attention into the caller's memory.
+    ///
+    /// # Errors
+    /// An [`InputError`] if inputs or outputs are not what the problem asks for.
+    pub fn run_into(&self, inputs: &AttentionInputs<'_>, outputs: CpuOutputs<'_>) -> Result<(), InputError> {
+        inputs.check(&self.problem)?;
+        self.check(&outputs)?;
+        if self.problem.is_empty() {
+            return Ok(());
+        }
+        let mut fresh;
+        let mut held;
+        // a call that overlaps another gets a state of its own; waiting here could block a thread of the pool
+        let shared = match self.shared.try_lock() {
+            Ok(state) => {
+                held = state;
+                &mut *held
+            }
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => {
+                held = poisoned.into_inner();
+                &mut *held
+            }
+            Err(std::sync::TryLockError::WouldBlock) => {
+                fresh = SharedState::new(&self.problem, &self.plan, self.rows.is_some());
+                &mut fresh
+            }
+        };
+        self.compute(inputs, outputs, shared);
+        Ok(())
+    }
+
+    fn check(&self, outputs: &CpuOutputs<'_>) -> Result<(), InputError> {
+        let (spec, rows) = (self.problem.spec(), self.problem.rows());
+        let (found, element) = match &outputs.output {
+            TensorMut::F32(data) => (data.len(), Element::F32),
+            TensorMut::F16(data) => (data.len(), Element::F16),
+        };
+        if element != spec.output.element {
+            return Err(InputError::Element { name: "output", wanted: spec.output.element, found: element });
+        }
+        let needed = spec.output.layout.extent().unwrap_or(usize::MAX);
+        if found < needed {
+            return Err(InputError::TooShort { name: "output", needed, found });
+        }
+        let exactly = |name, asked: bool, given: Option<usize>, wanted: usize| match (asked, given) {
+            (true, None) => Err(InputError::Missing { name }),
+            (false, Some(_)) => Err(InputError::Unexpected { name }),
+            (true, Some(found)) if found != wanted => Err(InputError::Len { name, wanted, found }),
+            _ => Ok(()),
+        };
+        exactly("lse", spec.lse, outputs.lse.as_ref().map(|lse| lse.len()), rows)?;
+        let scores = outputs.scores.as_ref().map(|scores| scores.len());
+        exactly("scores", spec.scores.is_some(), scores, rows.saturating_mul(self.problem.kv_len()))
+    }
+
+    fn compute(&self, inputs: &AttentionInputs<'_>, outputs: CpuOutputs<'_>, shared: &mut SharedState) {
+        let Self { problem, plan, .. } = self;
+        let job = Job { plan, problem, inputs };
+        let CpuOutputs { mut output, lse, scores } = outputs;
+        let SharedState { partial, gathered, lse: own_lse, flags: [of_output, of_lse, of_partial, of_scores] } = shared;
+        let lse = lse.unwrap_or(own_lse);
+        {
+            let lse = Shared::new(lse, TensorRows::new_dense(plan.map, 1), of_lse);
+            match (self.rows, &mut output) {
+                (Some(rows), TensorMut::F32(data)) => {
+                    self.attend(job, Shared::new(data, rows, of_output), &lse, partial, of_partial);
+                }
+                (Some(rows), TensorMut::F16(data)) => {
+                    self.attend(job, Shared::new(data, rows, of_output), &lse, partial, of_partial);
+                }
+                (None, output) => {
+                    let dense = TensorRows::new_dense(plan.map, problem.v_head_dim());
+                    self.attend(job, Shared::new(gathered, dense, of_output), &lse, partial, of_partial);
+                    scatter(&problem.spec().output.layout, gathered, output);
+                }
+            }
+        }
+        if let (Some(scores), Some(stage)) = (scores, problem.spec().scores) {
+            let scores = Shared::new(scores, TensorRows::new_dense(plan.map, problem.kv_len()), of_scores);
+            self.for_each(plan.map.chunks(), |chunk, scratch| {
+                job.stage(stage, chunk, scratch, lse, scores.claim(chunk))
+            });
+        }
+    }
+
+    fn attend<T: Store>(
+        &self,
+        job: Job<'_>,
+        output: Shared<'_, T, TensorRows>,
+        lse: &Shared<'_, f32, TensorRows>,
+        partial: &mut Buffer,
+        flags: &mut [AtomicBool],
+    ) {
+        let (plan, chunks) = (&self.plan, self.plan.map.chunks());
+        let wanted = self.problem.spec().lse || self.problem.spec().scores.is_some();
+        if plan.splits == 1 {
+            self.for_each(chunks, |chunk, scratch| {
+                job.attend(chunk, 0, scratch);
+                job.finish(chunk, scratch, &mut output.claim(chunk), wanted.then(|| lse.claim(chunk)));
+            });
+            return;
+        }
+        let v_dim = self.problem.v_head_dim();
+        let (unit_len, rows) = (plan.partial_len(v_dim), plan.chunk_rows());
+        {
+            let partial = Shared::new(partial, Consecutive { unit_len }, flags);
+            self.for_each(chunks * plan.splits, |task, scratch| {
+                job.attend(task / plan.splits, task % plan.splits, scratch);
+                let mut unit = partial.claim(task);
+                let (acc, rest) = unit.row(0).split_at_mut(rows * v_dim);
+                for tile in job.tiles(task / plan.splits) {
+                    let at = tile.number * plan.tile_rows * v_dim;
+                    let len = tile.width * v_dim;
+                    if scratch.fresh[tile.number] {
+                        acc[at..at + len].fill(0.0);
+                    } else {
+                        acc[at..at + len].copy_from_slice(&scratch.acc[at..at + len]);
+                    }
+                }
+                rest[..rows].copy_from_slice(&scratch.row_max[..rows]);
+                rest[rows..].copy_from_slice(&scratch.row_sum[..rows]);
+            });
+        }
+        let partial: &[f32] = partial;
+        self.for_each(chunks, |chunk, scratch| {
+            scratch.fresh.fill(false);
+            let state = |split: usize| {
+                let (acc, rest) =
+                    partial[(chunk * plan.splits + split) * unit_len..][..unit_len].split_at(rows * v_dim);
+                let (max, sum) = rest.split_at(rows);
+                (acc, max, sum)
+            };
+            let (acc, max, sum) = state(0);
+            scratch.acc[..acc.len()].copy_from_slice(acc);
+            scratch.row_max[..rows].copy_from_slice(max);
+            scratch.row_sum[..rows].copy_from_slice(sum);
+            for split in 1..plan.splits {
+                let (acc, max, sum) = state(split);
+                for tile in job.tiles(chunk) {
+                    let row = tile.number * plan.tile_rows;
+                    simd::merge_into(
+                        plan.level(),
+                        tile.vectors,
+                        v_dim,
+                        &mut scratch.acc[row * v_dim..],
+                        &mut scratch.row_max[row..],
+                        &mut scratch.row_sum[row..],
+                        &acc[row * v_dim..],
+                        &max[row..],
+                        &sum[row..],
+                    );
+                }
+            }
+            job.finish(chunk, scratch, &mut output.claim(chunk), wanted.then(|| lse.claim(chunk)));
+        });
+    }
+
+    /// Runs tasks `0..n`, each with a workspace, on the pool that this is called from.
+    fn for_each(&self, n: usize, task: impl Fn(usize, &mut Scratch) + Send + Sync) {
+        let one = |number: usize| {
+            let held = self.lock_scratch().pop();
+            let mut scratch = held.unwrap_or_else(|| Scratch::new(&self.plan, &self.problem));
+            task(number, &mut scratch);
+            self.lock_scratch().push(scratch);
+        };
+        #[cfg(feature = "native")]
+        if !self.plan.serial && n > 1 {
+            use rayon::prelude::*;
+            (0..n).into_par_iter().with_max_len(1).for_each(one);
+            return;
+        }
+        (0..n).for_each(one);
+    }
+
+    fn lock_scratch(&self) -> std::sync::MutexGuard<'_, Vec<Scratch>> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Clone for CpuAttention {
+    /// The same plan, with a workspace of its own.
+    fn clone(&self) -> Self {
+        Self::new(&self.problem, self.plan.level())
+    }
+}
+
+impl SharedState {
+    fn new(problem: &AttentionProblem, plan: &CpuPlan, direct: bool) -> Self {
+        let flags = |n: usize| (0..n).map(|_| AtomicBool::new(false)).collect();
+        let (chunks, rows) = (plan.map.chunks(), problem.rows());
+        let parts = if plan.splits > 1 { chunks * plan.splits } else { 0 };
+        Self {
+            partial: Buffer::new(parts * plan.partial_len(problem.v_head_dim())),
+            gathered: vec![0.0; if direct { 0 } else { rows * problem.v_head_dim() }],
+            lse: vec![0.0; if problem.spec().lse { 0 } else { rows }],
+            flags: [flags(chunks), flags(chunks), flags(parts), flags(chunks)],
+        }
+    }
+}
+
+/// An element that rows of f32 are stored as.
+pub(super) trait Store: Copy + Send {
+    fn store(row: &[f32], to: &mut [Self]);
+}
+
+impl Store for f32 {
+    fn store(row: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(row);
+    }
+}
+
+impl Store for f16 {
+    fn store(row: &[f32], to: &mut [Self]) {
+        use half::slice::HalfFloatSliceExt;
+        to.convert_from_f32_slice(row);
+    }
+}
+
+/// Puts rows without gaps where a layout says.
+fn scatter(layout: &Layout, dense: &[f32], to: &mut TensorMut<'_>) {
+    let [_, heads, len, dim] = layout.shape;
+    for (row, values) in dense.chunks_exact(dim).enumerate() {
+        let start = layout.index([row / (heads * len), row / len % heads, row % len, 0]);
+        for (d, &value) in values.iter().enumerate() {
+            let at = start + d * layout.strides[3];
+            match to {
+                TensorMut::F32(data) => data[at] = value,
+                TensorMut::F16(data) => data[at] = f16::from_f32(value),
+            }
+        }
+    }
+}
+
+/// `exp(score - lse)`, zero in a row without mass.
+pub(super) fn prob(score: f32, lse: f32) -> f32 {
+    if lse == f32::NEG_INFINITY { 0.0 } else { (score - lse).exp() }
+}

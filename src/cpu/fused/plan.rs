@@ -1,0 +1,161 @@
+//! How an attention is cut up for the CPU: a strategy by shape, and the sizes of its blocks.
+
+use crate::cpu::simd::SimdLevel;
+use crate::cpu::simd::shared::RowMap;
+use crate::problem::AttentionProblem;
+
+/// How the rows of an attention are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CpuStrategy {
+    /// Tiles of query rows along the vector lanes, online softmax over blocks of keys.
+    ManyQueries,
+    /// The same with all keys in one block: nothing is rescaled.
+    FewKeys,
+    /// Columns along the vector lanes; every key and value is read once for all rows that share it.
+    FewQueries,
+}
+
+/// What the CPU path will run for a problem, and why. The same problem and level give the same plan, whatever the
+/// number of threads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuPlan {
+    level: SimdLevel,
+    strategy: CpuStrategy,
+    pub(super) map: RowMap,
+    /// Rows of a full tile.
+    pub(super) tile_rows: usize,
+    /// Tiles that a task computes on one read of keys and values.
+    pub(super) tiles: usize,
+    /// Keys of a block.
+    pub(super) block_kv: usize,
+    /// Parts that the keys are cut into, and the keys of each.
+    pub(super) splits: usize,
+    pub(super) split_kv: usize,
+    /// Whether it is too little for more than one thread.
+    pub(super) serial: bool,
+    pub(super) workspace_bytes: usize,
+    pub(super) partial_bytes: usize,
+}
+
+/// Tasks that an attention is cut into where it can be: enough for a large machine, and for an even load.
+const TASKS: usize = 32;
+/// Most keys of a block.
+const BLOCK_KV: usize = 128;
+/// Keys below which a split is not worth its merge.
+const SPLIT_KV: usize = 512;
+/// Multiplications below which waking another thread takes longer than the work.
+const SERIAL: usize = 1 << 17;
+
+impl CpuPlan {
+    /// Plans a problem for a level.
+    #[must_use]
+    pub fn new(problem: &AttentionProblem, level: SimdLevel) -> Self {
+        let (kv_len, width) = (problem.kv_len(), problem.head_dim().max(problem.v_head_dim()));
+        let group_rows = RowMap::new(problem, 1).group_rows();
+        // keys and values of a block are 64 KiB, and stay in the second cache
+        let block_kv = (BLOCK_KV * 64 / width.max(64)).next_multiple_of(16).max(16);
+        // below this, most lanes would be empty
+        let few_queries = group_rows <= 3 * level.lanes() / 8;
+        let strategy = if few_queries {
+            CpuStrategy::FewQueries
+        } else if kv_len <= block_kv {
+            CpuStrategy::FewKeys
+        } else {
+            CpuStrategy::ManyQueries
+        };
+        let vectors = if few_queries { 1 } else { group_rows.div_ceil(level.lanes()).clamp(1, level.tile_vectors()) };
+        let tile_rows = vectors * level.lanes();
+        let mut tiles = if few_queries { 1 } else { group_rows.div_ceil(tile_rows).clamp(1, 256 / tile_rows) };
+        let chunks = |tiles: usize| RowMap::new(problem, tiles * tile_rows).chunks().max(1);
+        let split_kv = if few_queries { SPLIT_KV } else { 2 * SPLIT_KV };
+        let mut splits = TASKS.div_ceil(chunks(tiles)).min(kv_len / split_kv).max(1);
+        while tiles > 1 && chunks(tiles) * splits < TASKS {
+            tiles /= 2;
+            splits = TASKS.div_ceil(chunks(tiles)).min(kv_len / split_kv).max(1);
+        }
+        let split_kv = kv_len.div_ceil(splits).next_multiple_of(block_kv);
+        let splits = kv_len.div_ceil(split_kv.max(1)).max(1);
+        let map = RowMap::new(problem, tiles * tile_rows);
+        let mut plan = Self {
+            level,
+            strategy,
+            map,
+            tile_rows,
+            tiles,
+            block_kv,
+            splits,
+            split_kv,
+            serial: problem.rows().saturating_mul(kv_len).saturating_mul(width) < SERIAL,
+            workspace_bytes: 0,
+            partial_bytes: 0,
+        };
+        plan.workspace_bytes = super::scratch::Scratch::bytes(&plan, problem);
+        if splits > 1 {
+            plan.partial_bytes = 4 * map.chunks() * splits * plan.partial_len(problem.v_head_dim());
+        }
+        plan
+    }
+
+    /// Which instructions.
+    #[must_use]
+    pub const fn level(&self) -> SimdLevel {
+        self.level
+    }
+
+    /// How rows are computed.
+    #[must_use]
+    pub const fn strategy(&self) -> CpuStrategy {
+        self.strategy
+    }
+
+    /// Bytes of workspace of each thread.
+    #[must_use]
+    pub const fn workspace_bytes(&self) -> usize {
+        self.workspace_bytes
+    }
+
+    /// Bytes that all threads share: results of parts of the keys, before they are merged.
+    #[must_use]
+    pub const fn partial_bytes(&self) -> usize {
+        self.partial_bytes
+    }
+
+    /// Rows of a task at most.
+    pub(super) const fn chunk_rows(&self) -> usize {
+        self.tiles * self.tile_rows
+    }
+
+    /// f32 that the state of a task takes: sums of values, then maxima and sums of weights.
+    pub(super) const fn partial_len(&self, v_head_dim: usize) -> usize {
+        self.chunk_rows() * (v_head_dim + 2)
+    }
+}
+
+impl std::fmt::Display for CpuPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rows = self.map.group_rows();
+        let (strategy, why) = match self.strategy {
+            CpuStrategy::ManyQueries => ("many queries", format!("{rows} rows share their keys and values")),
+            CpuStrategy::FewKeys => ("few keys", "all keys fit a block".to_owned()),
+            CpuStrategy::FewQueries => ("few queries", format!("only {rows} rows share their keys and values")),
+        };
+        writeln!(f, "kernel     cpu_fused, {strategy}: {why}")?;
+        writeln!(f, "simd       {}, {} lanes", self.level, self.level.lanes())?;
+        writeln!(
+            f,
+            "blocks     {} rows a tile, {} tiles a task, {} keys a block; keys in {} {}",
+            self.tile_rows,
+            self.tiles,
+            self.block_kv,
+            self.splits,
+            if self.splits == 1 { "part" } else { "parts" }
+        )?;
+        let tasks = self.map.chunks() * self.splits;
+        writeln!(
+            f,
+            "tasks      {tasks}{}",
+            if self.serial { ", one after another: too little for threads" } else { "" }
+        )?;
+        writeln!(f, "workspace  {} bytes a thread, {} bytes shared", self.workspace_bytes, self.partial_bytes)
+    }
+}

@@ -1,0 +1,257 @@
+//! Rows in and out of the layouts of a problem: queries turned into tiles, blocks of keys and values in f32, masks and
+//! bias as one block, tiles turned back.
+
+use half::slice::HalfFloatSliceExt;
+
+use crate::cpu::simd::shared::RowMap;
+use crate::cpu::simd::{SimdLevel, Strided, turn_in};
+use crate::inputs::AttentionInputs;
+use crate::problem::AttentionProblem;
+use crate::tensor::{TensorRef, TensorSpec};
+
+use super::scratch::borrowed;
+
+/// Whether some row may be kept from a key that another row of its tile sees.
+pub(super) fn may_hide(problem: &AttentionProblem) -> bool {
+    let spec = problem.spec();
+    spec.mask.is_some() || spec.bias.is_some() || spec.kv_lens || by_position(problem)
+}
+
+fn by_position(problem: &AttentionProblem) -> bool {
+    let spec = problem.spec();
+    spec.causal.is_some() || spec.window_left.is_some() || spec.window_right.is_some() || spec.row_ranges
+}
+
+/// The keys that each row of a chunk may see by position: `[first, end]`, `[0, 0]` if none.
+pub(super) fn fill_keys(
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+    map: &RowMap,
+    chunk: usize,
+    keys: &mut [[usize; 2]],
+) {
+    if !by_position(problem) && !problem.spec().kv_lens {
+        keys.fill([0, problem.kv_len()]);
+        return;
+    }
+    for (r, keys) in keys.iter_mut().enumerate() {
+        let [b, _, i] = map.place(chunk, r);
+        let mut range = problem.row_keys(i, inputs.kv_len(problem, b));
+        let row = b * problem.q_len() + i;
+        if let Some(start) = inputs.row_start {
+            range.start = range.start.max(clamped(start[row]));
+        }
+        if let Some(end) = inputs.row_end {
+            range.end = range.end.min(clamped(end[row]));
+        }
+        *keys = if range.is_empty() { [0, 0] } else { [range.start, range.end] };
+    }
+}
+
+/// A position that may lie before the first key, as an index.
+fn clamped(position: i32) -> usize {
+    usize::try_from(position).unwrap_or(0)
+}
+
+/// Rows `rows` of head `[b, h]` in f32: where they lie, or in `buffer`. There must be at least one.
+pub(super) fn block<'a>(
+    data: TensorRef<'a>,
+    tensor: &TensorSpec,
+    [b, h]: [usize; 2],
+    rows: std::ops::Range<usize>,
+    buffer: &'a mut [f32],
+) -> Strided<'a> {
+    let layout = &tensor.layout;
+    let (width, start) = (layout.shape[3], layout.index([b, h, rows.start, 0]));
+    let [_, _, row_stride, stride] = layout.strides;
+    if let (TensorRef::F32(data), true) = (data, borrowed(tensor)) {
+        return Strided { data: &data[start..], stride: row_stride };
+    }
+    let n = rows.len();
+    if stride != 1 && row_stride < stride {
+        // columns are closer together than rows
+        for d in 0..width {
+            for r in 0..n {
+                buffer[r * width + d] = data.get(start + r * row_stride + d * stride);
+            }
+        }
+    } else {
+        for (r, row) in buffer.chunks_exact_mut(width).take(n).enumerate() {
+            load_row(data, start + r * row_stride, stride, row);
+        }
+    }
+    Strided { data: buffer, stride: width }
+}
+
+fn load_row(data: TensorRef<'_>, start: usize, stride: usize, row: &mut [f32]) {
+    match data {
+        TensorRef::F32(data) if stride == 1 => row.copy_from_slice(&data[start..start + row.len()]),
+        TensorRef::F16(data) if stride == 1 => data[start..start + row.len()].convert_to_f32_slice(row),
+        _ => row.iter_mut().enumerate().for_each(|(d, x)| *x = data.get(start + d * stride)),
+    }
+}
+
+/// The query rows of a tile as `[head_dim][width]`, zero where there is no row.
+#[expect(clippy::too_many_arguments, reason = "sizes and workspace")]
+pub(super) fn turn_query(
+    level: SimdLevel,
+    problem: &AttentionProblem,
+    data: TensorRef<'_>,
+    places: impl Fn(usize) -> [usize; 3],
+    rows: usize,
+    width: usize,
+    out: &mut [f32],
+    lines: &mut [f32],
+) {
+    let (tensor, dim) = (&problem.spec().query, problem.head_dim());
+    if rows < width {
+        out[..dim * width].fill(0.0);
+    }
+    for first in (0..rows).step_by(4) {
+        let n = 4.min(rows - first);
+        let start = |r: usize| {
+            let [b, h, i] = places(first + r);
+            tensor.layout.index([b, h, i, 0])
+        };
+        if let (TensorRef::F32(data), true, 4) = (data, borrowed(tensor), n) {
+            turn_in(level, [0, 1, 2, 3].map(|r| &data[start(r)..][..dim]), width, first, out);
+            continue;
+        }
+        for (r, line) in lines.chunks_exact_mut(dim).take(n).enumerate() {
+            load_row(data, start(r), tensor.layout.strides[3], line);
+        }
+        turn_lines(level, lines, dim, n, width, first, out);
+    }
+}
+
+/// Query rows as they are, `[row][head_dim]`.
+pub(super) fn copy_query(
+    problem: &AttentionProblem,
+    data: TensorRef<'_>,
+    places: impl Fn(usize) -> [usize; 3],
+    rows: usize,
+    out: &mut [f32],
+) {
+    let layout = &problem.spec().query.layout;
+    for (r, row) in out.chunks_exact_mut(problem.head_dim()).take(rows).enumerate() {
+        let [b, h, i] = places(r);
+        load_row(data, layout.index([b, h, i, 0]), layout.strides[3], row);
+    }
+}
+
+/// Turns the first `n` of four lines of `len` into lanes `lane..lane + n` of `out`.
+fn turn_lines(level: SimdLevel, lines: &[f32], len: usize, n: usize, width: usize, lane: usize, out: &mut [f32]) {
+    if n == 4 {
+        turn_in(level, [0, 1, 2, 3].map(|r| &lines[r * len..][..len]), width, lane, out);
+        return;
+    }
+    for (r, line) in lines.chunks_exact(len).take(n).enumerate() {
+        for (d, &x) in line.iter().enumerate() {
+            out[d * width + lane + r] = x;
+        }
+    }
+}
+
+/// What masks and bias leave of a block of keys for the rows of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    Nothing,
+    Everything,
+    Some,
+}
+
+/// Compares boolean mask and bias of keys `keys` for rows at `places`. With `Some`, `extra[key][row]` holds what is
+/// added to the scores, negative infinity where the key is forbidden.
+#[expect(clippy::too_many_arguments, reason = "sizes and workspace")]
+pub(super) fn fill_extra(
+    level: SimdLevel,
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+    places: impl Fn(usize) -> [usize; 3],
+    rows: usize,
+    keys: std::ops::Range<usize>,
+    width: usize,
+    extra: &mut [f32],
+    lines: &mut [f32],
+) -> Seen {
+    let spec = problem.spec();
+    let mask = inputs.mask.zip(spec.mask.as_ref());
+    let bias = inputs.bias.zip(spec.bias.as_ref());
+    if mask.is_none() && bias.is_none() {
+        return Seen::Everything;
+    }
+    let starts = |r: usize| {
+        let [b, h, i] = places(r);
+        let at = [b, h, i, keys.start];
+        [mask.map_or(0, |(_, layout)| layout.index(at)), bias.map_or(0, |(_, bias)| bias.layout.index(at))]
+    };
+    let n = keys.len();
+    let first = starts(0);
+    let mut same = true;
+    if let Some((mask, layout)) = mask {
+        let (mut any, mut all, mut last) = (false, true, usize::MAX);
+        for r in 0..rows {
+            let [start, bias_start] = starts(r);
+            same &= [start, bias_start] == first;
+            if start != last {
+                let (row_any, row_all) = any_and_all(mask, start, layout.strides[3], n);
+                (any, all, last) = (any | row_any, all & row_all, start);
+            }
+        }
+        if !any {
+            return Seen::Nothing;
+        }
+        if all && bias.is_none() {
+            return Seen::Everything;
+        }
+    } else {
+        same = (1..rows).all(|r| starts(r) == first);
+    }
+
+    let fill = |r: usize, line: &mut [f32]| {
+        let [mask_start, bias_start] = starts(r);
+        match bias {
+            Some((data, bias)) => load_row(data, bias_start, bias.layout.strides[3], line),
+            None => line.fill(0.0),
+        }
+        if let Some((mask, layout)) = mask {
+            match layout.strides[3] {
+                1 => line
+                    .iter_mut()
+                    .zip(&mask[mask_start..])
+                    .for_each(|(x, &m)| *x = if m { *x } else { f32::NEG_INFINITY }),
+                stride => {
+                    for (j, x) in line.iter_mut().enumerate() {
+                        *x = if mask[mask_start + j * stride] { *x } else { f32::NEG_INFINITY };
+                    }
+                }
+            }
+        }
+    };
+    if same {
+        fill(0, &mut lines[..n]);
+        for (extra, &x) in extra.chunks_exact_mut(width).zip(&lines[..n]) {
+            extra.fill(x);
+        }
+        return Seen::Some;
+    }
+    for first in (0..rows).step_by(4) {
+        let count = 4.min(rows - first);
+        for (r, line) in lines.chunks_exact_mut(n).take(count).enumerate() {
+            fill(first + r, line);
+        }
+        turn_lines(level, lines, n, count, width, first, extra);
+    }
+    Seen::Some
+}
+
+fn any_and_all(mask: &[bool], start: usize, stride: usize, n: usize) -> (bool, bool) {
+    match stride {
+        0 => (mask[start], mask[start]),
+        1 => mask[start..start + n].iter().fold((false, true), |(any, all), &m| (any | m, all & m)),
+        _ => (0..n).fold((false, true), |(any, all), j| {
+            let m = mask[start + j * stride];
+            (any | m, all & m)
+        }),
+    }
+}

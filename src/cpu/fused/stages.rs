@@ -1,0 +1,110 @@
+//! What leaves a task: finished rows, and scores at the stage that the spec asks for.
+
+use crate::cpu::simd;
+use crate::cpu::simd::shared::{TensorRows, Unit};
+use crate::problem::ScoreStage;
+
+use super::Store;
+use super::rows::block;
+use super::scratch::Scratch;
+use super::task::{Job, Scoring};
+
+impl Job<'_> {
+    /// Normalises the rows of a chunk, and stores them with their log-sum-exp.
+    pub(super) fn finish<T: Store>(
+        &self,
+        chunk: usize,
+        scratch: &mut Scratch,
+        output: &mut Unit<'_, '_, T, TensorRows>,
+        mut lse: Option<Unit<'_, '_, f32, TensorRows>>,
+    ) {
+        let (plan, dim) = (self.plan, self.problem.v_head_dim());
+        for tile in self.tiles(chunk) {
+            let at = tile.number * plan.tile_rows;
+            let acc = &mut scratch.acc[at * dim..];
+            if scratch.fresh[tile.number] {
+                acc[..dim * tile.width].fill(0.0);
+            }
+            for (x, sum) in scratch.rescale.iter_mut().zip(&scratch.row_sum[at..at + tile.width]) {
+                *x = 1.0 / sum;
+            }
+            let lanes = plan.level().lanes();
+            for first in (0..tile.rows).step_by(lanes) {
+                let n = lanes.min(tile.rows - first);
+                simd::turn_out(plan.level(), acc, tile.width, first, dim, &scratch.rescale, &mut scratch.lines);
+                for (r, line) in scratch.lines.chunks_exact_mut(dim).take(n).enumerate() {
+                    let (row, sum) = (tile.first_row + first + r, scratch.row_sum[at + first + r]);
+                    // a row that saw no mass; a NaN that it saw all the same has no weight
+                    let empty = sum == 0.0;
+                    if empty {
+                        line.fill(0.0);
+                    }
+                    T::store(line, output.row(row));
+                    if let Some(lse) = &mut lse {
+                        let max = scratch.row_max[at + first + r];
+                        lse.row(row)[0] = if empty { f32::NEG_INFINITY } else { max + sum.ln() };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes the scores of a chunk once more, and stores them.
+    pub(super) fn stage(
+        &self,
+        stage: ScoreStage,
+        chunk: usize,
+        scratch: &mut Scratch,
+        lse: &[f32],
+        mut out: Unit<'_, '_, f32, TensorRows>,
+    ) {
+        let (plan, problem, inputs) = (self.plan, self.problem, self.inputs);
+        self.load(chunk, scratch);
+        let (level, kv_head) = (plan.level(), plan.map.kv_head(chunk));
+        for start in (0..problem.kv_len()).step_by(plan.block_kv) {
+            let keys = start..(start + plan.block_kv).min(problem.kv_len());
+            let key = block(inputs.key, &problem.spec().key, kv_head, keys.clone(), &mut scratch.key_block);
+            for tile in self.tiles(chunk) {
+                let n = keys.len();
+                let mut scoring = Scoring {
+                    query: &scratch.query,
+                    scores: &mut scratch.scores,
+                    extra: &mut scratch.extra,
+                    keys: &scratch.keys,
+                    low: &mut scratch.low,
+                    high: &mut scratch.high,
+                    slope: &mut scratch.slope,
+                    diagonal: &mut scratch.diagonal,
+                    lines: &mut scratch.lines,
+                };
+                match stage {
+                    ScoreStage::Scaled | ScoreStage::Capped => {
+                        self.dots(tile, key, n, key, &mut scoring);
+                        if let (ScoreStage::Capped, Some(cap)) = (stage, problem.spec().softcap) {
+                            simd::add_terms(level, tile.vectors, n, scoring.scores, cap, &[], &[], &[]);
+                        }
+                    }
+                    ScoreStage::Masked | ScoreStage::Probs => {
+                        if self.score(chunk, tile, &keys, key, key, &mut scoring).is_none() {
+                            scoring.scores[..n * tile.width].fill(f32::NEG_INFINITY);
+                        }
+                    }
+                }
+                if stage == ScoreStage::Probs {
+                    let of_row = &mut scratch.rescale;
+                    for r in 0..tile.rows {
+                        let [b, h, i] = plan.map.place(chunk, tile.first_row + r);
+                        of_row[r] = lse[(b * problem.q_heads() + h) * problem.q_len() + i];
+                    }
+                    simd::exp_all(level, tile.vectors, n, &mut scratch.scores, of_row);
+                }
+                for r in 0..tile.rows {
+                    let row = &mut out.row(tile.first_row + r)[keys.clone()];
+                    for (j, x) in row.iter_mut().enumerate() {
+                        *x = scratch.scores[j * tile.width + r];
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! One task: the rows of a chunk over one part of the keys, block by block.
+
+use crate::cpu::simd::{self, RowState, Strided};
+use crate::inputs::AttentionInputs;
+use crate::problem::AttentionProblem;
+
+use super::plan::{CpuPlan, CpuStrategy};
+use super::rows::{self, Seen};
+use super::scratch::{Buffer, Scratch};
+
+/// What is computed, by which plan, from what.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    pub(super) plan: &'a CpuPlan,
+    pub(super) problem: &'a AttentionProblem,
+    pub(super) inputs: &'a AttentionInputs<'a>,
+}
+
+/// A tile of a chunk: where its rows are, and how many lanes they take.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    pub(super) number: usize,
+    pub(super) first_row: usize,
+    pub(super) rows: usize,
+    pub(super) vectors: usize,
+    pub(super) width: usize,
+}
+
+impl Job<'_> {
+    pub(super) fn tiles(&self, chunk: usize) -> impl Iterator<Item = Tile> + use<> {
+        let (rows, tile_rows, lanes) = (self.plan.map.rows(chunk), self.plan.tile_rows, self.plan.level().lanes());
+        (0..rows.div_ceil(tile_rows)).map(move |number| {
+            let first_row = number * tile_rows;
+            let rows = tile_rows.min(rows - first_row);
+            let vectors = rows.div_ceil(lanes);
+            Tile { number, first_row, rows, vectors, width: vectors * lanes }
+        })
+    }
+
+    pub(super) fn few(&self) -> bool {
+        self.plan.strategy() == CpuStrategy::FewQueries
+    }
+
+    /// Puts the queries and the keys of every row in place.
+    pub(super) fn load(&self, chunk: usize, scratch: &mut Scratch) {
+        let Self { plan, problem, inputs } = *self;
+        let rows = plan.map.rows(chunk);
+        rows::fill_keys(problem, inputs, &plan.map, chunk, &mut scratch.keys[..rows]);
+        if self.few() {
+            rows::copy_query(problem, inputs.query, |r| plan.map.place(chunk, r), rows, &mut scratch.query);
+            return;
+        }
+        for tile in self.tiles(chunk) {
+            let at = tile.number * plan.tile_rows * problem.head_dim();
+            let of = plan.map.chunk(chunk);
+            let places = |r| plan.map.place_in(of, tile.first_row + r);
+            let out = &mut scratch.query[at..];
+            rows::turn_query(
+                plan.level(),
+                problem,
+                inputs.query,
+                places,
+                tile.rows,
+                tile.width,
+                out,
+                &mut scratch.lines,
+            );
+        }
+    }
+
+    /// Scores of keys `keys` for the rows of a tile, all terms and masks applied; `key` and `value` start at the
+    /// first of them. Whether all rows see all keys; `None`, and no scores, if no row sees any.
+    pub(super) fn score(
+        &self,
+        chunk: usize,
+        tile: Tile,
+        keys: &std::ops::Range<usize>,
+        key: Strided<'_>,
+        value: Strided<'_>,
+        scratch: &mut Scoring<'_>,
+    ) -> Option<bool> {
+        let Self { plan, problem, inputs } = *self;
+        let (level, n) = (plan.level(), keys.len());
+        let of = plan.map.chunk(chunk);
+        let places = |r| plan.map.place_in(of, tile.first_row + r);
+        let range = keys.clone();
+        let seen = rows::fill_extra(
+            level,
+            problem,
+            inputs,
+            places,
+            tile.rows,
+            range,
+            tile.width,
+            scratch.extra,
+            scratch.lines,
+        );
+        if seen == Seen::Nothing {
+            return None;
+        }
+        self.dots(tile, key, n, value, scratch);
+        let softcap = problem.spec().softcap.unwrap_or(0.0);
+        let extra: &[f32] = if seen == Seen::Some { scratch.extra } else { &[] };
+        if let Some(slopes) = inputs.alibi_slopes {
+            for r in 0..tile.rows {
+                let [b, h, i] = places(r);
+                let diagonal = i as i64 + problem.offset(inputs.kv_len(problem, b)) - keys.start as i64;
+                (scratch.slope[r], scratch.diagonal[r]) = (slopes[h], diagonal as f32);
+            }
+        }
+        if softcap > 0.0 || !extra.is_empty() || inputs.alibi_slopes.is_some() {
+            simd::add_terms(level, tile.vectors, n, scratch.scores, softcap, extra, scratch.slope, scratch.diagonal);
+        }
+        let row_keys = &scratch.keys[tile.first_row..][..tile.rows];
+        let full = row_keys.iter().all(|&[start, end]| start <= keys.start && keys.end <= end);
+        if !full {
+            for (r, &[start, end]) in row_keys.iter().enumerate() {
+                let within = |key: usize| key.clamp(keys.start, keys.end) - keys.start;
+                (scratch.low[r], scratch.high[r]) = (within(start) as f32, within(end) as f32);
+            }
+            simd::keep_in_range(level, tile.vectors, n, scratch.scores, scratch.low, scratch.high);
+        }
+        Some(full && seen == Seen::Everything)
+    }
+
+    /// `scale * dot(query, key)` for the rows of a tile; the rows of `value` are needed next.
+    pub(super) fn dots(&self, tile: Tile, key: Strided<'_>, n: usize, value: Strided<'_>, scratch: &mut Scoring<'_>) {
+        let (level, dim, scale) = (self.plan.level(), self.problem.head_dim(), self.problem.scale());
+        if self.few() {
+            let query = Strided { data: scratch.query, stride: dim };
+            simd::dots(level, query, tile.rows, key, n, dim, scale, scratch.scores, tile.width, value);
+        } else {
+            let query = &scratch.query[tile.number * self.plan.tile_rows * dim..];
+            simd::scores(level, tile.vectors, query, key, n, dim, scale, scratch.scores, value);
+        }
+    }
+
+    /// Computes the rows of a chunk over part `split` of the keys. Leaves sums, maxima and masses in the scratch.
+    pub(super) fn attend(&self, chunk: usize, split: usize, scratch: &mut Scratch) {
+        let Self { plan, problem, inputs } = *self;
+        self.load(chunk, scratch);
+        self.start(chunk, split, scratch);
+        let (spec, kv_head) = (problem.spec(), plan.map.kv_head(chunk));
+        let (v_dim, level) = (problem.v_head_dim(), plan.level());
+        let padded = v_dim.next_multiple_of(level.lanes());
+        let part = split * plan.split_kv..((split + 1) * plan.split_kv).min(problem.kv_len());
+        let seen = union(&scratch.keys[..plan.map.rows(chunk)]);
+        let (first, end) = (seen[0].max(part.start), seen[1].min(part.end));
+
+        for start in (first / plan.block_kv * plan.block_kv..end).step_by(plan.block_kv) {
+            let block = start.max(first)..(start + plan.block_kv).min(end);
+            let key = rows::block(inputs.key, &spec.key, kv_head, block.clone(), &mut scratch.key_block);
+            let value = rows::block(inputs.value, &spec.value, kv_head, block.clone(), &mut scratch.value_block);
+            let mut scoring = Scoring {
+                query: &scratch.query,
+                scores: &mut scratch.scores,
+                extra: &mut scratch.extra,
+                keys: &scratch.keys,
+                low: &mut scratch.low,
+                high: &mut scratch.high,
+                slope: &mut scratch.slope,
+                diagonal: &mut scratch.diagonal,
+                lines: &mut scratch.lines,
+            };
+            for tile in self.tiles(chunk) {
+                let seen = union(&scoring.keys[tile.first_row..][..tile.rows]);
+                let keys = seen[0].max(block.start)..seen[1].min(block.end);
+                if keys.is_empty() {
+                    continue;
+                }
+                let skip = keys.start - block.start;
+                let original = from_row(value, skip);
+                let Some(full) = self.score(chunk, tile, &keys, from_row(key, skip), original, &mut scoring) else {
+                    continue;
+                };
+                let at = tile.number * plan.tile_rows;
+                let state = RowState {
+                    max: &mut scratch.row_max[at..],
+                    sum: &mut scratch.row_sum[at..],
+                    rescale: &mut scratch.rescale,
+                };
+                let n = keys.len();
+                let grew = simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state);
+                let hidden = !full && !all_finite(original, n, v_dim);
+                let value = if hidden { clean(original, n, v_dim, &mut scratch.clean_block) } else { original };
+                let fresh = std::mem::replace(&mut scratch.fresh[tile.number], false);
+                let weights: &[f32] = scoring.scores;
+                if self.few() {
+                    if grew && !fresh {
+                        simd::rescale_rows(&mut scratch.acc, padded, &scratch.rescale[..tile.rows]);
+                    }
+                    let acc = &mut scratch.acc;
+                    simd::weigh(level, weights, tile.width, tile.rows, value, n, v_dim, acc, padded);
+                } else {
+                    let acc = &mut scratch.acc[at * v_dim..];
+                    if grew && !fresh {
+                        simd::scale_lanes(level, tile.vectors, v_dim, acc, &scratch.rescale);
+                    }
+                    simd::accumulate(level, tile.vectors, weights, value, n, v_dim, acc, fresh);
+                }
+                if hidden {
+                    let acc = if self.few() { &mut scratch.acc[..] } else { &mut scratch.acc[at * v_dim..] };
+                    let strides = if self.few() { [padded, 1] } else { [1, tile.width] };
+                    let seen = |r: usize, j: usize| {
+                        let [start, end] = scoring.keys[tile.first_row + r];
+                        let place = plan.map.place(chunk, tile.first_row + r);
+                        (start..end).contains(&(keys.start + j)) && self.allows(place, keys.start + j)
+                    };
+                    add_rest(original, n, v_dim, weights, tile, seen, acc, strides);
+                }
+            }
+        }
+        if self.few() {
+            self.turn(chunk, scratch);
+        }
+    }
+
+    /// Every row as it is before the first key: a sink stands in front of them, as a score without a value.
+    fn start(&self, chunk: usize, split: usize, scratch: &mut Scratch) {
+        scratch.row_max.fill(f32::NEG_INFINITY);
+        scratch.row_sum.fill(0.0);
+        scratch.fresh.fill(true);
+        if self.few() {
+            scratch.acc.fill(0.0);
+        }
+        let Some(sinks) = self.inputs.sinks.filter(|_| split == 0) else { return };
+        for r in 0..self.plan.map.rows(chunk) {
+            let [_, h, _] = self.plan.map.place(chunk, r);
+            scratch.row_max[r] = sinks[h];
+            scratch.row_sum[r] = match sinks[h] {
+                f32::NEG_INFINITY => 0.0,
+                sink if sink.is_finite() => 1.0,
+                _ => f32::NAN,
+            };
+        }
+    }
+
+    /// Turns the sums of few queries into `[column][row]`, as other tiles have them.
+    fn turn(&self, chunk: usize, scratch: &mut Scratch) {
+        let (v_dim, lanes) = (self.problem.v_head_dim(), self.plan.level().lanes());
+        let padded = v_dim.next_multiple_of(lanes);
+        for r in 0..self.plan.map.rows(chunk) {
+            for d in 0..v_dim {
+                scratch.turned[d * lanes + r] = scratch.acc[r * padded + d];
+            }
+        }
+        scratch.fresh[0] = false;
+        std::mem::swap(&mut scratch.acc, &mut scratch.turned);
+    }
+
+    /// Whether boolean mask and bias let a row see a key.
+    fn allows(&self, [b, h, i]: [usize; 3], j: usize) -> bool {
+        let (inputs, spec) = (self.inputs, self.problem.spec());
+        let at = [b, h, i, j];
+        inputs.mask.zip(spec.mask.as_ref()).is_none_or(|(mask, layout)| mask[layout.index(at)])
+            && inputs
+                .bias
+                .zip(spec.bias.as_ref())
+                .is_none_or(|(data, bias)| data.get(bias.layout.index(at)) != f32::NEG_INFINITY)
+    }
+}
+
+/// What scoring a tile reads and writes.
+pub(super) struct Scoring<'a> {
+    pub(super) query: &'a [f32],
+    pub(super) scores: &'a mut [f32],
+    pub(super) extra: &'a mut [f32],
+    pub(super) keys: &'a [[usize; 2]],
+    pub(super) low: &'a mut [f32],
+    pub(super) high: &'a mut [f32],
+    pub(super) slope: &'a mut [f32],
+    pub(super) diagonal: &'a mut [f32],
+    pub(super) lines: &'a mut Buffer,
+}
+
+/// From the first key that any of the rows sees to the end of the last.
+pub(super) fn union(keys: &[[usize; 2]]) -> [usize; 2] {
+    let some = keys.iter().filter(|[start, end]| start < end);
+    let [start, end] = some.fold([usize::MAX, 0], |[first, last], &[start, end]| [first.min(start), last.max(end)]);
+    [start.min(end), end]
+}
+
+fn from_row(of: Strided<'_>, row: usize) -> Strided<'_> {
+    Strided { data: &of.data[row * of.stride..], stride: of.stride }
+}
+
+fn all_finite(value: Strided<'_>, n: usize, dim: usize) -> bool {
+    (0..n).all(|j| value.data[j * value.stride..][..dim].iter().fold(true, |all, x| all & x.is_finite()))
+}
+
+/// The block with zeros in the places of what is not finite: 0 * NaN would carry it to rows that must not see it.
+fn clean<'a>(value: Strided<'_>, n: usize, dim: usize, buffer: &'a mut [f32]) -> Strided<'a> {
+    for (j, row) in buffer.chunks_exact_mut(dim).take(n).enumerate() {
+        for (x, &v) in row.iter_mut().zip(&value.data[j * value.stride..]) {
+            *x = if v.is_finite() { v } else { 0.0 };
+        }
+    }
+    Strided { data: buffer, stride: dim }
+}
+
+/// Adds what [`clean`] left out to the rows that see it. Slow, and rare.
+#[expect(clippy::too_many_arguments, reason = "sizes and strides")]
+fn add_rest(
+    value: Strided<'_>,
+    n: usize,
+    dim: usize,
+    weights: &[f32],
+    tile: Tile,
+    seen: impl Fn(usize, usize) -> bool,
+    acc: &mut [f32],
+    [row_stride, column_stride]: [usize; 2],
+) {
+    for j in 0..n {
+        for (d, &v) in value.data[j * value.stride..][..dim].iter().enumerate().filter(|(_, v)| !v.is_finite()) {
+            for r in (0..tile.rows).filter(|&r| seen(r, j)) {
+                acc[r * row_stride + d * column_stride] += weights[j * tile.width + r] * v;
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `exp` and `tanh` of a vector.
+
+use super::Simd;
+
+/// `exp(x)` for `x <= 88`: within 2 ulp over [-104, 0] (subnormal results: 2 units of the smallest one), 0 from -105 down
+/// and at negative infinity; NaN stays NaN.
+///
+/// `exp(x) = 2^n exp(r)` with whole `n` and `|r| <= ln(2) / 2`; the polynomial is that of Cephes' `expf`.
+#[inline(always)]
+#[expect(clippy::excessive_precision, reason = "as published")]
+pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
+    // adding and taking off 1.5 * 2^23 rounds to a whole number
+    const ROUND: f32 = 12_582_912.0;
+    // the bound keeps n in reach; `max` keeps its second argument where a comparison with NaN fails
+    let low = s.splat(-105.0);
+    let x = s.lt(x, low, low, x);
+    let n = s.sub(s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND)), s.splat(ROUND));
+    let r = s.fma(n, s.splat(-0.693_359_375), x);
+    let r = s.fma(n, s.splat(2.121_944_4e-4), r);
+    let mut p = s.splat(1.987_569_15e-4);
+    for c in [1.398_199_95e-3, 8.333_451_9e-3, 4.166_579_6e-2, 1.666_666_55e-1, 5.000_000_1e-1] {
+        p = s.fma(p, r, s.splat(c));
+    }
+    let p = s.fma(s.mul(r, r), p, r);
+    s.ldexp(s.add(p, s.splat(1.0)), n)
+}
+
+/// `tanh(x)`, within 4 ulp; Cephes' `tanhf`.
+#[inline(always)]
+#[expect(clippy::excessive_precision, reason = "as published")]
+pub(super) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
+    let negated = s.sub(s.splat(0.0), x);
+    let size = s.lt(x, s.splat(0.0), negated, x);
+    // 1 - 2 / (exp(2|x|) + 1), with both halves multiplied by exp(-2|x|), which cannot overflow
+    let e = exp(s, s.mul(s.splat(-2.0), size));
+    let far = s.div(s.sub(s.splat(1.0), e), s.add(s.splat(1.0), e));
+    let far = s.lt(x, s.splat(0.0), s.sub(s.splat(0.0), far), far);
+    let xx = s.mul(x, x);
+    let mut p = s.splat(-5.704_988_73e-3);
+    for c in [2.063_908_88e-2, -5.373_971_55e-2, 1.333_144_22e-1, -3.333_328_27e-1] {
+        p = s.fma(p, xx, s.splat(c));
+    }
+    let near = s.fma(s.mul(xx, p), x, x);
+    s.lt(size, s.splat(0.625), near, far)
+}

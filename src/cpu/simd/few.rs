@@ -1,0 +1,255 @@
+//! The two products of attention for a few rows: columns along the lanes, each row of keys and values read once for all
+//! query rows.
+
+use super::{Simd, Strided, array, dispatch};
+
+dispatch! {
+    /// `out[key][row] = scale * dot(query[row], key)` for `n` keys; rows of `out` are `width` apart. The next
+    /// keys and the rows of `value` are asked for on the way.
+    fn dots(query: Strided<'_>, rows: usize, key: Strided<'_>, n: usize, dim: usize, scale: f32, out: &mut [f32],
+        width: usize, value: Strided<'_>) = dots_on
+}
+
+dispatch! {
+    /// `acc[row] += sum over keys of weights[key][row] * value` for `n` keys; rows of `weights` are `width` apart, those
+    /// of `acc` `acc_stride`, and are padded with anything to whole vectors.
+    fn weigh(weights: &[f32], width: usize, rows: usize, value: Strided<'_>, n: usize, dim: usize, acc: &mut [f32],
+        acc_stride: usize) = weigh_on
+}
+
+/// `acc[row] *= by[row]`.
+pub(in crate::cpu) fn rescale_rows(acc: &mut [f32], acc_stride: usize, by: &[f32]) {
+    for (acc, &by) in acc.chunks_exact_mut(acc_stride).zip(by) {
+        acc.iter_mut().for_each(|x| *x *= by);
+    }
+}
+
+#[inline(always)]
+fn dots_on<S: Simd>(
+    s: S,
+    query: Strided<'_>,
+    rows: usize,
+    key: Strided<'_>,
+    n: usize,
+    dim: usize,
+    scale: f32,
+    out: &mut [f32],
+    width: usize,
+    value: Strided<'_>,
+) {
+    assert!(rows <= width && out.len() >= n * width);
+    query.check(rows, dim);
+    key.check(n, dim);
+    // SAFETY: the lengths were compared above; tiles stay within rows, n and dim
+    unsafe {
+        let mut j = 0;
+        while n - j >= 4 {
+            dots_of::<S, 4>(s, query, rows, key, j, dim, scale, out, width, value);
+            j += 4;
+        }
+        while n - j >= 1 {
+            dots_of::<S, 1>(s, query, rows, key, j, dim, scale, out, width, value);
+            j += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dots_of<S: Simd, const KEYS: usize>(
+    s: S,
+    query: Strided<'_>,
+    rows: usize,
+    key: Strided<'_>,
+    j: usize,
+    dim: usize,
+    scale: f32,
+    out: &mut [f32],
+    width: usize,
+    value: Strided<'_>,
+) {
+    let (query_at, key_at, out_at) = (query.data.as_ptr(), key.data.as_ptr(), out.as_mut_ptr());
+    // SAFETY: the caller compared the lengths
+    unsafe {
+        let keys = array![KEYS; k => key_at.add((j + k) * key.stride)];
+        let mut r = 0;
+        let ahead = value.data.as_ptr().wrapping_add(j * value.stride);
+        for d in (0..dim).step_by(16) {
+            for k in 0..KEYS {
+                s.prefetch(keys[k].wrapping_add(2 * KEYS * key.stride + d));
+                s.prefetch(ahead.wrapping_add(k * value.stride + d));
+            }
+        }
+        macro_rules! by {
+            ($($rows:literal)*) => {{$(
+                while rows - r >= $rows {
+                    let q = array![$rows; m => query_at.add((r + m) * query.stride)];
+                    let sums = dot_tile::<S, $rows, KEYS>(s, q, keys, dim);
+                    for (m, sums) in sums.into_iter().enumerate() {
+                        for (k, sum) in sums.into_iter().enumerate().take(KEYS) {
+                            *out_at.add((j + k) * width + r + m) = scale * sum;
+                        }
+                    }
+                    r += $rows;
+                }
+            )*}};
+        }
+        by!(4 2 1);
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_tile<S: Simd, const ROWS: usize, const KEYS: usize>(
+    s: S,
+    query: [*const f32; ROWS],
+    keys: [*const f32; KEYS],
+    dim: usize,
+) -> [[f32; 4]; ROWS] {
+    let mut acc = [[s.splat(0.0); 4]; ROWS];
+    unsafe {
+        let mut d = 0;
+        while dim - d >= S::LANES {
+            let k = array![KEYS; k => s.load(keys[k].add(d))];
+            for m in 0..ROWS {
+                let q = s.load(query[m].add(d));
+                for n in 0..KEYS {
+                    acc[m][n] = s.fma(q, k[n], acc[m][n]);
+                }
+            }
+            d += S::LANES;
+        }
+        if d < dim {
+            let k = array![KEYS; k => s.load_first(keys[k].add(d), dim - d)];
+            for m in 0..ROWS {
+                let q = s.load_first(query[m].add(d), dim - d);
+                for n in 0..KEYS {
+                    acc[m][n] = s.fma(q, k[n], acc[m][n]);
+                }
+            }
+        }
+    }
+    array![ROWS; m => s.sums(acc[m])]
+}
+
+#[inline(always)]
+fn weigh_on<S: Simd>(
+    s: S,
+    weights: &[f32],
+    width: usize,
+    rows: usize,
+    value: Strided<'_>,
+    n: usize,
+    dim: usize,
+    acc: &mut [f32],
+    acc_stride: usize,
+) {
+    let padded = dim.next_multiple_of(S::LANES);
+    assert!(rows <= width && weights.len() >= n * width && padded <= acc_stride && acc.len() >= rows * acc_stride);
+    value.check(n, dim);
+    let (w, x, a) = (weights.as_ptr(), value.data.as_ptr(), acc.as_mut_ptr());
+    // SAFETY: the lengths were compared above; tiles stay within rows, n and the padded dim
+    unsafe {
+        let mut r = 0;
+        macro_rules! by {
+            ($($rows:literal)*) => {{$(
+                while rows - r >= $rows {
+                    let (w, a) = (w.add(r), a.add(r * acc_stride));
+                    let mut d = 0;
+                    while dim - d >= 4 * S::LANES {
+                        weigh_tile::<S, $rows, 4>(s, w, width, x.add(d), value.stride, n, a.add(d), acc_stride);
+                        d += 4 * S::LANES;
+                    }
+                    while dim - d >= S::LANES {
+                        weigh_tile::<S, $rows, 1>(s, w, width, x.add(d), value.stride, n, a.add(d), acc_stride);
+                        d += S::LANES;
+                    }
+                    if d < dim {
+                        weigh_rest::<S, $rows>(s, w, width, x.add(d), value.stride, n, dim - d, a.add(d), acc_stride);
+                    }
+                    r += $rows;
+                }
+            )*}};
+        }
+        by!(4 2 1);
+    }
+}
+
+#[inline(always)]
+unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    s: S,
+    weights: *const f32,
+    width: usize,
+    value: *const f32,
+    value_stride: usize,
+    n: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    unsafe {
+        // a sum of its own for each block: two short sums round far less than one over all keys
+        let mut acc = [[s.splat(0.0); VECTORS]; ROWS];
+        let mut j = 0;
+        if ROWS <= 2 {
+            // sums of odd keys apart: one chain of additions would be waited for
+            let mut odd = [[s.splat(0.0); VECTORS]; ROWS];
+            while n - j >= 2 {
+                for v in 0..VECTORS {
+                    let x = s.load(value.add(j * value_stride + v * S::LANES));
+                    let y = s.load(value.add((j + 1) * value_stride + v * S::LANES));
+                    for m in 0..ROWS {
+                        acc[m][v] = s.fma(s.splat(*weights.add(j * width + m)), x, acc[m][v]);
+                        odd[m][v] = s.fma(s.splat(*weights.add((j + 1) * width + m)), y, odd[m][v]);
+                    }
+                }
+                j += 2;
+            }
+            for m in 0..ROWS {
+                for v in 0..VECTORS {
+                    acc[m][v] = s.add(acc[m][v], odd[m][v]);
+                }
+            }
+        }
+        for j in j..n {
+            let x = array![VECTORS; v => s.load(value.add(j * value_stride + v * S::LANES))];
+            for m in 0..ROWS {
+                let w = s.splat(*weights.add(j * width + m));
+                for v in 0..VECTORS {
+                    acc[m][v] = s.fma(w, x[v], acc[m][v]);
+                }
+            }
+        }
+        for m in 0..ROWS {
+            for v in 0..VECTORS {
+                let at = out.add(m * out_stride + v * S::LANES);
+                s.store(at, s.add(s.load(at), acc[m][v]));
+            }
+        }
+    }
+}
+
+/// The last columns, fewer than a vector.
+#[inline(always)]
+unsafe fn weigh_rest<S: Simd, const ROWS: usize>(
+    s: S,
+    weights: *const f32,
+    width: usize,
+    value: *const f32,
+    value_stride: usize,
+    n: usize,
+    columns: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    unsafe {
+        let mut acc = [s.splat(0.0); ROWS];
+        for j in 0..n {
+            let x = s.load_first(value.add(j * value_stride), columns);
+            for m in 0..ROWS {
+                acc[m] = s.fma(s.splat(*weights.add(j * width + m)), x, acc[m]);
+            }
+        }
+        for m in 0..ROWS {
+            let at = out.add(m * out_stride);
+            s.store(at, s.add(s.load(at), acc[m]));
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Vectors of f32 on whatever the machine has, and the kernels over them: the only module with unsafe code.
+//!
+//! What makes it sound:
+//! - A [`SimdLevel`] is made by [`SimdLevel::available`] alone, which asks the processor. Code that needs AVX-512 or
+//!   AVX2 is reached only through a level that names it.
+//! - Each kernel first compares the lengths of its slices with what its loops will touch, and panics if they do not
+//!   fit; behind that it reads and writes by pointer.
+//! - [`shared`] hands out each part of a buffer at most once.
+
+#![allow(clippy::too_many_arguments, reason = "the sizes of a kernel")]
+#![allow(clippy::needless_range_loop, reason = "what is indexed are registers, by a number that the compiler knows")]
+#![allow(clippy::inline_always, reason = "instructions are switched on in the caller")]
+
+mod exp;
+mod few;
+mod portable;
+pub(super) mod shared;
+mod softmax;
+mod tiles;
+mod turn;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(super) use few::{dots, rescale_rows, weigh};
+pub(super) use softmax::{RowState, add_terms, exp_all, keep_in_range, merge_into, scale_lanes, soften};
+pub(super) use tiles::{accumulate, scores};
+pub(super) use turn::{turn_in, turn_out};
+
+/// Rows of a matrix, each a run of f32, `stride` apart.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Strided<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) stride: usize,
+}
+
+impl Strided<'_> {
+    /// Panics unless `rows` rows of `width` lie in the data.
+    fn check(&self, rows: usize, width: usize) {
+        assert!(rows == 0 || width == 0 || (rows - 1) * self.stride + width <= self.data.len());
+    }
+}
+
+/// Which instructions the CPU path uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SimdLevel(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Scalar,
+}
+
+impl SimdLevel {
+    /// Plain Rust, on every machine. It rounds products before it adds them, which the others do not.
+    pub const SCALAR: Self = Self(Kind::Scalar);
+
+    /// What this machine has, best first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        [
+            #[cfg(target_arch = "x86_64")]
+            (std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512dq"))
+                .then_some(Self(Kind::Avx512)),
+            #[cfg(target_arch = "x86_64")]
+            (std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma"))
+                .then_some(Self(Kind::Avx2)),
+            Some(Self::SCALAR),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    /// The best that this machine has.
+    #[must_use]
+    pub fn best() -> Self {
+        Self::available().next().unwrap_or(Self::SCALAR)
+    }
+
+    /// `avx512`, `avx2` or `scalar`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "avx2",
+            Kind::Scalar => "scalar",
+        }
+    }
+
+    /// f32 in a vector.
+    #[must_use]
+    pub const fn lanes(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => 16,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => 8,
+            Kind::Scalar => 4,
+        }
+    }
+
+    /// Most vectors of rows in a tile: what the registers hold beside the broadcast elements.
+    pub(super) const fn tile_vectors(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => 4,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => 2,
+            Kind::Scalar => 2,
+        }
+    }
+}
+
+impl std::fmt::Display for SimdLevel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One vector unit. The methods are always inlined, into functions that have its instructions switched on.
+///
+/// A value of an implementing type may exist only on a machine that has the instructions.
+trait Simd: Copy {
+    type V: Copy;
+    const LANES: usize;
+
+    fn splat(self, x: f32) -> Self::V;
+    /// `LANES` elements at `from`, which must be readable.
+    unsafe fn load(self, from: *const f32) -> Self::V;
+    /// `LANES` elements at `to`, which must be writable.
+    unsafe fn store(self, to: *mut f32, x: Self::V);
+    /// The first `n < LANES` elements at `from`, which must be readable, then zeros.
+    unsafe fn load_first(self, from: *const f32, n: usize) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the machine can.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` where `a` is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `x` where `a < b`, else `y`.
+    fn lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// Whether `a < b` anywhere.
+    fn any_lt(self, a: Self::V, b: Self::V) -> bool;
+    /// `x * 2^n`, rounded once, for whole `n` from -160 to 127 and `x` about 1.
+    fn ldexp(self, x: Self::V, n: Self::V) -> Self::V;
+    /// Asks for the line of the cache that `at` is in; any address will do.
+    #[inline(always)]
+    fn prefetch(self, _at: *const f32) {}
+    /// Element `k` of a row is lane `row` of `x[k]`: stores `LANES` rows of four, `stride` apart, which must be writable.
+    #[inline(always)]
+    unsafe fn store_turned(self, x: [Self::V; 4], to: *mut f32, stride: usize) {
+        let mut lanes = [[0.0f32; 16]; 4];
+        // SAFETY: no vector has more than 16 lanes; the caller speaks for `to`
+        unsafe {
+            for k in 0..4 {
+                self.store(lanes[k].as_mut_ptr(), x[k]);
+            }
+            for row in 0..Self::LANES {
+                for k in 0..4 {
+                    *to.add(row * stride + k) = lanes[k][row];
+                }
+            }
+        }
+    }
+    /// The sum of the lanes of each.
+    fn sums(self, x: [Self::V; 4]) -> [f32; 4];
+}
+
+/// Defines a function that takes a level and calls `$generic` with the vector unit of that level.
+macro_rules! dispatch {
+    ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $generic:path) => {
+        $(#[$doc])*
+        pub(in crate::cpu) fn $name(level: $crate::cpu::simd::SimdLevel, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                $generic($crate::cpu::simd::x86::Avx512, $($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                $generic($crate::cpu::simd::x86::Avx2, $($arg),*)
+            }
+            match level.0 {
+                // SAFETY: a level exists only where the processor was asked for these features
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::simd::Kind::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::simd::Kind::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::cpu::simd::Kind::Scalar => $generic($crate::cpu::simd::portable::Portable, $($arg),*),
+            }
+        }
+    };
+}
+use dispatch;
+
+/// An array from a formula for its elements. A closure would do, but closures do not inherit the instructions that are
+/// switched on around them, and are then not inlined.
+macro_rules! array {
+    ($n:expr; $i:ident => $of:expr) => {{
+        let mut all = [{
+            let $i = 0;
+            $of
+        }; $n];
+        let mut at = 1;
+        while at < $n {
+            let $i = at;
+            all[at] = $of;
+            at += 1;
+        }
+        all
+    }};
+}
+use array;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+//! Plain Rust, for machines without a vector unit that is known here.
+
+use super::Simd;
+
+/// Four f32 side by side, which compilers turn into whatever vectors are there.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+impl Simd for Portable {
+    type V = [f32; 4];
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> [f32; 4] {
+        [x; 4]
+    }
+    #[inline(always)]
+    unsafe fn load(self, from: *const f32) -> [f32; 4] {
+        // SAFETY: the caller says so
+        unsafe { from.cast::<[f32; 4]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, x: [f32; 4]) {
+        // SAFETY: the caller says so
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, from: *const f32, n: usize) -> [f32; 4] {
+        // SAFETY: the caller says so
+        std::array::from_fn(|i| if i < n { unsafe { *from.add(i) } } else { 0.0 })
+    }
+    #[inline(always)]
+    fn add(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn sub(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn div(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    fn fma(self, a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn max(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn lt(self, a: [f32; 4], b: [f32; 4], x: [f32; 4], y: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if a[i] < b[i] { x[i] } else { y[i] })
+    }
+    #[inline(always)]
+    fn any_lt(self, a: [f32; 4], b: [f32; 4]) -> bool {
+        (0..4).any(|i| a[i] < b[i])
+    }
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number from -160 to 127")]
+    fn ldexp(self, x: [f32; 4], n: [f32; 4]) -> [f32; 4] {
+        // two exact powers, so that only the last product rounds
+        std::array::from_fn(|i| {
+            let n = n[i] as i32;
+            let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+            x[i] * power(n >> 1) * power(n - (n >> 1))
+        })
+    }
+    #[inline(always)]
+    fn sums(self, x: [[f32; 4]; 4]) -> [f32; 4] {
+        x.map(|x| (x[0] + x[2]) + (x[1] + x[3]))
+    }
+}

@@ -1,0 +1,215 @@
+//! A buffer that several tasks write to, each to units of its own.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::problem::AttentionProblem;
+use crate::tensor::Layout;
+
+/// Says which elements belong to a unit: a run of `len(unit)` rows, each a range of elements.
+///
+/// # Safety
+/// Ranges of different `(unit, row)` must not overlap.
+pub(in crate::cpu) unsafe trait Units: Sync {
+    /// What is known of a unit before its rows.
+    type Origin: Copy;
+
+    fn origin(&self, unit: usize) -> Self::Origin;
+
+    /// The elements of a row of a unit.
+    fn range(&self, origin: Self::Origin, row: usize) -> Range<usize>;
+}
+
+/// Units that lie one behind the other, each one row.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct Consecutive {
+    pub(in crate::cpu) unit_len: usize,
+}
+
+// SAFETY: multiples of one length do not overlap
+unsafe impl Units for Consecutive {
+    type Origin = usize;
+
+    fn origin(&self, unit: usize) -> usize {
+        unit
+    }
+
+    fn range(&self, unit: usize, _row: usize) -> Range<usize> {
+        unit * self.unit_len..(unit + 1) * self.unit_len
+    }
+}
+
+/// A buffer of units, each of which can be claimed once.
+pub(in crate::cpu) struct Shared<'a, T, U> {
+    start: *mut T,
+    len: usize,
+    units: U,
+    claimed: &'a [AtomicBool],
+    buffer: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a thread reaches only the elements of units that it claimed, and no other thread can claim them
+unsafe impl<T: Send, U: Sync> Sync for Shared<'_, T, U> {}
+
+impl<'a, T, U: Units> Shared<'a, T, U> {
+    /// Takes the buffer; there are as many units as flags, which are cleared.
+    pub(in crate::cpu) fn new(buffer: &'a mut [T], units: U, claimed: &'a mut [AtomicBool]) -> Self {
+        claimed.iter_mut().for_each(|flag| *flag.get_mut() = false);
+        Self { start: buffer.as_mut_ptr(), len: buffer.len(), units, claimed, buffer: PhantomData }
+    }
+
+    /// The unit, for the first who asks.
+    ///
+    /// # Panics
+    /// If the unit was claimed before.
+    pub(in crate::cpu) fn claim(&self, unit: usize) -> Unit<'_, 'a, T, U> {
+        assert!(!self.claimed[unit].swap(true, Ordering::AcqRel), "a unit has one writer");
+        Unit { shared: self, origin: self.units.origin(unit) }
+    }
+}
+
+/// A unit that was claimed.
+pub(in crate::cpu) struct Unit<'s, 'a, T, U: Units> {
+    shared: &'s Shared<'a, T, U>,
+    origin: U::Origin,
+}
+
+impl<T, U: Units> Unit<'_, '_, T, U> {
+    /// A row of the unit.
+    pub(in crate::cpu) fn row(&mut self, row: usize) -> &mut [T] {
+        let range = self.shared.units.range(self.origin, row);
+        assert!(range.start <= range.end && range.end <= self.shared.len);
+        // SAFETY: within the buffer; rows of other units do not overlap it, and this unit is borrowed mutably
+        unsafe { std::slice::from_raw_parts_mut(self.shared.start.add(range.start), range.len()) }
+    }
+}
+
+/// How the rows of an attention are shared out: groups that read the same keys and values, in chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cpu) struct RowMap {
+    batch: usize,
+    q_len: usize,
+    q_heads: usize,
+    group_size: usize,
+    /// Whether the rows of the whole batch read the same keys and values.
+    one_context: bool,
+    groups: usize,
+    group_rows: usize,
+    chunk_rows: usize,
+}
+
+impl RowMap {
+    pub(in crate::cpu) fn new(problem: &AttentionProblem, chunk_rows: usize) -> Self {
+        let spec = problem.spec();
+        let one_context = spec.key.layout.strides[0] == 0 && spec.value.layout.strides[0] == 0 && problem.batch() > 0;
+        let per_entry = problem.group_size() * problem.q_len();
+        let (groups, group_rows) = if one_context {
+            (problem.kv_heads(), per_entry * problem.batch())
+        } else {
+            (problem.kv_heads() * problem.batch(), per_entry)
+        };
+        Self {
+            batch: problem.batch(),
+            q_len: problem.q_len(),
+            q_heads: problem.q_heads(),
+            group_size: problem.group_size(),
+            one_context,
+            groups,
+            group_rows,
+            chunk_rows: chunk_rows.max(1),
+        }
+    }
+
+    /// Rows that read the same keys and values.
+    pub(in crate::cpu) const fn group_rows(&self) -> usize {
+        self.group_rows
+    }
+
+    pub(in crate::cpu) const fn chunks_per_group(&self) -> usize {
+        self.group_rows.div_ceil(self.chunk_rows)
+    }
+
+    pub(in crate::cpu) const fn chunks(&self) -> usize {
+        self.groups * self.chunks_per_group()
+    }
+
+    /// Rows of a chunk; the last of a group may have fewer.
+    pub(in crate::cpu) fn rows(&self, chunk: usize) -> usize {
+        self.chunk_rows.min(self.group_rows - chunk % self.chunks_per_group() * self.chunk_rows)
+    }
+
+    /// Batch entry and key/value head of a chunk.
+    pub(in crate::cpu) const fn kv_head(&self, chunk: usize) -> [usize; 2] {
+        let (group, kv_heads) = (chunk / self.chunks_per_group(), self.q_heads / self.group_size);
+        [group / kv_heads, group % kv_heads]
+    }
+
+    /// Where the rows of a chunk start.
+    pub(in crate::cpu) fn chunk(&self, chunk: usize) -> Chunk {
+        let first = chunk % self.chunks_per_group() * self.chunk_rows;
+        Chunk { kv_head: self.kv_head(chunk), first, rows: self.rows(chunk) }
+    }
+
+    /// Batch entry, query head and position of a row of a chunk. No two rows of all chunks are in the same place.
+    pub(in crate::cpu) fn place_in(&self, chunk: Chunk, row: usize) -> [usize; 3] {
+        assert!(row < chunk.rows);
+        let ([b, kv_head], n) = (chunk.kv_head, chunk.first + row);
+        if self.group_size == 1 && !self.one_context {
+            return [b, kv_head, n];
+        }
+        let (head, i) = (n / self.q_len, n % self.q_len);
+        let (of_context, in_group) = (head / self.group_size, head % self.group_size);
+        [b + of_context, kv_head * self.group_size + in_group, i]
+    }
+
+    /// [`place_in`](Self::place_in) for a row alone.
+    pub(in crate::cpu) fn place(&self, chunk: usize, row: usize) -> [usize; 3] {
+        self.place_in(self.chunk(chunk), row)
+    }
+}
+
+/// The rows of a chunk: their key/value head, and which rows of their group they are.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct Chunk {
+    kv_head: [usize; 2],
+    first: usize,
+    rows: usize,
+}
+
+/// Rows of a tensor `[batch, q_heads, q_len, width]`, shared out by chunks.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct TensorRows {
+    map: RowMap,
+    layout: Layout,
+}
+
+impl TensorRows {
+    /// `None` if elements of a row are not neighbours, or rows overlap.
+    pub(in crate::cpu) fn new(map: RowMap, layout: &Layout) -> Option<Self> {
+        let [_, heads, len, width] = layout.shape;
+        let fits = (heads, len) == (map.q_heads, map.q_len) && (layout.strides[3] == 1 || width == 1);
+        (fits && layout.is_injective()).then_some(Self { map, layout: *layout })
+    }
+
+    /// Rows of a tensor without gaps, `[batch, q_heads, q_len, width]`.
+    pub(in crate::cpu) fn new_dense(map: RowMap, width: usize) -> Self {
+        let layout = Layout::bhld([map.batch, map.q_heads, map.q_len, width]);
+        Self { map, layout }
+    }
+}
+
+// SAFETY: the map is one to one, and in an injective layout rows of neighbouring elements do not overlap
+unsafe impl Units for TensorRows {
+    type Origin = Chunk;
+
+    fn origin(&self, chunk: usize) -> Chunk {
+        self.map.chunk(chunk)
+    }
+
+    fn range(&self, chunk: Chunk, row: usize) -> Range<usize> {
+        let [b, h, i] = self.map.place_in(chunk, row);
+        let start = self.layout.index([b, h, i, 0]);
+        start..start + self.layout.shape[3]
+    }
+}

@@ -1,0 +1,277 @@
+//! What happens to a block of scores `[key][row]` between the two products, rows along the lanes.
+
+use super::exp::{exp, tanh};
+use super::{Simd, dispatch};
+
+/// Running maximum and sum of the rows of a tile, and the factor that brings older sums to the new maximum.
+#[derive(Debug)]
+pub(in crate::cpu) struct RowState<'a> {
+    pub(in crate::cpu) max: &'a mut [f32],
+    pub(in crate::cpu) sum: &'a mut [f32],
+    pub(in crate::cpu) rescale: &'a mut [f32],
+}
+
+dispatch! {
+    /// Takes in the scores of `n` keys and turns them into weights, in the first `used` lanes at least. Whether what was
+    /// accumulated must be rescaled.
+    fn soften(vectors: usize, used: usize, n: usize, scores: &mut [f32], state: RowState<'_>) -> bool = soften_on
+}
+
+dispatch! {
+    /// Softcap (0: none), then `extra[key][row]` (empty: none; -inf forbids), then ALiBi (empty: none).
+    fn add_terms(vectors: usize, n: usize, scores: &mut [f32], softcap: f32, extra: &[f32], slope: &[f32],
+        diagonal: &[f32]) = add_terms_on
+}
+
+dispatch! {
+    /// Makes every score -inf whose key is not in `low[row]..high[row]`.
+    fn keep_in_range(vectors: usize, n: usize, scores: &mut [f32], low: &[f32], high: &[f32]) = keep_in_range_on
+}
+
+dispatch! {
+    /// `acc[column][row] *= by[row]`.
+    fn scale_lanes(vectors: usize, columns: usize, acc: &mut [f32], by: &[f32]) = scale_lanes_on
+}
+
+dispatch! {
+    /// `scores[key][row] = exp(scores[key][row] - lse[row])`, 0 for a score of -inf and in a row without mass.
+    fn exp_all(vectors: usize, n: usize, scores: &mut [f32], lse: &[f32]) = exp_all_on
+}
+
+dispatch! {
+    /// Merges the state of later keys into that of earlier ones.
+    fn merge_into(vectors: usize, columns: usize, acc: &mut [f32], max: &mut [f32], sum: &mut [f32], other_acc: &[f32],
+        other_max: &[f32], other_sum: &[f32]) = merge_into_on
+}
+
+/// What to subtract: the maximum, or 0 while there is none, as -inf - -inf would be NaN.
+#[inline(always)]
+fn shift_of<S: Simd>(s: S, max: S::V) -> S::V {
+    s.lt(max, s.splat(f32::MIN), s.splat(0.0), max)
+}
+
+#[inline(always)]
+fn soften_on<S: Simd>(s: S, vectors: usize, used: usize, n: usize, scores: &mut [f32], state: RowState<'_>) -> bool {
+    let rows = vectors * S::LANES;
+    assert!(scores.len() >= n * rows);
+    assert!(state.max.len() >= rows && state.sum.len() >= rows && state.rescale.len() >= rows);
+    if used == 1 && n <= ONE_ROW {
+        return soften_one(s, rows, n, scores, state);
+    }
+    let mut grew = false;
+    for v in (0..rows).step_by(S::LANES) {
+        let p = scores.as_mut_ptr();
+        // SAFETY: v + LANES <= rows and j < n, within the lengths compared above
+        unsafe {
+            macro_rules! at {
+                ($j:expr) => {
+                    p.add(($j) * rows + v)
+                };
+            }
+            let old = s.load(state.max.as_ptr().add(v));
+            let mut max = [old; 4];
+            let mut j = 0;
+            while n - j >= 4 {
+                for (k, max) in max.iter_mut().enumerate() {
+                    *max = s.max(s.load(at!(j + k)), *max);
+                }
+                j += 4;
+            }
+            while j < n {
+                max[0] = s.max(s.load(at!(j)), max[0]);
+                j += 1;
+            }
+            let max = s.max(s.max(max[0], max[1]), s.max(max[2], max[3]));
+            let shift = shift_of(s, max);
+            let rescale = exp(s, s.sub(old, shift));
+            grew |= s.any_lt(old, max);
+            let before = s.mul(s.load(state.sum.as_ptr().add(v)), rescale);
+            let mut sum = [s.splat(0.0); 4];
+            let mut j = 0;
+            while n - j >= 4 {
+                for (k, sum) in sum.iter_mut().enumerate() {
+                    let weight = exp(s, s.sub(s.load(at!(j + k)), shift));
+                    s.store(at!(j + k), weight);
+                    *sum = s.add(*sum, weight);
+                }
+                j += 4;
+            }
+            while j < n {
+                let weight = exp(s, s.sub(s.load(at!(j)), shift));
+                s.store(at!(j), weight);
+                sum[0] = s.add(sum[0], weight);
+                j += 1;
+            }
+            s.store(state.max.as_mut_ptr().add(v), max);
+            s.store(state.rescale.as_mut_ptr().add(v), rescale);
+            let block = s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]));
+            s.store(state.sum.as_mut_ptr().add(v), s.add(before, block));
+        }
+    }
+    grew
+}
+
+/// Most keys of a block for [`soften_one`].
+const ONE_ROW: usize = 128;
+
+/// The same for a row alone, with keys along the lanes.
+#[inline(always)]
+fn soften_one<S: Simd>(s: S, rows: usize, n: usize, scores: &mut [f32], state: RowState<'_>) -> bool {
+    let mut line = [f32::NEG_INFINITY; ONE_ROW];
+    for (x, key) in line.iter_mut().zip(scores.chunks_exact(rows)).take(n) {
+        *x = key[0];
+    }
+    let old = state.max[0];
+    let mut max = s.splat(old);
+    let mut sum = s.splat(0.0);
+    let padded = n.next_multiple_of(S::LANES);
+    // SAFETY: ONE_ROW is a multiple of every number of lanes, and n is no more than it
+    unsafe {
+        for j in (0..padded).step_by(S::LANES) {
+            max = s.max(s.load(line.as_ptr().add(j)), max);
+        }
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        s.store(lanes.as_mut_ptr(), max);
+        let highest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let shift = shift_of(s, s.splat(highest));
+        for j in (0..padded).step_by(S::LANES) {
+            let weight = exp(s, s.sub(s.load(line.as_ptr().add(j)), shift));
+            s.store(line.as_mut_ptr().add(j), weight);
+            sum = s.add(sum, weight);
+        }
+        let mut rescale = [0.0; 16];
+        s.store(rescale.as_mut_ptr(), exp(s, s.sub(s.splat(old), shift)));
+        state.rescale[0] = rescale[0];
+        state.sum[0] = state.sum[0] * rescale[0] + s.sums([sum; 4])[0];
+        state.max[0] = highest;
+        for (&weight, key) in line.iter().zip(scores.chunks_exact_mut(rows)).take(n) {
+            key[0] = weight;
+        }
+        old < highest
+    }
+}
+
+#[inline(always)]
+fn add_terms_on<S: Simd>(
+    s: S,
+    vectors: usize,
+    n: usize,
+    scores: &mut [f32],
+    softcap: f32,
+    extra: &[f32],
+    slope: &[f32],
+    diagonal: &[f32],
+) {
+    let rows = vectors * S::LANES;
+    assert!(scores.len() >= n * rows && (extra.is_empty() || extra.len() >= n * rows));
+    assert!(slope.is_empty() || slope.len() >= rows && diagonal.len() >= rows);
+    let (lowest, forbidden) = (s.splat(f32::MIN), s.splat(f32::NEG_INFINITY));
+    for j in 0..n {
+        #[expect(clippy::cast_precision_loss, reason = "a place within a block")]
+        let key = s.splat(j as f32);
+        for v in (0..rows).step_by(S::LANES) {
+            // SAFETY: v + LANES <= rows and j < n, within the lengths compared above
+            unsafe {
+                let at = scores.as_mut_ptr().add(j * rows + v);
+                let mut x = s.load(at);
+                if softcap > 0.0 {
+                    x = s.mul(s.splat(softcap), tanh(s, s.div(x, s.splat(softcap))));
+                }
+                let extra_at = if extra.is_empty() { s.splat(0.0) } else { s.load(extra.as_ptr().add(j * rows + v)) };
+                x = s.add(x, extra_at);
+                if !slope.is_empty() {
+                    let distance = s.sub(s.load(diagonal.as_ptr().add(v)), key);
+                    let distance = s.max(distance, s.sub(s.splat(0.0), distance));
+                    x = s.sub(x, s.mul(s.load(slope.as_ptr().add(v)), distance));
+                }
+                s.store(at, s.lt(extra_at, lowest, forbidden, x));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn keep_in_range_on<S: Simd>(s: S, vectors: usize, n: usize, scores: &mut [f32], low: &[f32], high: &[f32]) {
+    let rows = vectors * S::LANES;
+    assert!(scores.len() >= n * rows && low.len() >= rows && high.len() >= rows);
+    let forbidden = s.splat(f32::NEG_INFINITY);
+    for v in (0..rows).step_by(S::LANES) {
+        // SAFETY: v + LANES <= rows and j < n, within the lengths compared above
+        unsafe {
+            let (low, high) = (s.load(low.as_ptr().add(v)), s.load(high.as_ptr().add(v)));
+            for j in 0..n {
+                #[expect(clippy::cast_precision_loss, reason = "a place within a block")]
+                let key = s.splat(j as f32);
+                let at = scores.as_mut_ptr().add(j * rows + v);
+                s.store(at, s.lt(key, low, forbidden, s.lt(key, high, s.load(at), forbidden)));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn scale_lanes_on<S: Simd>(s: S, vectors: usize, columns: usize, acc: &mut [f32], by: &[f32]) {
+    let rows = vectors * S::LANES;
+    assert!(acc.len() >= columns * rows && by.len() >= rows);
+    for d in 0..columns {
+        for v in (0..rows).step_by(S::LANES) {
+            // SAFETY: v + LANES <= rows and d < columns, within the lengths compared above
+            unsafe {
+                let at = acc.as_mut_ptr().add(d * rows + v);
+                s.store(at, s.mul(s.load(at), s.load(by.as_ptr().add(v))));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn exp_all_on<S: Simd>(s: S, vectors: usize, n: usize, scores: &mut [f32], lse: &[f32]) {
+    let rows = vectors * S::LANES;
+    assert!(scores.len() >= n * rows && lse.len() >= rows);
+    for j in 0..n {
+        for v in (0..rows).step_by(S::LANES) {
+            // SAFETY: v + LANES <= rows and j < n, within the lengths compared above
+            unsafe {
+                let (at, lse) = (scores.as_mut_ptr().add(j * rows + v), s.load(lse.as_ptr().add(v)));
+                // of what is not allowed nothing must show, also in a row of NaN
+                let (score, lowest, none) = (s.load(at), s.splat(f32::MIN), s.splat(0.0));
+                let weight = s.lt(score, lowest, none, exp(s, s.sub(score, lse)));
+                s.store(at, s.lt(lse, lowest, none, weight));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn merge_into_on<S: Simd>(
+    s: S,
+    vectors: usize,
+    columns: usize,
+    acc: &mut [f32],
+    max: &mut [f32],
+    sum: &mut [f32],
+    other_acc: &[f32],
+    other_max: &[f32],
+    other_sum: &[f32],
+) {
+    let rows = vectors * S::LANES;
+    assert!(acc.len() >= columns * rows && max.len() >= rows && sum.len() >= rows);
+    assert!(other_acc.len() >= columns * rows && other_max.len() >= rows && other_sum.len() >= rows);
+    for v in (0..rows).step_by(S::LANES) {
+        // SAFETY: v + LANES <= rows and d < columns, within the lengths compared above
+        unsafe {
+            let (mine, theirs) = (s.load(max.as_ptr().add(v)), s.load(other_max.as_ptr().add(v)));
+            let both = s.max(mine, theirs);
+            let shift = shift_of(s, both);
+            let (mine, theirs) = (exp(s, s.sub(mine, shift)), exp(s, s.sub(theirs, shift)));
+            let total = s.mul(s.load(other_sum.as_ptr().add(v)), theirs);
+            s.store(sum.as_mut_ptr().add(v), s.fma(s.load(sum.as_ptr().add(v)), mine, total));
+            s.store(max.as_mut_ptr().add(v), both);
+            for d in 0..columns {
+                let at = acc.as_mut_ptr().add(d * rows + v);
+                let other = s.mul(s.load(other_acc.as_ptr().add(d * rows + v)), theirs);
+                s.store(at, s.fma(s.load(at), mine, other));
+            }
+        }
+    }
+}

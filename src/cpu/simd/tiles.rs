@@ -1,0 +1,176 @@
+//! The two products of attention for many rows: rows along the lanes, keys and values broadcast element by element.
+//!
+//! Scores are kept as `[key][row]` and the output as `[column][row]`, both `vectors * LANES` rows wide. So keys and values
+//! are read where they lie, without packing, whatever their width is; maxima and sums need no step across lanes.
+
+use super::{Simd, Strided, array, dispatch};
+
+dispatch! {
+    /// `out[key][row] = scale * sum over d of query[d][row] * key[d]` for `n` keys. Where rows are so few that memory is
+    /// what is waited for, the next keys and the rows of `value` are asked for on the way.
+    fn scores(vectors: usize, query: &[f32], key: Strided<'_>, n: usize, dim: usize, scale: f32, out: &mut [f32],
+        value: Strided<'_>)
+        = scores_on
+}
+
+dispatch! {
+    /// `acc[column][row] (+)= sum over keys of weights[key][row] * value[column]` for `n` keys.
+    fn accumulate(vectors: usize, weights: &[f32], value: Strided<'_>, n: usize, dim: usize, acc: &mut [f32], fresh: bool)
+        = accumulate_on
+}
+
+#[inline(always)]
+fn scores_on<S: Simd>(
+    s: S,
+    vectors: usize,
+    query: &[f32],
+    key: Strided<'_>,
+    n: usize,
+    dim: usize,
+    scale: f32,
+    out: &mut [f32],
+    value: Strided<'_>,
+) {
+    let rows = vectors * S::LANES;
+    assert!(query.len() >= dim * rows && out.len() >= n * rows);
+    key.check(n, dim);
+    let (q, k, o) = (query.as_ptr(), key.data.as_ptr(), out.as_mut_ptr());
+    // SAFETY: the lengths were compared above, and the tiles stay within n, dim and rows
+    unsafe {
+        let mut j = 0;
+        macro_rules! by {
+            ($vectors:literal: $($keys:literal)*) => {{$(
+                while n - j >= $keys {
+                    let (k, o) = (k.add(j * key.stride), o.add(j * rows));
+                    let x = value.data.as_ptr().wrapping_add(j * value.stride);
+                    score_tile::<S, $keys, $vectors>(s, q, k, key.stride, dim, scale, o, x, value.stride);
+                    j += $keys;
+                }
+            )*}};
+        }
+        match (vectors, S::LANES) {
+            (4, 4 | 16) => by!(4: 6 3 2 1),
+            (3, 4 | 16) => by!(3: 8 4 2 1),
+            (2, 16) => by!(2: 12 6 3 2 1),
+            (2, _) => by!(2: 6 3 2 1),
+            (1, 16) => by!(1: 12 6 3 2 1),
+            (1, _) => by!(1: 8 4 2 1),
+            _ => unreachable!("a tile has 1 to 4 vectors"),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn score_tile<S: Simd, const KEYS: usize, const VECTORS: usize>(
+    s: S,
+    query: *const f32,
+    key: *const f32,
+    key_stride: usize,
+    dim: usize,
+    scale: f32,
+    out: *mut f32,
+    value: *const f32,
+    value_stride: usize,
+) {
+    let rows = VECTORS * S::LANES;
+    let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
+    unsafe {
+        let keys = array![KEYS; m => key.add(m * key_stride)];
+        for d in 0..dim {
+            if VECTORS == 1 && d % 16 == 0 {
+                // by two tiles of keys ahead: a tile takes about as long as memory does
+                for m in 0..KEYS {
+                    s.prefetch(keys[m].wrapping_add(2 * KEYS * key_stride + d));
+                    s.prefetch(value.wrapping_add(m * value_stride + d));
+                }
+            }
+            let q = array![VECTORS; v => s.load(query.add(d * rows + v * S::LANES))];
+            for m in 0..KEYS {
+                let k = s.splat(*keys[m].add(d));
+                for v in 0..VECTORS {
+                    acc[m][v] = s.fma(q[v], k, acc[m][v]);
+                }
+            }
+        }
+        let scale = s.splat(scale);
+        for m in 0..KEYS {
+            for v in 0..VECTORS {
+                s.store(out.add(m * rows + v * S::LANES), s.mul(acc[m][v], scale));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn accumulate_on<S: Simd>(
+    s: S,
+    vectors: usize,
+    weights: &[f32],
+    value: Strided<'_>,
+    n: usize,
+    dim: usize,
+    acc: &mut [f32],
+    fresh: bool,
+) {
+    let rows = vectors * S::LANES;
+    assert!(weights.len() >= n * rows && acc.len() >= dim * rows);
+    value.check(n, dim);
+    let (w, x, a) = (weights.as_ptr(), value.data.as_ptr(), acc.as_mut_ptr());
+    // SAFETY: the lengths were compared above, and the tiles stay within n, dim and rows
+    unsafe {
+        let mut d = 0;
+        macro_rules! by {
+            ($vectors:literal: $($columns:literal)*) => {{$(
+                while dim - d >= $columns {
+                    let (x, a) = (x.add(d), a.add(d * rows));
+                    accumulate_tile::<S, $columns, $vectors>(s, w, x, value.stride, n, a, fresh);
+                    d += $columns;
+                }
+            )*}};
+        }
+        match (vectors, S::LANES) {
+            (4, 4 | 16) => by!(4: 6 4 2 1),
+            (3, 4 | 16) => by!(3: 8 4 2 1),
+            (2, 16) => by!(2: 12 8 4 2 1),
+            (2, _) => by!(2: 6 4 2 1),
+            (1, 16) => by!(1: 16 8 4 2 1),
+            (1, _) => by!(1: 8 4 2 1),
+            _ => unreachable!("a tile has 1 to 4 vectors"),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn accumulate_tile<S: Simd, const COLUMNS: usize, const VECTORS: usize>(
+    s: S,
+    weights: *const f32,
+    value: *const f32,
+    value_stride: usize,
+    n: usize,
+    out: *mut f32,
+    fresh: bool,
+) {
+    let rows = VECTORS * S::LANES;
+    let mut acc = [[s.splat(0.0); VECTORS]; COLUMNS];
+    unsafe {
+        let mut value = value;
+        for j in 0..n {
+            let w = array![VECTORS; v => s.load(weights.add(j * rows + v * S::LANES))];
+            for m in 0..COLUMNS {
+                let x = s.splat(*value.add(m));
+                for v in 0..VECTORS {
+                    acc[m][v] = s.fma(w[v], x, acc[m][v]);
+                }
+            }
+            // the last step may leave the buffer, where a pointer is not used any more
+            value = value.wrapping_add(value_stride);
+        }
+        for m in 0..COLUMNS {
+            for v in 0..VECTORS {
+                let at = out.add(m * rows + v * S::LANES);
+                let sum = if fresh { acc[m][v] } else { s.add(s.load(at), acc[m][v]) };
+                s.store(at, sum);
+            }
+        }
+    }
+}
