@@ -113,6 +113,15 @@ fn run_one(args: &Args, device: &Device, job: &Job, terminal: &mut Terminal) -> 
     let start = Instant::now();
     let results = prepared.run_blocking(&inputs)?;
     let millis = start.elapsed().as_secs_f64() * 1e3;
+    // what fails is not written
+    let mut report = None;
+    if args.verify {
+        let found = verify::verify(&request.problem, &inputs, &results)?;
+        if !found.passed() {
+            return Err(Error::Verify { report: found.to_string() });
+        }
+        report = Some(found);
+    }
     let about = HashMap::from([
         ("device".to_owned(), device.name()),
         ("kernel".to_owned(), prepared.kernel_name().to_owned()),
@@ -128,14 +137,8 @@ fn run_one(args: &Args, device: &Device, job: &Job, terminal: &mut Terminal) -> 
         let probs = results.scores.as_deref().ok_or(Error::NotReturned { name: "probs" })?;
         terminal.line(format_args!("{}", show::picture(&request.problem, probs, &request.metadata)))?;
     }
-    if args.verify {
-        let report = verify::verify(&request.problem, &inputs, &results)?;
-        if !report.passed() {
-            return Err(Error::Verify { report: report.to_string() });
-        }
-        if !args.quiet {
-            terminal.line(format_args!("  {}", report.to_string().replace('\n', "\n  ")))?;
-        }
+    if let Some(report) = report.filter(|_| !args.quiet) {
+        terminal.line(format_args!("  {}", report.to_string().replace('\n', "\n  ")))?;
     }
     Ok(())
 }
