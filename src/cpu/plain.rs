@@ -53,8 +53,9 @@ pub(crate) fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, [b, 
     let row_sum = weights.chunks(TILE).fold((sink - shift).exp(), |sum, tile| sum + tile.iter().sum::<f32>());
 
     let mut output = vec![0.0f32; problem.v_head_dim()];
-    let mut lse = f32::NEG_INFINITY;
-    if row_sum != 0.0 {
+    // without keys nothing but the sink, whatever it is
+    let mut lse = if keys.is_empty() { sink } else { f32::NEG_INFINITY };
+    if !keys.is_empty() && row_sum != 0.0 {
         lse = row_max + row_sum.ln();
         let mut tile_sum = vec![0.0f32; problem.v_head_dim()];
         for (keys, weights) in keys.chunks(TILE).zip(weights.chunks(TILE)) {

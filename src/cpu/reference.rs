@@ -84,6 +84,12 @@ pub fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h
         keys.clone().map(|j| if allowed[j] { score(problem, inputs, b, h, i, j) } else { f64::NEG_INFINITY }).collect();
     let sink = inputs.sinks.map(|sinks| f64::from(sinks[h]));
 
+    if !keys.clone().any(|j| allowed[j]) {
+        // no key: zeros, and nothing but the sink, whatever it is
+        let lse = sink.unwrap_or(f64::NEG_INFINITY);
+        let output = vec![0.0; problem.v_head_dim()];
+        return Row { output, lse, allowed, scores, probs: vec![0.0; problem.kv_len()] };
+    }
     let mut max = f64::NEG_INFINITY;
     for score in keys.clone().filter(|&j| allowed[j]).map(|j| scores[j]).chain(sink) {
         if score.is_nan() || score > max {
@@ -96,7 +102,7 @@ pub fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h
     let mut output = vec![0.0; problem.v_head_dim()];
     let mut probs = vec![0.0; problem.kv_len()];
     if max == f64::NEG_INFINITY {
-        // no key, or none with any mass
+        // no key with any mass
         return Row { output, lse: max, allowed, scores, probs };
     }
     let mut sum = 0.0;

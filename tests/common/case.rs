@@ -117,6 +117,13 @@ impl Case {
         self
     }
 
+    /// Infinite and NaN, for the first three heads.
+    pub(crate) fn wild_sinks(mut self) -> Self {
+        self.spec.sinks = true;
+        self.recipe.wild_sinks = true;
+        self
+    }
+
     pub(crate) fn causal(mut self, diagonal: Diagonal) -> Self {
         self.spec.causal = Some(diagonal);
         self

@@ -54,6 +54,31 @@ fn lengths() -> Vec<Case> {
         case("no_keys", "rows of zeros", 2, [2, 2], [3, 0], [8, 8]),
         case("no_keys_f16", "rows of zeros in f16, an odd number of them", 1, [1, 1], [3, 0], [5, 5]).f16(),
         case("no_keys_sinks", "zeros and lse = sink", 1, [3, 3], [3, 0], [8, 8]).sinks(0.0),
+        case("no_keys_wild_sinks", "zeros and lse = sink, whatever the sink", 1, [4, 4], [3, 0], [8, 8]).wild_sinks(),
+        case(
+            "wild_sinks_kv_lens",
+            "a sink that is no number reaches the rows with keys, and no other",
+            2,
+            [4, 2],
+            [9, 70],
+            [8, 8],
+        )
+        .wild_sinks()
+        .kv_lens(&[0, 70]),
+        case("wild_sinks_decode", "the same for few rows and many keys", 2, [4, 2], [1, 300], [8, 8])
+            .wild_sinks()
+            .kv_lens(&[0, 300]),
+        case(
+            "wild_sinks_blank_rows",
+            "rows that a mask leaves no key, beside rows with keys",
+            1,
+            [4, 4],
+            [9, 70],
+            [8, 8],
+        )
+        .wild_sinks()
+        .mask("11qk")
+        .blank_rows(),
         case("no_keys_all_terms", "terms with nothing to act on", 2, [2, 1], [3, 0], [8, 8])
             .bias(F32, "bhqk")
             .mask("b11k")

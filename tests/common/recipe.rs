@@ -55,6 +55,8 @@ pub(crate) struct Recipe {
     pub(crate) ranges: Ranges,
     /// Sinks lie within 2 of this.
     pub(crate) sinks_around: f32,
+    /// Sinks that are no numbers, for the first heads.
+    pub(crate) wild_sinks: bool,
     /// Numbers put in afterwards, `[batch, heads, len, dim]` or a place of the bias.
     pub(crate) planted: Vec<(Tensor, [usize; 4], f32)>,
     /// NaN, infinities and 1e30 wherever no row may look.
@@ -72,6 +74,7 @@ impl Default for Recipe {
             kv_lens: Vec::new(),
             ranges: Ranges::Wild,
             sinks_around: 0.0,
+            wild_sinks: false,
             planted: Vec::new(),
             poison: false,
         }
@@ -134,7 +137,11 @@ impl Recipe {
             }),
             sinks: spec.sinks.then(|| {
                 let sinks = draw("sinks");
-                (0..problem.q_heads()).map(|h| self.sinks_around + 4.0 * sinks.unit([h, 0, 0, 0]) - 2.0).collect()
+                let drawn = |h| self.sinks_around + 4.0 * sinks.unit([h, 0, 0, 0]) - 2.0;
+                let wild = [f32::INFINITY, f32::NAN, f32::NEG_INFINITY];
+                (0..problem.q_heads())
+                    .map(|h| if self.wild_sinks { wild.get(h).copied().unwrap_or_else(|| drawn(h)) } else { drawn(h) })
+                    .collect()
             }),
         };
         if let (Some(starts), Some(ends)) = (&mut data.row_start, &mut data.row_end) {

@@ -8,7 +8,7 @@ fn onnx_cases() {
     let cases = onnx::all();
     assert_eq!(cases.len(), 93, "ONNX 1.23.2 has 93 cases of Attention");
     for (name, run) in implementations() {
-        all(name, &cases, |case| check::onnx(case, &run));
+        all(&name, &cases, |case| check::onnx(case, &run));
     }
 }
 
@@ -16,6 +16,6 @@ fn onnx_cases() {
 fn attention_of_trained_models() {
     let captures = real::all();
     for (name, run) in implementations() {
-        all(name, &captures, |capture| check::capture(capture, &run));
+        all(&name, &captures, |capture| check::capture(capture, &run));
     }
 }

@@ -34,7 +34,8 @@ fn split_and_merge(case: &Case, at: usize) -> Result<(), String> {
 
 #[test]
 fn any_split_of_the_table() {
-    let has_nan = |case: &Case| !case.recipe.planted.is_empty();
+    // nor can parts be weighed by an lse that a sink made infinite or NaN
+    let has_nan = |case: &Case| !case.recipe.planted.is_empty() || case.recipe.wild_sinks;
     let mut failures = Vec::new();
     for case in cases::all().iter().filter(|case| !has_nan(case)) {
         let kv_len = case.problem().kv_len();

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use cross_attention::cpu::{self, CpuKernel, reference};
+use cross_attention::cpu::{self, CpuKernel, SimdLevel, reference};
 use cross_attention::{AttentionInputs, AttentionOutput, AttentionProblem};
 
 use crate::common::check::{Run, case_with};
@@ -15,12 +15,22 @@ pub(crate) fn all<T>(name: &str, items: &[T], check: impl Fn(&T) -> Result<(), S
     assert!(failures.is_empty(), "{name}: {count} of {} failed\n\n{}", items.len(), failures.join("\n\n"));
 }
 
-pub(crate) fn implementations() -> Vec<(&'static str, Box<Run<'static>>)> {
-    let mut implementations: Vec<(&'static str, Box<Run<'static>>)> = vec![("oracle", Box::new(oracle))];
+/// The oracle, every CPU kernel, and the fused one with every lesser vector unit of the machine.
+pub(crate) fn implementations() -> Vec<(String, Box<Run<'static>>)> {
+    let mut implementations: Vec<(String, Box<Run<'static>>)> = vec![("oracle".to_owned(), Box::new(oracle))];
     for kernel in CpuKernel::ALL {
-        implementations.push((kernel.name(), Box::new(cpu_kernel(kernel))));
+        implementations.push((kernel.to_string(), Box::new(cpu_kernel(kernel))));
+    }
+    for level in SimdLevel::available().filter(|level| *level != SimdLevel::best()) {
+        implementations.push((format!("{} with {level}", CpuKernel::Fused), Box::new(cpu_fused_at(level))));
     }
     implementations
+}
+
+fn cpu_fused_at(
+    level: SimdLevel,
+) -> impl Fn(&AttentionProblem, &AttentionInputs<'_>) -> Result<AttentionOutput, String> {
+    move |problem, inputs| cpu::attention_at(level, problem, inputs).map_err(|error| error.to_string())
 }
 
 pub(crate) fn cpu_kernel(
@@ -39,7 +49,7 @@ pub(crate) fn oracle(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -
 fn every_case() {
     let cases = cases::all();
     for (name, run) in implementations() {
-        all(name, &cases, |case| case_with(case, &run));
+        all(&name, &cases, |case| case_with(case, &run));
         println!("{name}: {} cases", cases.len());
     }
 }
@@ -60,7 +70,7 @@ fn names_are_unique_and_cases_small() {
 #[test]
 fn terms_mean_what_they_say() {
     for (name, run) in implementations() {
-        all(name, &meaning::SIGHTS, |sight| sight.check(&run).map_err(|error| format!("{}: {error}", sight.name)));
+        all(&name, &meaning::SIGHTS, |sight| sight.check(&run).map_err(|error| format!("{}: {error}", sight.name)));
         meaning::scores(&run).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }

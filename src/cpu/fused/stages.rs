@@ -25,8 +25,13 @@ impl Job<'_> {
             if scratch.fresh[tile.number] {
                 acc[..dim * tile.width].fill(0.0);
             }
-            for (x, sum) in scratch.rescale.iter_mut().zip(&scratch.row_sum[at..at + tile.width]) {
-                *x = 1.0 / sum;
+            let end = |r: usize, max: &[f32], sum: &[f32]| {
+                let [_, h, _] = plan.map.place(chunk, tile.first_row + r);
+                let sink = self.inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
+                row_end(max[at + r], sum[at + r], sink)
+            };
+            for r in 0..tile.rows {
+                (scratch.rescale[r], _) = end(r, &scratch.row_max, &scratch.row_sum);
             }
             let lanes = plan.level().lanes();
             for first in (0..tile.rows).step_by(lanes) {
@@ -35,14 +40,12 @@ impl Job<'_> {
                 for (r, line) in scratch.lines.chunks_exact_mut(dim).take(n).enumerate() {
                     let (row, sum) = (tile.first_row + first + r, scratch.row_sum[at + first + r]);
                     // a row that saw no mass; a NaN that it saw all the same has no weight
-                    let empty = sum == 0.0;
-                    if empty {
+                    if sum == 0.0 {
                         line.fill(0.0);
                     }
                     T::store(line, output.row(row));
                     if let Some(lse) = &mut lse {
-                        let max = scratch.row_max[at + first + r];
-                        lse.row(row)[0] = if empty { f32::NEG_INFINITY } else { max + sum.ln() };
+                        (_, lse.row(row)[0]) = end(first + r, &scratch.row_max, &scratch.row_sum);
                     }
                 }
             }
@@ -107,4 +110,19 @@ impl Job<'_> {
             }
         }
     }
+}
+
+/// What a row's sums are to be multiplied by, and its log-sum-exp. The sink, a score without a value, comes in here and
+/// not before, so that a row without keys stays one that can be told: zeros, and the sink itself.
+fn row_end(row_max: f32, row_sum: f32, sink: f32) -> (f32, f32) {
+    if row_sum == 0.0 {
+        return (0.0, sink);
+    }
+    if sink == f32::NEG_INFINITY {
+        return (1.0 / row_sum, row_max + row_sum.ln());
+    }
+    let top = row_max.max(sink);
+    let rescale = (row_max - top).exp();
+    let total = row_sum * rescale + (sink - top).exp();
+    (rescale / total, top + total.ln())
 }

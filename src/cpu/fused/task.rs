@@ -139,7 +139,7 @@ impl Job<'_> {
     pub(super) fn attend(&self, chunk: usize, split: usize, scratch: &mut Scratch) {
         let Self { plan, problem, inputs } = *self;
         self.load(chunk, scratch);
-        self.start(chunk, split, scratch);
+        self.start(scratch);
         let (spec, kv_head) = (problem.spec(), plan.map.kv_head(chunk));
         let (v_dim, level) = (problem.v_head_dim(), plan.level());
         let padded = v_dim.next_multiple_of(level.lanes());
@@ -215,23 +215,13 @@ impl Job<'_> {
         }
     }
 
-    /// Every row as it is before the first key: a sink stands in front of them, as a score without a value.
-    fn start(&self, chunk: usize, split: usize, scratch: &mut Scratch) {
+    /// Every row as it is before the first key.
+    fn start(&self, scratch: &mut Scratch) {
         scratch.row_max.fill(f32::NEG_INFINITY);
         scratch.row_sum.fill(0.0);
         scratch.fresh.fill(true);
         if self.few() {
             scratch.acc.fill(0.0);
-        }
-        let Some(sinks) = self.inputs.sinks.filter(|_| split == 0) else { return };
-        for r in 0..self.plan.map.rows(chunk) {
-            let [_, h, _] = self.plan.map.place(chunk, r);
-            scratch.row_max[r] = sinks[h];
-            scratch.row_sum[r] = match sinks[h] {
-                f32::NEG_INFINITY => 0.0,
-                sink if sink.is_finite() => 1.0,
-                _ => f32::NAN,
-            };
         }
     }
 
