@@ -38,6 +38,7 @@ struct Params {
     alibi_at: u32,
     sinks_at: u32,
     scale: f32,
+    exponent_scale: f32,
     softcap: f32,
     negative_infinity: f32,
 }

@@ -1,6 +1,6 @@
 //! The tiled kernel (shaders/tiled.wgsl): tiles, limits, dispatch.
 
-use super::params::Params;
+use super::params::{self, Params};
 use super::{
     Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, storage_buffers,
 };
@@ -17,8 +17,13 @@ const KEYS: usize = 4;
 const INVOCATIONS: usize = 64;
 /// vec4s of a chunk of a row, at most: the loops over them are written out.
 const MAX_CHUNK: usize = 16;
-/// Key lanes whose values are written out one after another, at most: more would not fit an instruction cache of 32 KiB.
-const MAX_LANES_AT_ONCE: usize = 7;
+/// vec4s of values whose products are written out one after another, at most: more would not fit an instruction cache of
+/// 32 KiB.
+const MAX_WRITTEN_OUT: usize = 128;
+/// The same of one chunk, for compilers with few registers: they keep more of them than there is room for, and spill.
+const MAX_WRITTEN_OUT_FEW_REGISTERS: usize = 32;
+/// vec4s of values that an invocation loads at once, at most: a compiler keeps all of them in registers.
+const MAX_LOADS: usize = 8;
 /// Columns whose share of a block is summed at a time, at most: their sums take registers beside the output.
 const MAX_COLUMN_GROUP: usize = 2;
 /// vec4s of the output that one invocation may hold in registers, at most.
@@ -37,13 +42,34 @@ pub(crate) struct Tiles {
     pub(crate) key_chunks: usize,
     pub(crate) value_chunk: usize,
     pub(crate) value_chunks: usize,
+    /// Passes over the lanes whose values are weighted; divides keys and lanes.
+    pub(crate) lane_passes: usize,
+    /// Whether values of two keys are weighted in turn, which takes some registers more.
+    pub(crate) turned: bool,
     /// Whether the query rows of a block stay in workgroup memory.
     pub(crate) query_resident: bool,
+    /// Whether the lanes of a row exchange what they have by shuffles.
+    pub(crate) subgroups: bool,
     /// Workgroup memory, each variable rounded up to 16.
     pub(crate) workgroup_bytes: u64,
 }
 
 impl Tiles {
+    const NONE: Self = Self {
+        rows: 1,
+        row_lanes: 1,
+        key_lanes: 1,
+        key_chunk: 0,
+        key_chunks: 0,
+        value_chunk: 0,
+        value_chunks: 0,
+        lane_passes: 1,
+        turned: false,
+        query_resident: false,
+        subgroups: false,
+        workgroup_bytes: 0,
+    };
+
     /// Query rows of a workgroup.
     pub(crate) const fn block_q(&self) -> usize {
         self.rows * self.row_lanes
@@ -63,37 +89,54 @@ impl Tiles {
         self.rows * self.columns() * self.value_chunks
     }
 
-    const fn tile_width(&self) -> usize {
-        let (key, value) = (self.key_chunk, self.value_chunk);
-        (if key > value { key } else { value }) + 1
+    /// Passes over the lanes whose values are weighted: the fewest that leave each short enough. At most four lanes are
+    /// always short enough; none where the lanes cannot be cut that way.
+    fn passes(&self) -> Option<usize> {
+        let lanes = self.key_lanes;
+        let most = if self.turned { MAX_WRITTEN_OUT } else { MAX_WRITTEN_OUT_FEW_REGISTERS };
+        let short = |passes: usize| {
+            let chunk = KEYS * (lanes / passes) * self.columns();
+            chunk <= most && chunk * self.value_chunks <= MAX_WRITTEN_OUT
+        };
+        let whole = || [1, 2, KEYS].into_iter().filter(|passes| lanes.is_multiple_of(*passes));
+        whole().find(|passes| short(*passes)).or_else(|| whole().find(|passes| lanes / passes <= 4))
+    }
+
+    /// vec4s of a row of the key and value tile, an odd number.
+    fn tile_row(&self) -> usize {
+        let key = KEYS / self.lane_passes * self.key_chunk;
+        let value = self.block_kv() / self.lane_passes * self.columns();
+        key.max(value) | 1
+    }
+
+    /// vec4s of a row of the query tile, an odd number.
+    const fn query_row(&self) -> usize {
+        (self.rows * self.key_chunk) | 1
     }
 
     fn bytes(&self, query_resident: bool) -> u64 {
         let vec4s = |n: usize| n as u64 * 16;
-        let kv_tile = vec4s(self.block_kv() * self.tile_width());
+        let kv_tile = vec4s(self.lane_passes * self.key_lanes * self.tile_row());
         let prob_tile = vec4s(self.block_q() * (self.key_lanes + 1));
-        let partial = (self.block_q() as u64 * self.key_lanes as u64 * 4).next_multiple_of(16);
-        let query_tile = vec4s(self.block_q() * self.key_chunks * (self.key_chunk + 1));
-        kv_tile + prob_tile + partial + 32 + if query_resident { query_tile } else { 0 }
+        let row_parts = (self.block_q() as u64 * self.key_lanes as u64 * 4).next_multiple_of(16);
+        let row_parts = if self.subgroups { 0 } else { row_parts };
+        let query_tile = vec4s(self.row_lanes * self.key_chunks * self.query_row());
+        kv_tile + prob_tile + row_parts + 32 + if query_resident { query_tile } else { 0 }
     }
 }
 
 /// The tiles for a problem on a device: the largest register tile that registers and workgroup memory allow.
 ///
-/// Registers: 16 accumulators (vec4s) where a GPU has plenty, 8 on others; Mesa 26.2 spills 51 registers on an Apple M1 at
-/// `head_dim` 64 with 16 of them, none with 8.
+/// Registers: 16 accumulators (vec4s) and values of two keys at once where a GPU has plenty, 8 and of one on others; Mesa 26.2
+/// spills 76 registers on an Apple M1 at `head_dim` 64 with the former, none with the latter.
 pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
-    let accumulators = match caps.class {
-        DeviceClass::Discrete | DeviceClass::Virtual => 16,
-        DeviceClass::Integrated | DeviceClass::Software | DeviceClass::Unknown => 8,
-    };
+    let plenty = matches!(caps.class, DeviceClass::Discrete | DeviceClass::Virtual);
+    let columns = if plenty { 4 } else { 2 };
     let value_vecs = problem.v_head_dim().div_ceil(4);
-    let preferred = key_lanes(value_vecs, accumulators / 4);
     let mut last = None;
     for rows in [4, 2, 1] {
-        // fewer lanes make smaller blocks of keys, with more columns each
-        for lanes in (4..=preferred).rev() {
-            let tiles = sized(problem, caps, rows, lanes);
+        for lanes in key_lanes(value_vecs, columns) {
+            let Some(tiles) = sized(problem, caps, rows, lanes, plenty) else { continue };
             let fits = tiles.workgroup_bytes <= u64::from(caps.max_compute_workgroup_storage_size);
             if fits && tiles.accumulators() <= MAX_ACCUMULATORS {
                 return tiles;
@@ -101,28 +144,24 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
             last = Some(tiles);
         }
     }
-    last.unwrap_or_else(|| sized(problem, caps, 1, 4))
+    // too large, as `supports` will say
+    last.unwrap_or(Tiles::NONE)
 }
 
-/// Tiles of this shape, with the longest chunks that fit.
-fn sized(problem: &AttentionProblem, caps: &DeviceCaps, rows: usize, key_lanes: usize) -> Tiles {
+/// Tiles of this shape, with the longest chunks that fit; none where the lanes cannot be cut into short enough passes.
+fn sized(problem: &AttentionProblem, caps: &DeviceCaps, rows: usize, key_lanes: usize, plenty: bool) -> Option<Tiles> {
     let budget = u64::from(caps.max_compute_workgroup_storage_size);
-    let mut tiles = Tiles {
-        rows,
-        row_lanes: INVOCATIONS / key_lanes,
-        key_lanes,
-        key_chunk: 0,
-        key_chunks: 0,
-        value_chunk: 0,
-        value_chunks: 0,
-        query_resident: false,
-        workgroup_bytes: 0,
-    };
+    let row_lanes = INVOCATIONS / key_lanes;
+    let mut tiles = Tiles { rows, row_lanes, key_lanes, turned: plenty, ..Tiles::NONE };
+    tiles.subgroups = caps
+        .subgroups
+        .is_some_and(|(smallest, _)| key_lanes.is_power_of_two() && key_lanes as u64 <= u64::from(smallest));
     for max_chunk in (1..=MAX_CHUNK).rev() {
         (tiles.key_chunk, tiles.key_chunks) = chunks(problem.head_dim().div_ceil(4), max_chunk);
         // a chunk of a value row has a column for each lane
         let max_chunk = (max_chunk / key_lanes).max(1) * key_lanes;
         (tiles.value_chunk, tiles.value_chunks) = chunks(problem.v_head_dim().div_ceil(4), max_chunk);
+        tiles.lane_passes = tiles.passes()?;
         tiles.workgroup_bytes = tiles.bytes(false);
         if tiles.workgroup_bytes <= budget {
             break;
@@ -132,15 +171,21 @@ fn sized(problem: &AttentionProblem, caps: &DeviceCaps, rows: usize, key_lanes: 
         tiles.query_resident = true;
         tiles.workgroup_bytes = tiles.bytes(true);
     }
-    tiles
+    Some(tiles)
 }
 
-/// Invocations across a value row: as few as hold it in registers, and then the number that leaves the fewest idle.
-fn key_lanes(value_vecs: usize, columns: usize) -> usize {
-    let columns = columns.max(1);
-    let least = value_vecs.div_ceil(columns).clamp(4, 16);
-    let waste = |lanes: &usize| value_vecs.div_ceil(*lanes) * lanes - value_vecs;
-    (least..=(least + 2).min(16)).min_by_key(waste).unwrap_or(least)
+/// Numbers of invocations across a value row, the best first: where `columns` vec4s each hold the row, few idle columns
+/// and small blocks of keys, for staging a block costs in proportion to the lanes; then those where the row does not fit.
+fn key_lanes(value_vecs: usize, columns: usize) -> Vec<usize> {
+    let mut lanes: Vec<usize> = (4..=16).collect();
+    lanes.sort_by_key(|&lanes| {
+        let held = value_vecs.div_ceil(lanes);
+        // weighted sums are half of the work, and a lane more costs 1/128 of it
+        let idle = (held * lanes - value_vecs) * 64 / value_vecs.max(1);
+        let wide = held > columns && lanes < 16;
+        (wide, if wide { 16 - lanes } else { idle + lanes })
+    });
+    lanes
 }
 
 /// A row of `vecs` in equal chunks of at most `max`: as few as leave little empty.
@@ -179,24 +224,32 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) 
     }
     let mut variant = Variant::new(Shader::Tiled);
     variant.query_vec(spec).key_vec(spec).value_vec(spec).output_vec(spec).terms(spec).lse(spec.lse);
-    variant.snippets(&["keys", "score", "row_end", "numerics"]);
+    variant.snippets(&["keys", "score", "exponent", "row_end", "numerics"]);
     variant.snippets(&[if tiles.query_resident { "tile_query_workgroup" } else { "tile_query_storage" }]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
-    variant.row_masks_override(spec);
+    variant.row_masks_override(spec).switch("RAW_SCORES", params::has_raw_scores(problem));
     variant.constant("ROWS", tiles.rows).constant("KEYS", KEYS);
     variant.constant("ROW_LANES", tiles.row_lanes).constant("KEY_LANES", tiles.key_lanes);
-    let at_once = (1..=MAX_LANES_AT_ONCE).rev().find(|n| tiles.key_lanes.is_multiple_of(*n)).unwrap_or(1);
-    variant.constant("LANES_AT_ONCE", at_once);
+    variant.constant("LANE_PASSES", tiles.lane_passes).constant("LANES_AT_ONCE", tiles.key_lanes / tiles.lane_passes);
+    variant.constant("PASS_KEYS", KEYS / tiles.lane_passes);
+    variant.snippets(&[if tiles.subgroups { "row_parts_subgroup" } else { "row_parts_workgroup" }]);
+    if tiles.subgroups {
+        variant.constant("LANE_BITS", tiles.key_lanes.ilog2() as usize);
+    }
+    variant.switch("TURNED", tiles.turned);
     variant.constant("KEY_CHUNK", tiles.key_chunk).constant("KEY_CHUNKS", tiles.key_chunks);
     variant.constant("VALUE_CHUNK", tiles.value_chunk).constant("VALUE_CHUNKS", tiles.value_chunks);
-    let loads = |chunk: usize| tiles.block_kv().div_ceil(tiles.row_lanes * tiles.key_lanes / chunk);
-    variant.constant("KEY_LOADS", loads(tiles.key_chunk)).constant("VALUE_LOADS", loads(tiles.value_chunk));
+    variant.constant("KEY_LOADS", tiles.key_chunk.div_ceil(tiles.row_lanes));
+    let value_loads = tiles.block_kv().div_ceil(tiles.row_lanes);
+    let turns = (value_loads * tiles.columns()).div_ceil(MAX_LOADS).min(value_loads);
+    variant.constant("VALUE_TURNS", turns).constant("VALUE_LOADS", value_loads.div_ceil(turns));
     variant.switch("KEY_RAGGED", tiles.key_chunk * tiles.key_chunks * 4 > problem.head_dim().next_multiple_of(4));
     variant
         .switch("VALUE_RAGGED", tiles.value_chunk * tiles.value_chunks * 4 > problem.v_head_dim().next_multiple_of(4));
     let group = (1..=MAX_COLUMN_GROUP).rev().find(|group| tiles.columns().is_multiple_of(*group)).unwrap_or(1);
     variant.constant("COLUMN_GROUP", group).constant("COLUMN_GROUPS", tiles.columns() / group);
-    variant.constant("COLUMNS", tiles.columns()).constant("TILE_WIDTH", tiles.tile_width());
+    variant.constant("COLUMNS", tiles.columns());
+    variant.constant("TILE_ROW", tiles.tile_row()).constant("QUERY_ROW", tiles.query_row());
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings);
     vec![Step::new(variant, bindings, params, grid(problem, caps, part), tiles.workgroup_bytes)]

@@ -9,6 +9,9 @@
 //! The lines between stand once for each value of `c`, with every word `c` replaced by that value (`0u`, `1u`, …). The
 //! bound is a number, a constant of the variant, or a product of those. Repeats nest. To WGSL tools that know nothing of
 //! it these are comments.
+//!
+//! `// loop c < KEYS` … `// end` is a loop that stays one, unless its bound is 1: then it is written out too. A loop of one
+//! pass is not free, for every loop is guarded against running forever.
 
 /// The text with every repeat written out.
 pub(super) fn expand(text: &str, constants: &[(&'static str, u32)]) -> String {
@@ -27,12 +30,22 @@ fn expand_lines<'a>(
     let mut at = 0;
     while at < lines.len() {
         match header(lines[at]) {
-            Some((name, bound)) => {
+            Some(Header { keep, name, bound }) => {
                 let end = at + 1 + matching_end(&lines[at + 1..]);
-                for value in 0..count(bound, constants) {
-                    values.push((name, value));
-                    expand_lines(&lines[at + 1..end], values, constants, out);
-                    values.pop();
+                let body = &lines[at + 1..end];
+                let count = count(bound, constants);
+                if keep && count != 1 {
+                    out.push_str(&format!("for (var {name} = 0u; {name} < {count}u; {name}++) {{\n"));
+                    expand_lines(body, values, constants, out);
+                    out.push_str("}\n");
+                } else {
+                    for value in 0..count {
+                        values.push((name, value));
+                        out.push_str(if keep { "{\n" } else { "" });
+                        expand_lines(body, values, constants, out);
+                        out.push_str(if keep { "}\n" } else { "" });
+                        values.pop();
+                    }
                 }
                 at = end;
             }
@@ -45,10 +58,22 @@ fn expand_lines<'a>(
     }
 }
 
-/// Name and bound of `// repeat name < bound`.
-fn header(line: &str) -> Option<(&str, &str)> {
-    let (name, bound) = line.trim().strip_prefix("// repeat ")?.split_once(" < ")?;
-    Some((name, bound))
+/// `// repeat name < bound`, or `loop` for one that is kept.
+struct Header<'a> {
+    keep: bool,
+    name: &'a str,
+    bound: &'a str,
+}
+
+fn header(line: &str) -> Option<Header<'_>> {
+    let (word, rest) = line.trim().strip_prefix("// ")?.split_once(' ')?;
+    let keep = match word {
+        "repeat" => false,
+        "loop" => true,
+        _ => return None,
+    };
+    let (name, bound) = rest.split_once(" < ")?;
+    Some(Header { keep, name, bound })
 }
 
 fn matching_end(lines: &[&str]) -> usize {
@@ -108,6 +133,13 @@ mod tests {
             expand(text, &[("ROWS", 2)]),
             "a\nx[0u] = v.r + rr;\ny[0u][0u];\ny[0u][1u];\nx[1u] = v.r + rr;\ny[1u][0u];\ny[1u][1u];\nb\n"
         );
+    }
+
+    #[test]
+    fn a_loop_of_one_pass_is_written_out() {
+        let text = "// loop p < PASSES\nx[p];\n// end\ny";
+        assert_eq!(expand(text, &[("PASSES", 1)]), "{\nx[0u];\n}\ny\n");
+        assert_eq!(expand(text, &[("PASSES", 2)]), "for (var p = 0u; p < 2u; p++) {\nx[p];\n}\ny\n");
     }
 
     #[test]
