@@ -319,6 +319,17 @@ impl AttentionProblem {
         self.scale
     }
 
+    /// The factor that makes a dot product the exponent of 2 that its score stands for, where nothing but the scale goes
+    /// into a score: then maxima and powers can be taken of dot products as they are. The factor keeps their order, and is
+    /// at most 1, so that nothing overflows that a score would not.
+    #[expect(clippy::cast_possible_truncation, reason = "rounded to f32, as kernels compute")]
+    pub(crate) fn exponent_scale(&self) -> Option<f32> {
+        let factor = (f64::from(self.scale) * std::f64::consts::LOG2_E) as f32;
+        let bare = self.spec.softcap.is_none() && self.spec.bias.is_none() && !self.spec.alibi_slopes;
+        // subnormal factors may be flushed to 0
+        (bare && (f32::MIN_POSITIVE..=1.0).contains(&factor)).then_some(factor)
+    }
+
     /// The diagonal of causal mask, windows and ALiBi, default filled in.
     #[must_use]
     pub const fn diagonal(&self) -> Diagonal {

@@ -1,7 +1,7 @@
 // exponent.wgsl: from scores to powers, in base 2 where a score is nothing but a scaled dot product; needs score.wgsl.
 //
 // Then a power costs one fma: 2^(c s - m) with c = scale / ln 2, and m the largest c s. c is at most 1 there
-// (src/kernels/params.rs), so that no product overflows that the score would not. With other terms a score may be as low
+// (`exponent_scale` in src/problem.rs), so that no product overflows that the score would not. With other terms a score may be as low
 // as the lowest f32, and the difference has to come first.
 
 override RAW_SCORES: bool = false;

@@ -123,7 +123,7 @@ impl Params {
             alibi_at: row_data.alibi_slopes,
             sinks_at: row_data.sinks,
             scale: problem.scale(),
-            exponent_scale: exponent_scale(problem),
+            exponent_scale: problem.exponent_scale().unwrap_or(0.0),
             softcap: spec.softcap.unwrap_or(0.0),
             negative_infinity: f32::NEG_INFINITY,
             ..Self::default()
@@ -151,22 +151,6 @@ impl Params {
 /// that does not is one of an axis of length 1, never stepped along.
 fn narrow(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
-}
-
-/// What makes a dot product the exponent of 2 that its score stands for, where nothing else goes into a score.
-#[expect(clippy::cast_possible_truncation, reason = "rounded to f32, as the shader computes")]
-fn exponent_scale(problem: &AttentionProblem) -> f32 {
-    (f64::from(problem.scale()) * std::f64::consts::LOG2_E) as f32
-}
-
-/// Whether maxima and powers may be taken of dot products as they are: a score is a dot product times a factor that
-/// keeps their order and cannot overflow.
-pub(crate) fn has_raw_scores(problem: &AttentionProblem) -> bool {
-    let spec = problem.spec();
-    let factor = exponent_scale(problem);
-    let bare = spec.softcap.is_none() && spec.bias.is_none() && !spec.alibi_slopes;
-    // subnormal factors may be flushed to 0
-    bare && factor >= f32::MIN_POSITIVE && factor <= 1.0
 }
 
 /// Causal mask and windows as the interval `i + begin ..  i + end` of keys of row `i`; with

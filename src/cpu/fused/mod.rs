@@ -278,6 +278,7 @@ impl CpuAttention {
                         &acc[row * v_dim..],
                         &max[row..],
                         &sum[row..],
+                        job.binary(),
                     );
                 }
             }

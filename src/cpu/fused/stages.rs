@@ -19,6 +19,7 @@ impl Job<'_> {
         mut lse: Option<Unit<'_, '_, f32, TensorRows>>,
     ) {
         let (plan, dim) = (self.plan, self.problem.v_head_dim());
+        let to_natural = if self.binary() { std::f32::consts::LN_2 } else { 1.0 };
         for tile in self.tiles(chunk) {
             let at = tile.number * plan.tile_rows;
             let acc = &mut scratch.acc[at * dim..];
@@ -28,7 +29,7 @@ impl Job<'_> {
             let end = |r: usize, max: &[f32], sum: &[f32]| {
                 let [_, h, _] = plan.map.place(chunk, tile.first_row + r);
                 let sink = self.inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
-                row_end(max[at + r], sum[at + r], sink)
+                row_end(max[at + r] * to_natural, sum[at + r], sink)
             };
             for r in 0..tile.rows {
                 (scratch.rescale[r], _) = end(r, &scratch.row_max, &scratch.row_sum);
@@ -70,6 +71,7 @@ impl Job<'_> {
             for tile in self.tiles(chunk) {
                 let n = keys.len();
                 let mut scoring = Scoring {
+                    scale: problem.scale(),
                     query: &scratch.query,
                     scores: &mut scratch.scores,
                     extra: &mut scratch.extra,

@@ -41,6 +41,11 @@ impl Job<'_> {
         self.plan.strategy() == CpuStrategy::FewQueries
     }
 
+    /// Whether scores and maxima are kept as exponents of 2: see `AttentionProblem::exponent_scale`.
+    pub(super) fn binary(&self) -> bool {
+        self.problem.exponent_scale().is_some()
+    }
+
     /// Puts the queries and the keys of every row in place.
     pub(super) fn load(&self, chunk: usize, scratch: &mut Scratch) {
         let Self { plan, problem, inputs } = *self;
@@ -125,7 +130,7 @@ impl Job<'_> {
 
     /// `scale * dot(query, key)` for the rows of a tile; the rows of `value` are needed next.
     pub(super) fn dots(&self, tile: Tile, key: Strided<'_>, n: usize, value: Strided<'_>, scratch: &mut Scoring<'_>) {
-        let (level, dim, scale) = (self.plan.level(), self.problem.head_dim(), self.problem.scale());
+        let (level, dim, scale) = (self.plan.level(), self.problem.head_dim(), scratch.scale);
         if self.few() {
             let query = Strided { data: scratch.query, stride: dim };
             simd::dots(level, query, tile.rows, key, n, dim, scale, scratch.scores, tile.width, value);
@@ -143,6 +148,7 @@ impl Job<'_> {
         let (spec, kv_head) = (problem.spec(), plan.map.kv_head(chunk));
         let (v_dim, level) = (problem.v_head_dim(), plan.level());
         let padded = v_dim.next_multiple_of(level.lanes());
+        let scale = problem.exponent_scale().unwrap_or(problem.scale());
         let part = split * plan.split_kv..((split + 1) * plan.split_kv).min(problem.kv_len());
         let seen = union(&scratch.keys[..plan.map.rows(chunk)]);
         let (first, end) = (seen[0].max(part.start), seen[1].min(part.end));
@@ -152,6 +158,7 @@ impl Job<'_> {
             let key = rows::block(inputs.key, &spec.key, kv_head, block.clone(), &mut scratch.key_block);
             let value = rows::block(inputs.value, &spec.value, kv_head, block.clone(), &mut scratch.value_block);
             let mut scoring = Scoring {
+                scale,
                 query: &scratch.query,
                 scores: &mut scratch.scores,
                 extra: &mut scratch.extra,
@@ -170,7 +177,8 @@ impl Job<'_> {
                 }
                 let skip = keys.start - block.start;
                 let original = from_row(value, skip);
-                let Some(full) = self.score(chunk, tile, &keys, from_row(key, skip), original, &mut scoring) else {
+                let key = from_row(key, skip);
+                let Some(full) = self.score(chunk, tile, &keys, key, original, &mut scoring) else {
                     continue;
                 };
                 let at = tile.number * plan.tile_rows;
@@ -180,7 +188,7 @@ impl Job<'_> {
                     rescale: &mut scratch.rescale,
                 };
                 let n = keys.len();
-                let grew = simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state);
+                let grew = simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state, self.binary());
                 let hidden = !full && !all_finite(original, n, v_dim);
                 let value = if hidden { clean(original, n, v_dim, &mut scratch.clean_block) } else { original };
                 let fresh = std::mem::replace(&mut scratch.fresh[tile.number], false);
@@ -252,6 +260,8 @@ impl Job<'_> {
 
 /// What scoring a tile reads and writes.
 pub(super) struct Scoring<'a> {
+    /// That of the problem, or the one for exponents of 2.
+    pub(super) scale: f32,
     pub(super) query: &'a [f32],
     pub(super) scores: &'a mut [f32],
     pub(super) extra: &'a mut [f32],

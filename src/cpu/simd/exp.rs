@@ -1,4 +1,4 @@
-//! `exp` and `tanh` of a vector.
+//! `exp`, `exp2` and `tanh` of a vector.
 
 use super::Simd;
 
@@ -23,6 +23,30 @@ pub(super) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     }
     let p = s.fma(s.mul(r, r), p, r);
     s.ldexp(s.add(p, s.splat(1.0)), n)
+}
+
+/// `2^x` for `x <= 127`: within 2 ulp over [-150, 0] (subnormal results: 2 units of the smallest one), 0 from -152 down
+/// and at negative infinity; NaN stays NaN. A third shorter than [`exp`].
+///
+/// `2^x = 2^n 2^f` with whole `n` and `|f| <= 1/2`; the polynomial is that of Cephes' `exp2f`.
+#[inline(always)]
+#[expect(clippy::excessive_precision, reason = "as published")]
+pub(super) fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
+    // `max` gives its second argument where one is NaN
+    let x = s.max(s.splat(-152.0), x);
+    let n = s.round(x);
+    let f = s.sub(x, n);
+    let mut p = s.splat(1.535_336_188_3e-4);
+    for c in [1.339_887_440_3e-3, 9.618_437_357_7e-3, 5.550_332_471_2e-2, 2.402_264_791_4e-1, 6.931_472_028_6e-1, 1.0] {
+        p = s.fma(p, f, s.splat(c));
+    }
+    s.ldexp(p, n)
+}
+
+/// [`exp2`] or [`exp`].
+#[inline(always)]
+pub(super) fn power<S: Simd, const BINARY: bool>(s: S, x: S::V) -> S::V {
+    if BINARY { exp2(s, x) } else { exp(s, x) }
 }
 
 /// `tanh(x)`, within 4 ulp; Cephes' `tanhf`.

@@ -140,7 +140,9 @@ trait Simd: Copy {
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once where the machine can.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The larger; `b` where `a` is NaN.
+    /// `x` rounded to a whole number, for `|x| < 2^22`.
+    fn round(self, x: Self::V) -> Self::V;
+    /// The larger; `b` where one of the two is NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     /// `x` where `a < b`, else `y`.
     fn lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;

@@ -50,6 +50,11 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
     #[inline(always)]
+    fn round(self, x: [f32; 4]) -> [f32; 4] {
+        const ROUND: f32 = 12_582_912.0;
+        x.map(|x| (x + ROUND) - ROUND)
+    }
+    #[inline(always)]
     fn max(self, a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }

@@ -1,6 +1,6 @@
 //! What happens to a block of scores `[key][row]` between the two products, rows along the lanes.
 
-use super::exp::{exp, tanh};
+use super::exp::{exp, power, tanh};
 use super::{Simd, dispatch};
 
 /// Running maximum and sum of the rows of a tile, and the factor that brings older sums to the new maximum.
@@ -13,8 +13,9 @@ pub(in crate::cpu) struct RowState<'a> {
 
 dispatch! {
     /// Takes in the scores of `n` keys and turns them into weights, in the first `used` lanes at least. Whether what was
-    /// accumulated must be rescaled.
-    fn soften(vectors: usize, used: usize, n: usize, scores: &mut [f32], state: RowState<'_>) -> bool = soften_on
+    /// accumulated must be rescaled. Scores and maxima are exponents of 2 if `binary`, else of e.
+    fn soften(vectors: usize, used: usize, n: usize, scores: &mut [f32], state: RowState<'_>, binary: bool) -> bool
+        = soften_on
 }
 
 dispatch! {
@@ -41,7 +42,7 @@ dispatch! {
 dispatch! {
     /// Merges the state of later keys into that of earlier ones.
     fn merge_into(vectors: usize, columns: usize, acc: &mut [f32], max: &mut [f32], sum: &mut [f32], other_acc: &[f32],
-        other_max: &[f32], other_sum: &[f32]) = merge_into_on
+        other_max: &[f32], other_sum: &[f32], binary: bool) = merge_into_on
 }
 
 /// What to subtract: the maximum, or 0 while there is none, as -inf - -inf would be NaN.
@@ -51,12 +52,36 @@ fn shift_of<S: Simd>(s: S, max: S::V) -> S::V {
 }
 
 #[inline(always)]
-fn soften_on<S: Simd>(s: S, vectors: usize, used: usize, n: usize, scores: &mut [f32], state: RowState<'_>) -> bool {
+fn soften_on<S: Simd>(
+    s: S,
+    vectors: usize,
+    used: usize,
+    n: usize,
+    scores: &mut [f32],
+    state: RowState<'_>,
+    binary: bool,
+) -> bool {
+    if binary {
+        soften_by::<S, true>(s, vectors, used, n, scores, state)
+    } else {
+        soften_by::<S, false>(s, vectors, used, n, scores, state)
+    }
+}
+
+#[inline(always)]
+fn soften_by<S: Simd, const BINARY: bool>(
+    s: S,
+    vectors: usize,
+    used: usize,
+    n: usize,
+    scores: &mut [f32],
+    state: RowState<'_>,
+) -> bool {
     let rows = vectors * S::LANES;
     assert!(scores.len() >= n * rows);
     assert!(state.max.len() >= rows && state.sum.len() >= rows && state.rescale.len() >= rows);
     if used == 1 && n <= ONE_ROW {
-        return soften_one(s, rows, n, scores, state);
+        return soften_one::<S, BINARY>(s, rows, n, scores, state);
     }
     let mut grew = false;
     for v in (0..rows).step_by(S::LANES) {
@@ -83,21 +108,21 @@ fn soften_on<S: Simd>(s: S, vectors: usize, used: usize, n: usize, scores: &mut 
             }
             let max = s.max(s.max(max[0], max[1]), s.max(max[2], max[3]));
             let shift = shift_of(s, max);
-            let rescale = exp(s, s.sub(old, shift));
+            let rescale = power::<S, BINARY>(s, s.sub(old, shift));
             grew |= s.any_lt(old, max);
             let before = s.mul(s.load(state.sum.as_ptr().add(v)), rescale);
             let mut sum = [s.splat(0.0); 4];
             let mut j = 0;
             while n - j >= 4 {
                 for (k, sum) in sum.iter_mut().enumerate() {
-                    let weight = exp(s, s.sub(s.load(at!(j + k)), shift));
+                    let weight = power::<S, BINARY>(s, s.sub(s.load(at!(j + k)), shift));
                     s.store(at!(j + k), weight);
                     *sum = s.add(*sum, weight);
                 }
                 j += 4;
             }
             while j < n {
-                let weight = exp(s, s.sub(s.load(at!(j)), shift));
+                let weight = power::<S, BINARY>(s, s.sub(s.load(at!(j)), shift));
                 s.store(at!(j), weight);
                 sum[0] = s.add(sum[0], weight);
                 j += 1;
@@ -116,7 +141,13 @@ const ONE_ROW: usize = 128;
 
 /// The same for a row alone, with keys along the lanes.
 #[inline(always)]
-fn soften_one<S: Simd>(s: S, rows: usize, n: usize, scores: &mut [f32], state: RowState<'_>) -> bool {
+fn soften_one<S: Simd, const BINARY: bool>(
+    s: S,
+    rows: usize,
+    n: usize,
+    scores: &mut [f32],
+    state: RowState<'_>,
+) -> bool {
     let mut line = [f32::NEG_INFINITY; ONE_ROW];
     for (x, key) in line.iter_mut().zip(scores.chunks_exact(rows)).take(n) {
         *x = key[0];
@@ -135,12 +166,12 @@ fn soften_one<S: Simd>(s: S, rows: usize, n: usize, scores: &mut [f32], state: R
         let highest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
         let shift = shift_of(s, s.splat(highest));
         for j in (0..padded).step_by(S::LANES) {
-            let weight = exp(s, s.sub(s.load(line.as_ptr().add(j)), shift));
+            let weight = power::<S, BINARY>(s, s.sub(s.load(line.as_ptr().add(j)), shift));
             s.store(line.as_mut_ptr().add(j), weight);
             sum = s.add(sum, weight);
         }
         let mut rescale = [0.0; 16];
-        s.store(rescale.as_mut_ptr(), exp(s, s.sub(s.splat(old), shift)));
+        s.store(rescale.as_mut_ptr(), power::<S, BINARY>(s, s.sub(s.splat(old), shift)));
         state.rescale[0] = rescale[0];
         state.sum[0] = state.sum[0] * rescale[0] + s.sums([sum; 4])[0];
         state.max[0] = highest;
@@ -253,7 +284,9 @@ fn merge_into_on<S: Simd>(
     other_acc: &[f32],
     other_max: &[f32],
     other_sum: &[f32],
+    binary: bool,
 ) {
+    let power = |x| if binary { power::<S, true>(s, x) } else { power::<S, false>(s, x) };
     let rows = vectors * S::LANES;
     assert!(acc.len() >= columns * rows && max.len() >= rows && sum.len() >= rows);
     assert!(other_acc.len() >= columns * rows && other_max.len() >= rows && other_sum.len() >= rows);
@@ -263,7 +296,7 @@ fn merge_into_on<S: Simd>(
             let (mine, theirs) = (s.load(max.as_ptr().add(v)), s.load(other_max.as_ptr().add(v)));
             let both = s.max(mine, theirs);
             let shift = shift_of(s, both);
-            let (mine, theirs) = (exp(s, s.sub(mine, shift)), exp(s, s.sub(theirs, shift)));
+            let (mine, theirs) = (power(s.sub(mine, shift)), power(s.sub(theirs, shift)));
             let total = s.mul(s.load(other_sum.as_ptr().add(v)), theirs);
             s.store(sum.as_mut_ptr().add(v), s.fma(s.load(sum.as_ptr().add(v)), mine, total));
             s.store(max.as_mut_ptr().add(v), both);

@@ -15,6 +15,18 @@ fn exp_on<S: Simd>(s: S, x: &mut [f32]) {
 }
 
 dispatch! {
+    fn exp2_of(x: &mut [f32]) = exp2_on
+}
+
+#[inline(always)]
+fn exp2_on<S: Simd>(s: S, x: &mut [f32]) {
+    for x in x.chunks_exact_mut(S::LANES) {
+        // SAFETY: a chunk has LANES elements
+        unsafe { s.store(x.as_mut_ptr(), exp::exp2(s, s.load(x.as_ptr()))) }
+    }
+}
+
+dispatch! {
     fn tanh_of(x: &mut [f32]) = tanh_on
 }
 
@@ -44,6 +56,22 @@ fn exp_is_within_two_ulp() {
         let mut special = [0.0; 16];
         special[..5].copy_from_slice(&[f32::NEG_INFINITY, -105.0, -1e30, f32::NAN, f32::MIN]);
         exp_of(level, &mut special);
+        assert!(special[3].is_nan(), "{level}");
+        assert_eq!((special[0], special[1], special[2], special[4], special[5]), (0.0, 0.0, 0.0, 0.0, 1.0), "{level}");
+    }
+}
+
+#[test]
+fn exp2_is_within_two_ulp() {
+    let inputs: Vec<f32> = (0..1 << 20).map(|n| -150.0 * n as f32 / (1 << 20) as f32).collect();
+    for level in SimdLevel::available() {
+        let mut outputs = inputs.clone();
+        exp2_of(level, &mut outputs);
+        let worst = inputs.iter().zip(&outputs).map(|(&x, &y)| ulps(y, f64::from(x).exp2())).fold(0.0, f64::max);
+        assert!(worst <= 2.0, "{level}: {worst} ulp");
+        let mut special = [0.0; 16];
+        special[..5].copy_from_slice(&[f32::NEG_INFINITY, -152.0, -1e30, f32::NAN, f32::MIN]);
+        exp2_of(level, &mut special);
         assert!(special[3].is_nan(), "{level}");
         assert_eq!((special[0], special[1], special[2], special[4], special[5]), (0.0, 0.0, 0.0, 0.0, 1.0), "{level}");
     }
