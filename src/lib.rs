@@ -83,7 +83,7 @@ pub use error::Error;
 pub use half::f16;
 pub use inputs::{AttentionData, AttentionInputs, AttentionOutput, InputError};
 pub use kernels::Kernel;
-pub use plan::{Plan, PlanError};
+pub use plan::{Plan, PlanChoice, PlanError, TileShape};
 pub use problem::{AttentionProblem, AttentionSpec, Diagonal, MAX_LEN, ProblemError, ScoreStage};
 pub use tensor::{Element, Layout, TensorData, TensorRef, TensorSpec};
 pub use timing::{Timing, TimingSource};
