@@ -93,6 +93,17 @@ impl Plan {
         select::with_choice(problem, caps, choice, "asked for as a choice")
     }
 
+    /// The same with a reason of its own.
+    #[cfg(feature = "tune")]
+    pub(crate) fn because(
+        problem: &AttentionProblem,
+        caps: &DeviceCaps,
+        choice: &PlanChoice,
+        why: &str,
+    ) -> Result<Self, PlanError> {
+        select::with_choice(problem, caps, choice, why)
+    }
+
     /// The choices that are worth a try for a problem on a device, all of which can run: the plan's own first, then every
     /// kernel that can compute it with its tiles and splits. The plain kernel is left out where its scores take more than
     /// 256 MiB and are not asked for. Empty where no kernel will do.
