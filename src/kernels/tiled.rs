@@ -243,8 +243,9 @@ pub(crate) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<P
             // half the rows would hold them all
             let too_many_rows = rows > 1 && problem.q_len() <= rows / 2 * tiles.row_lanes;
             let too_few_rows = rows == 1 && problem.q_len() > tiles.row_lanes;
-            let too_wide = tiles.accumulators() > MAX_TRIED_ACCUMULATORS;
-            if too_many_rows || too_few_rows || too_wide || columns_seen.contains(&columns) {
+            let fits = tiles.bytes(false) <= u64::from(caps.max_compute_workgroup_storage_size)
+                && tiles.accumulators() <= MAX_TRIED_ACCUMULATORS;
+            if too_many_rows || too_few_rows || !fits || columns_seen.contains(&columns) {
                 continue;
             }
             columns_seen.push(columns);

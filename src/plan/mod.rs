@@ -104,8 +104,8 @@ impl Plan {
         select::with_choice(problem, caps, choice, why)
     }
 
-    /// The choices that are worth a try for a problem on a device, all of which can run: the plan's own first, then every
-    /// kernel that can compute it with its tiles and splits. The plain kernel is left out where its scores take more than
+    /// The choices that are worth a try for a problem on a device, all of which can run: the plan's own first, then
+    /// those of every kernel in turns: its tiles and the parts that keys are split into. The plain kernel is left out where its scores take more than
     /// 256 MiB and are not asked for. Empty where no kernel will do.
     #[must_use]
     pub fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {

@@ -44,13 +44,15 @@ const MAX_TRIED_SCORES: u64 = 256 << 20;
 pub(super) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
     let own = plan(problem, caps, None).ok().map(|plan| plan.choice);
     let mut choices: Vec<_> = own.into_iter().collect();
-    for (kernel, _) in preference(problem, caps.class) {
-        for choice in kernel.candidates(problem, caps) {
-            let Ok(cut) = cut(problem, caps, &choice) else { continue };
-            let sensible = kernel != Kernel::Plain || workspace_bytes(&cut.steps) <= MAX_TRIED_SCORES;
-            if sensible && !choices.contains(&cut.choice) {
-                choices.push(cut.choice);
-            }
+    let scores = (problem.rows() as u64).saturating_mul(problem.kv_len() as u64).saturating_mul(4);
+    // in turns, so that every kernel is among the first
+    let of_kernels = preference(problem, caps.class).map(|(kernel, _)| kernel.candidates(problem, caps));
+    let longest = of_kernels.iter().map(Vec::len).max().unwrap_or(0);
+    for choice in (0..longest).flat_map(|n| of_kernels.iter().filter_map(move |of_kernel| of_kernel.get(n))) {
+        let Ok(cut) = cut(problem, caps, choice) else { continue };
+        let sensible = choice.kernel != Kernel::Plain || scores <= MAX_TRIED_SCORES || problem.spec().scores.is_some();
+        if sensible && !choices.contains(&cut.choice) {
+            choices.push(cut.choice);
         }
     }
     choices

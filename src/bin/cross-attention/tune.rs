@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use cross_attention::gpu::Context;
 use cross_attention::tune::{DeviceKey, Outcome, TuneCache, TuneOptions, TuneProgress, TuneReport, TuneWarning};
-use cross_attention::{AttentionProblem, Device, KernelChoice, Plan, workload};
+use cross_attention::{AttentionProblem, Device, KernelChoice, Plan, PlanChoice, TileShape, workload};
 
 use crate::bench::{names, seconds, software, stored};
 use crate::error::Error;
@@ -160,52 +160,59 @@ fn open(path: &std::path::Path, context: &Context, terminal: &Terminal) -> Resul
     Ok(cache)
 }
 
+const COLUMNS: [&str; 11] =
+    ["kernel", "block_q", "block_kv", "query", "splits", "median ms", "p10", "p90", "rounds", "GFLOP/s", "first ms"];
+
 fn table(report: &TuneReport) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["", "choice", "median ms", "p10", "p90", "rounds", "GFLOP/s", "prepare ms", "timing, error"]);
-    for column in table.column_iter_mut().skip(2).take(6) {
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(COLUMNS.into_iter().chain(["result"]));
+    for column in table.column_iter_mut().skip(1).take(COLUMNS.len() - 1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let mut rows: Vec<_> = report.candidates.iter().enumerate().collect();
     let time = |outcome: &Outcome| outcome.median_ms().unwrap_or(f64::INFINITY);
     rows.sort_by(|(_, a), (_, b)| time(&a.outcome).total_cmp(&time(&b.outcome)));
     for (n, candidate) in rows {
-        let mark = match (report.chosen == Some(n), candidate.choice == report.planned) {
-            (true, true) => "chosen, the plan's own",
-            (true, false) => "chosen",
-            (false, true) => "the plan's own",
-            (false, false) => "",
-        };
-        let mut cells = vec![mark.to_owned(), candidate.choice.to_string()];
-        cells.extend(match &candidate.outcome {
-            Outcome::Timed { timing, prepare_ms, worst_ratio } => {
-                let median = timing.quantile(0.5);
-                vec![
-                    format!("{median:.4}"),
-                    format!("{:.4}", timing.quantile(0.1)),
-                    format!("{:.4}", timing.quantile(0.9)),
-                    timing.millis.len().to_string(),
-                    format!("{:.1}", report.flops / (median * 1e6)),
-                    format!("{prepare_ms:.0}"),
-                    format!("{}, {worst_ratio:.2} of what is allowed", timing.source),
-                ]
-            }
-            outcome => {
-                let mut cells = vec![String::new(); 6];
-                cells.push(rejection(outcome));
-                cells
-            }
-        });
+        let mut cells = choice_cells(&candidate.choice);
+        cells.extend(time_cells(&candidate.outcome, report.flops));
+        let own = if candidate.choice == report.planned { " (the plan's own)" } else { "" };
+        let result = if report.chosen == Some(n) { "chosen".to_owned() } else { result(&candidate.outcome) };
+        cells.push(format!("{result}{own}"));
         table.add_row(cells);
     }
     table
 }
 
-fn rejection(outcome: &Outcome) -> String {
+fn choice_cells(choice: &PlanChoice) -> Vec<String> {
+    let tile = |of: fn(&TileShape) -> String| choice.tile.as_ref().map_or_else(String::new, of);
+    vec![
+        choice.kernel.to_string(),
+        tile(|tile| tile.block_q.to_string()),
+        tile(|tile| tile.block_kv.to_string()),
+        tile(|tile| if tile.query_resident { "resident" } else { "streamed" }.to_owned()),
+        choice.num_splits.map_or_else(String::new, |splits| splits.to_string()),
+    ]
+}
+
+fn time_cells(outcome: &Outcome, flops: f64) -> Vec<String> {
+    let Outcome::Timed { timing, first_ms, .. } = outcome else { return vec![String::new(); 6] };
+    let median = timing.quantile(0.5);
+    vec![
+        format!("{median:.4}"),
+        format!("{:.4}", timing.quantile(0.1)),
+        format!("{:.4}", timing.quantile(0.9)),
+        timing.millis.len().to_string(),
+        format!("{:.1}", flops / (median * 1e6)),
+        format!("{first_ms:.0}"),
+    ]
+}
+
+fn result(outcome: &Outcome) -> String {
     match outcome {
+        Outcome::Timed { worst_ratio, .. } => format!("right, {worst_ratio:.2} of the error that is allowed"),
         Outcome::Wrong { report } => format!("WRONG, rejected: {report}"),
-        Outcome::Failed { error } => format!("failed: {error}"),
+        Outcome::Failed { error } => format!("rejected: {error}"),
         Outcome::NotTried { reason } => format!("not tried: {reason}"),
         _ => String::new(),
     }
