@@ -6,7 +6,7 @@ use super::cache::TuneEntry;
 use super::class::{DeviceKey, ProblemClass};
 use crate::error::Error;
 use crate::gpu::{AttentionTensors, BoundAttention, Clock, Context, GpuError, PreparedAttention};
-use crate::inputs::{AttentionInputs, AttentionOutput};
+use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
 use crate::plan::{Plan, PlanChoice};
 use crate::problem::AttentionProblem;
 use crate::timing::{Timing, TimingSource};
@@ -340,8 +340,7 @@ impl Tuner<'_> {
         prepared.submit(&bound).await?;
         let output = prepared.read_output(tensors).await?;
         let first_ms = start.elapsed().as_secs_f64() * 1e3;
-        let rows = rows_to_check(self.problem, &output, self.reference.as_ref());
-        let report = verify::verify_rows(self.problem, self.inputs, &output, &rows)?;
+        let report = judge(self.problem, self.inputs, &output, self.reference.as_ref())?;
         if !report.passed() {
             return Ok(State::Out(Outcome::Wrong { report: Box::new(report) }));
         }
@@ -352,6 +351,16 @@ impl Tuner<'_> {
         let ready = Ready { prepared, bound, first_ms, worst_ratio, millis, source, running: true };
         Ok(State::Ready(Box::new(ready)))
     }
+}
+
+/// Compares rows of an output with the oracle: a spread of them, and those where it differs most from the reference.
+fn judge(
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+    output: &AttentionOutput,
+    reference: Option<&AttentionOutput>,
+) -> Result<Report, InputError> {
+    verify::verify_rows(problem, inputs, output, &rows_to_check(problem, output, reference))
 }
 
 /// Rows spread evenly, first and last among them, and those where an output differs most from the reference.
@@ -458,6 +467,8 @@ fn choose(candidates: &[TuneCandidate], planned: &PlanChoice) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::kernels::Kernel;
+    use crate::problem::AttentionSpec;
+    use crate::tensor::TensorData;
 
     fn timed(kernel: Kernel, millis: &[f64]) -> TuneCandidate {
         let timing = Timing { millis: millis.to_vec(), source: TimingSource::Timestamps };
@@ -481,5 +492,31 @@ mod tests {
         assert_eq!(choose(&candidates, &own), Some(1));
         candidates[1].outcome = left_out;
         assert_eq!(choose(&candidates, &own), None);
+    }
+
+    /// One wrong element among 49152 is found, wherever it is.
+    #[test]
+    fn what_is_wrong_is_not_right() {
+        let mut spec = AttentionSpec::new([2, 4, 768, 8], [2, 2, 33, 8]);
+        spec.lse = true;
+        let problem = AttentionProblem::new(spec).unwrap();
+        let data = workload::inputs(&problem, "judge");
+        let inputs = data.as_inputs();
+        let right = crate::cpu::attention(&problem, &inputs).unwrap();
+        assert!(judge(&problem, &inputs, &right, None).unwrap().passed());
+        assert!(judge(&problem, &inputs, &right, Some(&right)).unwrap().passed());
+        for row in [0, 1, 777, 3001, 6143] {
+            for wrong in [f32::NAN, f32::INFINITY, 0.5] {
+                let mut output = right.clone();
+                let TensorData::F32(elements) = &mut output.output else { panic!("f32 was asked for") };
+                elements[row * 8 + 3] += wrong;
+                let report = judge(&problem, &inputs, &output, Some(&right)).unwrap();
+                assert_eq!(report.failures, 1, "row {row}: {report}");
+                let mut output = right.clone();
+                output.lse.as_mut().unwrap()[row] += wrong;
+                let report = judge(&problem, &inputs, &output, Some(&right)).unwrap();
+                assert_eq!(report.failures, 1, "lse of row {row}: {report}");
+            }
+        }
     }
 }

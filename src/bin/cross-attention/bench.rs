@@ -80,7 +80,7 @@ pub(crate) fn bench(args: &Args, terminal: &mut Terminal) -> Result<bool, Error>
     }
     let choice = Device::choose_blocking(&args.device.device)?;
     let device = &choice.device;
-    let tuned = Tuned::load(&args.cache, device, terminal);
+    let tuned = Tuned::load(&args.cache, device, false, terminal);
     let reason = format!("device: {choice}");
     if args.json {
         terminal.note(format_args!("{reason}"));

@@ -48,6 +48,8 @@ pub(crate) enum Error {
     NotTunable { device: String },
     #[error("{warning}; it is not overwritten: name another file, or remove it")]
     NotACache { warning: cross_attention::tune::TuneWarning },
+    #[error("{count} choices gave wrong results and are rejected; this is a fault of a kernel or of the driver")]
+    WrongChoices { count: usize },
     #[error("no choice was right and timed, so none is kept")]
     NothingChosen,
     #[error(transparent)]

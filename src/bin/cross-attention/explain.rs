@@ -54,7 +54,7 @@ pub(crate) fn explain(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
         None => args.shape.problem(&args.options, args.output_type, args.probs)?,
     };
     let choice = Device::choose_blocking(&args.device.device)?;
-    let tuned = Tuned::load(&args.cache, &choice.device, terminal);
+    let tuned = Tuned::load(&args.cache, &choice.device, false, terminal);
     let text = match (&choice.device, args.device.kernel) {
         (Device::Gpu(context), KernelChoice::Auto) => match &tuned {
             Some(tuned) => tuned.plan(context, &problem, terminal)?.to_string(),

@@ -75,7 +75,7 @@ struct Job {
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
     let jobs = jobs(&args.inputs, &args.output)?;
     let choice = Device::choose_blocking(&args.device.device)?;
-    let tuned = Tuned::load(&args.cache, &choice.device, terminal);
+    let tuned = Tuned::load(&args.cache, &choice.device, args.quiet, terminal);
     if !args.quiet {
         terminal.line(format_args!("device: {choice}"))?;
         if jobs.len() > 1 {

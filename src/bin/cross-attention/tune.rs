@@ -6,7 +6,9 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use cross_attention::gpu::Context;
-use cross_attention::tune::{DeviceKey, Outcome, TuneCache, TuneOptions, TuneProgress, TuneReport, TuneWarning};
+use cross_attention::tune::{
+    DeviceKey, Outcome, TuneCache, TuneCandidate, TuneOptions, TuneProgress, TuneReport, TuneWarning,
+};
 use cross_attention::{AttentionProblem, Device, KernelChoice, Plan, PlanChoice, TileShape, workload};
 
 use crate::bench::{names, seconds, software, stored};
@@ -81,7 +83,11 @@ pub(crate) fn tune(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> 
                 // after each problem, so that what was found is kept whatever happens next
                 cache.save(path).map_err(|source| Error::Write { path: path.clone(), source })?;
             }
-            Ok(())
+            let wrong = |candidate: &&TuneCandidate| matches!(candidate.outcome, Outcome::Wrong { .. });
+            match report.candidates.iter().filter(wrong).count() {
+                0 => Ok(()),
+                count => Err(Error::WrongChoices { count }),
+            }
         });
         match kept {
             Ok(()) => {}

@@ -19,21 +19,26 @@ pub(crate) struct CacheFlag {
 
 /// Tuned choices for a device.
 #[derive(Debug)]
-pub(crate) struct Tuned(TuneCache);
+pub(crate) struct Tuned {
+    cache: TuneCache,
+    quiet: bool,
+}
 
 impl Tuned {
     /// Reads the file, if one is named; what is wrong with it, or that the device has no use for it, is told.
-    pub(crate) fn load(flag: &CacheFlag, device: &Device, terminal: &Terminal) -> Option<Self> {
+    pub(crate) fn load(flag: &CacheFlag, device: &Device, quiet: bool, terminal: &Terminal) -> Option<Self> {
         let path = flag.tune_cache.as_ref()?;
         let Device::Gpu(context) = device else {
-            terminal.note(format_args!("warning: {} has no choices to tune, {path:?} is ignored", device.name()));
+            if !quiet {
+                terminal.note(format_args!("warning: {} has no choices to tune, {path:?} is ignored", device.name()));
+            }
             return None;
         };
         let (cache, warnings) = TuneCache::load(path, &DeviceKey::of(context.info()));
-        for warning in warnings {
+        for warning in warnings.iter().filter(|_| !quiet) {
             terminal.note(format_args!("warning: {warning}"));
         }
-        Some(Self(cache))
+        Some(Self { cache, quiet })
     }
 
     /// The plan with the tuned choice, else by the rules; which of them is told.
@@ -43,8 +48,9 @@ impl Tuned {
         problem: &AttentionProblem,
         terminal: &Terminal,
     ) -> Result<Plan, Error> {
-        let (plan, lookup) = context.plan_tuned(problem, &self.0).map_err(cross_attention::Error::from)?;
+        let (plan, lookup) = context.plan_tuned(problem, &self.cache).map_err(cross_attention::Error::from)?;
         match lookup {
+            _ if self.quiet => {}
             Lookup::Tuned(entry) => terminal.note(format_args!("{}, {}", entry.choice, entry.why())),
             Lookup::Untuned => terminal.note(format_args!("no tuned choice for this problem; the plan's own is used")),
             Lookup::Ignored(warning) => terminal.note(format_args!("warning: {warning}")),
