@@ -99,9 +99,9 @@ pub enum TuneWarning {
     #[error("the tune cache is for {found}, not for {now}, and is ignored; tune on this device")]
     Foreign {
         /// The device of the first entry.
-        found: String,
+        found: Box<DeviceKey>,
         /// This device.
-        now: String,
+        now: Box<DeviceKey>,
     },
     /// A choice does not fit the problem or the device.
     #[error("a tuned choice is ignored: {reason}")]
@@ -190,8 +190,8 @@ impl TuneCache {
         }
         let nothing_for_this = cache.entries.is_empty() && stale.is_empty();
         if let Some(first) = cache.others.first().filter(|_| nothing_for_this) {
-            let named = |key: &DeviceKey| format!("{:?} ({})", key.adapter, key.backend);
-            warnings.push(TuneWarning::Foreign { found: named(&first.device), now: named(device) });
+            warnings
+                .push(TuneWarning::Foreign { found: Box::new(first.device.clone()), now: Box::new(device.clone()) });
         }
         (cache, warnings)
     }
@@ -299,7 +299,7 @@ impl Context {
         if *cache.device() == here {
             return cache.plan(problem, self.caps());
         }
-        let warning = TuneWarning::Foreign { found: format!("{:?}", cache.device()), now: format!("{here:?}") };
+        let warning = TuneWarning::Foreign { found: Box::new(cache.device().clone()), now: Box::new(here) };
         Ok((Plan::new(problem, self.caps(), None)?, Lookup::Ignored(warning)))
     }
 }

@@ -52,6 +52,12 @@ impl DeviceKey {
     }
 }
 
+impl std::fmt::Display for DeviceKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} ({}, {})", self.adapter, self.backend, self.versions())
+    }
+}
+
 /// A class of problems that one choice is used for.
 ///
 /// Widths, element types, terms and the size of a group are those of the problem; lengths and the number of heads are
