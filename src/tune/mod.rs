@@ -35,8 +35,10 @@
 
 mod cache;
 mod class;
+mod report;
 mod tuner;
 
 pub use cache::{Lookup, TuneCache, TuneEntry, TuneWarning};
 pub use class::{DeviceKey, ProblemClass};
-pub use tuner::{Outcome, TuneCandidate, TuneOptions, TuneProgress, TuneReport};
+pub use report::{Outcome, TuneCandidate, TuneProgress, TuneReport};
+pub use tuner::TuneOptions;

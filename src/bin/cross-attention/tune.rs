@@ -97,6 +97,9 @@ pub(crate) fn tune(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> 
                 failed += 1;
             }
         }
+        if terminal.closed() {
+            break;
+        }
     }
     Ok(failed == 0)
 }
@@ -122,11 +125,13 @@ fn tune_one(
             device.prepare_blocking(problem, args.device.kernel)?;
         }
     }
-    let count = options.candidates.as_ref().map_or_else(|| Plan::candidates(problem, context.caps()).len(), Vec::len);
-    terminal.start_bar(count + options.rounds + 1);
+    terminal.start_bar(1);
     let bar = terminal.bar().clone();
+    let mut count = 0;
     let report = context.tune_blocking(problem, &options, &mut |progress| match progress {
-        TuneProgress::Checking { candidate, choice, .. } => {
+        TuneProgress::Checking { candidate, of, choice } => {
+            count = of;
+            bar.set_length((of + options.rounds + 1) as u64);
             bar.set_position(candidate as u64);
             bar.set_message(format!("checking {choice}"));
         }
