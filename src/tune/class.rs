@@ -80,7 +80,7 @@ pub struct ProblemClass {
     /// Element types of query, key, value and output, each followed by `x4` where rows are read four elements at a time.
     pub elements: [String; 4],
     /// What else the spec has: `softcap`, `bias f16`, `mask`, `kv_lens`, `row_ranges`, `alibi_slopes`, `sinks`, `causal`,
-    /// `window`, `lse`, `scores`, and `shared_keys` where all batch entries have the same keys.
+    /// `window`, `lse`, `scores`, `shared_keys` where all batch entries have the same keys, `shared_heads` where all heads have.
     pub terms: Vec<String>,
 }
 
@@ -90,7 +90,7 @@ impl ProblemClass {
     pub fn of(problem: &AttentionProblem) -> Self {
         let spec = problem.spec();
         let bucket = |n: usize| (n as u64).checked_next_power_of_two().unwrap_or(u64::MAX);
-        let shared = problem.batch() > 1 && spec.key.layout.strides[0] == 0 && spec.value.layout.strides[0] == 0;
+        let shared = |axis: usize| [spec.key, spec.value].iter().all(|tensor| tensor.layout.strides[axis] == 0);
         let terms = [
             (spec.softcap.is_some(), "softcap".to_owned()),
             (spec.bias.is_some(), spec.bias.map_or_else(String::new, |bias| format!("bias {}", bias.element))),
@@ -103,7 +103,8 @@ impl ProblemClass {
             (spec.window_left.is_some() || spec.window_right.is_some(), "window".to_owned()),
             (spec.lse, "lse".to_owned()),
             (spec.scores.is_some(), "scores".to_owned()),
-            (shared, "shared_keys".to_owned()),
+            (problem.batch() > 1 && shared(0), "shared_keys".to_owned()),
+            (problem.kv_heads() > 1 && shared(1), "shared_heads".to_owned()),
         ];
         let elements = [spec.query, spec.key, spec.value, spec.output].map(|tensor| {
             let vec4 = if tensor.layout.has_vec4_rows() { "x4" } else { "" };

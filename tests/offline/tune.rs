@@ -89,6 +89,10 @@ fn choices_come_back_from_a_file() {
         }
     }
     assert!(count > 20);
+    for kernel in Kernel::ALL {
+        let value = serde_json::to_value(PlanChoice::of(kernel)).expect("JSON");
+        assert_eq!(value["kernel"], kernel.name());
+    }
     // one entry for each class, and no file left half written
     assert_eq!(cache.entries().len(), 2);
     assert_eq!(fs::read_dir(file.folder.path()).expect("a folder").count(), 1);
