@@ -88,7 +88,8 @@ impl Tiles {
     }
 
     pub(crate) fn shape(&self) -> TileShape {
-        TileShape::new(self.block_q(), self.block_kv(), self.query_resident)
+        let shape = TileShape::new(self.block_q(), self.block_kv(), self.query_resident);
+        TileShape { paired_keys: self.turned, ..shape }
     }
 
     /// Value columns of one invocation in a chunk.
@@ -142,11 +143,11 @@ impl Tiles {
 /// Registers: 16 accumulators (vec4s) and values of two keys at once where a GPU has plenty, 8 and of one on others; Mesa 26.2
 /// spills 76 registers on an Apple M1 at `head_dim` 64 with the former, none with the latter.
 pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
-    let plenty = matches!(caps.class, DeviceClass::Discrete | DeviceClass::Virtual);
+    let plenty = has_plenty_of_registers(caps);
     let columns = if plenty { 4 } else { 2 };
     let value_vecs = problem.v_head_dim().div_ceil(4);
     let mut last = None;
-    for rows in [4, 2, 1] {
+    for rows in ROWS {
         for lanes in key_lanes(value_vecs, columns) {
             let Some(tiles) = sized(problem, caps, rows, lanes, plenty) else { continue };
             let fits = tiles.workgroup_bytes <= u64::from(caps.max_compute_workgroup_storage_size);
@@ -158,6 +159,10 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
     }
     // too large, as `supports` will say
     last.unwrap_or(Tiles::NONE)
+}
+
+const fn has_plenty_of_registers(caps: &DeviceCaps) -> bool {
+    matches!(caps.class, DeviceClass::Discrete | DeviceClass::Virtual)
 }
 
 /// Tiles of this shape, with the longest chunks that fit; none where the lanes cannot be cut into short enough passes.
@@ -189,7 +194,7 @@ fn sized(problem: &AttentionProblem, caps: &DeviceCaps, rows: usize, key_lanes: 
 /// Numbers of invocations across a value row, the best first: where `columns` vec4s each hold the row, few idle columns
 /// and small blocks of keys, for staging a block costs in proportion to the lanes; then those where the row does not fit.
 fn key_lanes(value_vecs: usize, columns: usize) -> Vec<usize> {
-    let mut lanes: Vec<usize> = (4..=16).collect();
+    let mut lanes: Vec<usize> = (MIN_KEY_LANES..=MAX_KEY_LANES).collect();
     lanes.sort_by_key(|&lanes| {
         let held = value_vecs.div_ceil(lanes);
         // weighted sums are half of the work, and a lane more costs 1/128 of it
@@ -214,23 +219,24 @@ fn forced(problem: &AttentionProblem, caps: &DeviceCaps, shape: TileShape) -> Re
     let key_lanes = block_kv / KEYS;
     let lanes_fit = (MIN_KEY_LANES..=MAX_KEY_LANES).contains(&key_lanes) && key_lanes * KEYS == block_kv;
     let rows = ROWS.into_iter().find(|rows| lanes_fit && rows * (INVOCATIONS / key_lanes) == block_q);
-    let Some(rows) = rows else {
-        let possible = format!(
-            "block_kv from {} to {} in steps of {KEYS}, block_q 1, 2 or 4 times {INVOCATIONS} / (block_kv / {KEYS})",
-            KEYS * MIN_KEY_LANES,
-            KEYS * MAX_KEY_LANES,
-        );
-        return Err(Unsupported::Tile { found: shape, possible });
-    };
-    let mut tiles = sized(problem, caps, rows, key_lanes);
+    let tiles = rows.and_then(|rows| sized(problem, caps, rows, key_lanes, shape.paired_keys));
+    let mut tiles = tiles.ok_or_else(|| {
+        let all = (MIN_KEY_LANES..=MAX_KEY_LANES).filter(|lanes| sized(problem, caps, 1, *lanes, false).is_some());
+        let pairs = all.map(|lanes| format!("{} with {}", INVOCATIONS / lanes, lanes * KEYS));
+        let possible = format!("block_q of 1, 2 or 4 times {}, of block_kv", pairs.collect::<Vec<_>>().join(", "));
+        Unsupported::Tile { found: shape, possible }
+    })?;
     tiles.query_resident = shape.query_resident;
     tiles.workgroup_bytes = tiles.bytes(shape.query_resident);
     Ok(tiles)
 }
 
 /// Tiles worth a try: register tiles of 4 and 2 rows, of 1 where that is enough for all rows, with every number of columns
-/// that registers hold, over the key lanes that leave the fewest idle; query rows in workgroup memory and not.
+/// that registers hold, over the key lanes that leave the fewest idle; query rows in workgroup memory and not; keys paired
+/// and not.
 pub(crate) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
+    let plenty = has_plenty_of_registers(caps);
+    let budget = u64::from(caps.max_compute_workgroup_storage_size);
     let value_vecs = problem.v_head_dim().div_ceil(4);
     let mut choices = vec![];
     for rows in ROWS {
@@ -238,19 +244,23 @@ pub(crate) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<P
         let mut lanes: Vec<_> = (MIN_KEY_LANES..=MAX_KEY_LANES).collect();
         lanes.sort_by_key(|lanes| value_vecs.div_ceil(*lanes) * lanes - value_vecs);
         for lanes in lanes {
-            let tiles = sized(problem, caps, rows, lanes);
+            let Some(tiles) = sized(problem, caps, rows, lanes, plenty) else { continue };
             let columns = tiles.accumulators() / rows;
             // half the rows would hold them all
             let too_many_rows = rows > 1 && problem.q_len() <= rows / 2 * tiles.row_lanes;
             let too_few_rows = rows == 1 && problem.q_len() > tiles.row_lanes;
-            let fits = tiles.bytes(false) <= u64::from(caps.max_compute_workgroup_storage_size)
-                && tiles.accumulators() <= MAX_TRIED_ACCUMULATORS;
+            let fits = tiles.workgroup_bytes <= budget && tiles.accumulators() <= MAX_TRIED_ACCUMULATORS;
             if too_many_rows || too_few_rows || !fits || columns_seen.contains(&columns) {
                 continue;
             }
             columns_seen.push(columns);
-            for query_resident in [true, false] {
-                let shape = TileShape { query_resident, ..tiles.shape() };
+            // resident where it fits
+            let shape = tiles.shape();
+            for shape in [
+                shape,
+                TileShape { query_resident: false, ..shape },
+                TileShape { paired_keys: !shape.paired_keys, ..shape },
+            ] {
                 choices.push(PlanChoice { tile: Some(shape), ..PlanChoice::of(Kernel::Tiled) });
             }
         }

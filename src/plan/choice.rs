@@ -27,6 +27,8 @@ pub struct TileShape {
     pub block_kv: u32,
     /// Whether the query rows stay in workgroup memory.
     pub query_resident: bool,
+    /// Whether the values of two keys are weighted in turn, which takes more registers; a choice of [`Kernel::Tiled`] alone.
+    pub paired_keys: bool,
 }
 
 impl PlanChoice {
@@ -40,7 +42,7 @@ impl PlanChoice {
 impl TileShape {
     pub(crate) fn new(block_q: usize, block_kv: usize, query_resident: bool) -> Self {
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Self { block_q: narrow(block_q), block_kv: narrow(block_kv), query_resident }
+        Self { block_q: narrow(block_q), block_kv: narrow(block_kv), query_resident, paired_keys: false }
     }
 }
 
@@ -59,7 +61,8 @@ impl std::fmt::Display for PlanChoice {
 
 impl std::fmt::Display for TileShape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { block_q, block_kv, query_resident } = self;
-        write!(f, "block_q={block_q} block_kv={block_kv} query_resident={query_resident}")
+        let Self { block_q, block_kv, query_resident, paired_keys } = self;
+        write!(f, "block_q={block_q} block_kv={block_kv} query_resident={query_resident}")?;
+        if *paired_keys { write!(f, " paired_keys=true") } else { Ok(()) }
     }
 }

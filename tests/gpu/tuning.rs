@@ -62,7 +62,7 @@ fn every_choice(adapter: &Adapter, case: &Case) -> Result<(), String> {
 }
 
 fn split(num_splits: u32) -> PlanChoice {
-    let tile = Some(TileShape { block_q: 2, block_kv: 128, query_resident: true });
+    let tile = Some(TileShape { block_q: 2, block_kv: 128, query_resident: true, paired_keys: false });
     PlanChoice { kernel: Kernel::Split, tile, num_splits: Some(num_splits) }
 }
 

@@ -239,8 +239,8 @@ fn candidates_range_over_tiles_and_splits() {
     let choices = Plan::candidates(&problem([1, 8, 1024, 64], [1, 8, 1024, 64], 64), &caps);
     let tiles: Vec<_> = choices.iter().filter(|c| c.kernel == Kernel::Tiled).filter_map(|c| c.tile).collect();
     for (block_q, block_kv) in [(16, 64), (8, 64), (32, 32), (16, 32)] {
-        for query_resident in [true, false] {
-            let tile = TileShape { block_q, block_kv, query_resident };
+        for (query_resident, paired_keys) in [(true, true), (false, true), (true, false)] {
+            let tile = TileShape { block_q, block_kv, query_resident, paired_keys };
             assert!(tiles.contains(&tile), "{tile} is not among {tiles:?}");
         }
     }
@@ -262,7 +262,7 @@ fn a_choice_that_does_not_fit_is_refused() {
         Err(PlanError::Choice { choice: found, reason: Rejection::Unsupported(reason) }) if found == choice => reason,
         other => panic!("{choice}: {other:?}"),
     };
-    let tile = |block_q, block_kv| Some(TileShape { block_q, block_kv, query_resident: true });
+    let tile = |block_q, block_kv| Some(TileShape { block_q, block_kv, query_resident: true, paired_keys: false });
     for kernel in Kernel::ALL {
         for tile in [tile(0, 0), tile(u32::MAX, u32::MAX), tile(17, 64), tile(16, 63), tile(64, 4)] {
             let reason = refused(PlanChoice { tile, ..PlanChoice::of(kernel) });
@@ -276,7 +276,7 @@ fn a_choice_that_does_not_fit_is_refused() {
             }
         }
     }
-    let streamed = Some(TileShape { block_q: 4, block_kv: 64, query_resident: false });
+    let streamed = Some(TileShape { block_q: 4, block_kv: 64, query_resident: false, paired_keys: false });
     let reason = refused(PlanChoice { tile: streamed, ..PlanChoice::of(Kernel::Fused) });
     let text = "has no tile block_q=4 block_kv=64 query_resident=false; possible: block_q=8 block_kv=64";
     assert!(reason.to_string().starts_with(text), "{reason}");
@@ -286,7 +286,7 @@ fn a_choice_that_does_not_fit_is_refused() {
     larger.max_compute_workgroup_storage_size = 49152;
     let wide = self::problem([1, 1, 64, 256], [1, 1, 64, 256], 256);
     let choice = PlanChoice {
-        tile: Some(TileShape { block_q: 16, block_kv: 32, query_resident: true }),
+        tile: Some(TileShape { block_q: 16, block_kv: 32, query_resident: true, paired_keys: false }),
         ..PlanChoice::of(Kernel::Tiled)
     };
     assert!(Plan::with_choice(&wide, &larger, &choice).is_ok());

@@ -31,7 +31,7 @@ fn entry(device: DeviceKey, problem: &AttentionProblem, choice: PlanChoice) -> T
 }
 
 fn split(num_splits: u32) -> PlanChoice {
-    let tile = Some(TileShape { block_q: 1, block_kv: 128, query_resident: true });
+    let tile = Some(TileShape { block_q: 1, block_kv: 128, query_resident: true, paired_keys: false });
     PlanChoice { kernel: Kernel::Split, tile, num_splits: Some(num_splits) }
 }
 

@@ -171,8 +171,20 @@ fn open(path: &std::path::Path, context: &Context, terminal: &Terminal) -> Resul
     Ok(cache)
 }
 
-const COLUMNS: [&str; 11] =
-    ["kernel", "block_q", "block_kv", "query", "splits", "median ms", "p10", "p90", "rounds", "GFLOP/s", "first ms"];
+const COLUMNS: [&str; 12] = [
+    "kernel",
+    "block_q",
+    "block_kv",
+    "query",
+    "keys",
+    "splits",
+    "median ms",
+    "p10",
+    "p90",
+    "rounds",
+    "GFLOP/s",
+    "first ms",
+];
 
 fn table(report: &TuneReport) -> Table {
     let mut table = Table::new();
@@ -202,6 +214,7 @@ fn choice_cells(choice: &PlanChoice) -> Vec<String> {
         tile(|tile| tile.block_q.to_string()),
         tile(|tile| tile.block_kv.to_string()),
         tile(|tile| if tile.query_resident { "resident" } else { "streamed" }.to_owned()),
+        tile(|tile| if tile.paired_keys { "paired" } else { "" }.to_owned()),
         choice.num_splits.map_or_else(String::new, |splits| splits.to_string()),
     ]
 }
