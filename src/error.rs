@@ -42,6 +42,12 @@ pub enum Error {
         /// Kernels of that device.
         possible: String,
     },
+    /// Inputs and outputs take more memory of the host than there is.
+    #[error("inputs and outputs would take {bytes} bytes, more memory than the host has")]
+    HostMemory {
+        /// Bytes needed.
+        bytes: u128,
+    },
     /// No kernel has this name.
     #[error("there is no kernel {name:?}; possible: auto, {}", kernel_names().join(", "))]
     UnknownKernel {

@@ -60,6 +60,7 @@
 //!
 //! - `native` (default): Vulkan, Metal, DX12 and GL adapters, blocking calls, threads on the CPU path.
 //! - `webgpu`: the browser's WebGPU.
+//! - `tune`: tuning on the device at hand, and the file that keeps what it finds.
 //! - `cli`: the program `cross-attention`.
 
 mod caps;
@@ -74,6 +75,8 @@ mod problem;
 mod shader;
 mod tensor;
 mod timing;
+#[cfg(feature = "tune")]
+pub mod tune;
 pub mod verify;
 pub mod workload;
 
@@ -83,7 +86,7 @@ pub use error::Error;
 pub use half::f16;
 pub use inputs::{AttentionData, AttentionInputs, AttentionOutput, InputError};
 pub use kernels::Kernel;
-pub use plan::{Plan, PlanError};
+pub use plan::{Plan, PlanChoice, PlanError, TileShape};
 pub use problem::{AttentionProblem, AttentionSpec, Diagonal, MAX_LEN, ProblemError, ScoreStage};
 pub use tensor::{Element, Layout, TensorData, TensorRef, TensorSpec};
 pub use timing::{Timing, TimingSource};

@@ -2,6 +2,7 @@
 
 /// The clock that a time was read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "tune", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum TimingSource {
     /// The device's own timestamps, at the start and end of the compute pass.
     Timestamps,

@@ -221,16 +221,24 @@ pub fn verify_sample(
     output: &AttentionOutput,
     max_rows: usize,
 ) -> Result<Report, InputError> {
+    let rows = problem.rows().min(max_rows.max(2));
+    let last = problem.rows().saturating_sub(1);
+    let steps = rows.saturating_sub(1).max(1) as u128;
+    let row = |n: usize| (n as u128 * last as u128 / steps).try_into().unwrap_or(last);
+    verify_rows(problem, inputs, output, &(0..rows).map(row).collect::<Vec<_>>())
+}
+
+/// Compares these rows of an output with the oracle.
+pub(crate) fn verify_rows(
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+    output: &AttentionOutput,
+    rows: &[usize],
+) -> Result<Report, InputError> {
     inputs.check(problem)?;
     check_output(problem, output)?;
-    let all_rows = problem.rows();
-    let rows = all_rows.min(max_rows.max(2));
-    let reports = cpu::map(rows, |n| {
-        let steps = (rows - 1).max(1) as u128;
-        let row = (n as u128 * (all_rows - 1) as u128 / steps).try_into().unwrap_or(all_rows - 1);
-        compare_row(problem, inputs, output, row)
-    });
-    let mut report = Report::new(rows, all_rows);
+    let reports = cpu::map(rows.len(), |n| compare_row(problem, inputs, output, rows[n]));
+    let mut report = Report::new(rows.len(), problem.rows());
     reports.iter().for_each(|row| report.merge(row));
     Ok(report)
 }

@@ -372,6 +372,30 @@ fn timings_are_lines_of_json() {
 }
 
 #[test]
+fn tuning_is_for_gpus() {
+    let folder = Folder::new();
+    let file = folder.at("tune.json");
+    let shape = ["--q-heads", "2", "--q-len", "3", "--kv-len", "5", "--head-dim", "8"];
+    let said = bad(&[&["tune", "--device", "cpu", "--cache", &file], &shape[..]].concat());
+    assert!(said.contains("has no choices to tune; --device gpu"), "{said}");
+    assert!(!Path::new(&file).exists());
+    // a cache that the device has no use for
+    let output = program(&[&["explain", "--device", "cpu", "--tune-cache", &file], &shape[..]].concat());
+    assert!(output.status.success());
+    assert!(String::from_utf8(output.stderr).unwrap().starts_with("warning: cpu"));
+    for usage in [
+        &["tune"][..],
+        &["tune", "--workload", "no_such_workload"],
+        &["tune", "--workload", "gqa", "--q-heads", "2"],
+        &["tune", "--q-heads", "2", "--q-len", "3", "--kv-len", "5"],
+        &["tune", "--workload", "gqa", "--seconds", "-1"],
+        &["bench", "--tune-cache", "x", "--kernel", "fused"],
+    ] {
+        assert_eq!(program(usage).status.code(), Some(2), "{usage:?}");
+    }
+}
+
+#[test]
 fn devices_are_listed_where_there_are_none_too() {
     for environment in [None, Some(("WGPU_ADAPTER_NAME", "no such adapter"))] {
         for flags in [&["devices"][..], &["devices", "--json"]] {

@@ -72,6 +72,15 @@ impl Context {
         Ok(PreparedAttention { context: self.clone(), plan, pipelines, params, params_stride, scores, row_data })
     }
 
+    /// [`prepare_plan`](Self::prepare_plan), blocking.
+    ///
+    /// # Errors
+    /// As [`prepare_plan`](Self::prepare_plan).
+    #[cfg(feature = "native")]
+    pub fn prepare_plan_blocking(&self, plan: Plan) -> Result<PreparedAttention, Error> {
+        self.block_on(self.prepare_plan(plan))
+    }
+
     /// One attention from host memory to host memory: upload, run, read back. Natively, somebody must poll the device
     /// meanwhile; [`attention_blocking`](Self::attention_blocking) does.
     ///

@@ -24,3 +24,5 @@ pub use buffers::AttentionBuffers;
 pub use context::Context;
 pub use error::GpuError;
 pub use merge::MergeBuffers;
+#[cfg(feature = "tune")]
+pub(crate) use timing::Clock;

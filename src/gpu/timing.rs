@@ -31,11 +31,7 @@ impl PreparedAttention {
             millis.push(self.round(bound, &clock).await?);
             on_round();
         }
-        let source = match clock {
-            Clock::Timestamps { .. } => TimingSource::Timestamps,
-            Clock::Wall { .. } => TimingSource::Wall,
-        };
-        Ok(Timing { millis, source })
+        Ok(Timing { millis, source: clock.source() })
     }
 
     /// [`time`](Self::time), blocking.
@@ -54,7 +50,7 @@ impl PreparedAttention {
     }
 
     /// Milliseconds of one call.
-    async fn round(&self, bound: &BoundAttention, clock: &Clock) -> Result<f64, GpuError> {
+    pub(crate) async fn round(&self, bound: &BoundAttention, clock: &Clock) -> Result<f64, GpuError> {
         let context = self.context();
         let start = Instant::now();
         context
@@ -91,7 +87,7 @@ impl PreparedAttention {
 }
 
 /// What a round is timed by.
-enum Clock {
+pub(crate) enum Clock {
     /// Two timestamps, and the buffer that they are read from.
     Timestamps { queries: wgpu::QuerySet, ticks: wgpu::Buffer },
     /// The host's clock, until a word comes back.
@@ -99,7 +95,14 @@ enum Clock {
 }
 
 impl Clock {
-    async fn new(prepared: &PreparedAttention) -> Result<Self, GpuError> {
+    pub(crate) const fn source(&self) -> TimingSource {
+        match self {
+            Self::Timestamps { .. } => TimingSource::Timestamps,
+            Self::Wall { .. } => TimingSource::Wall,
+        }
+    }
+
+    pub(crate) async fn new(prepared: &PreparedAttention) -> Result<Self, GpuError> {
         let context = prepared.context();
         if !context.caps().timestamps {
             return Ok(Self::Wall { marker: context.allocate("marker", 4).await? });

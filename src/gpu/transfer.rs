@@ -131,6 +131,22 @@ impl Context {
         self.block_on(self.upload(name, data))
     }
 
+    /// Fills a buffer with bits that are NaN in every element type.
+    #[cfg(feature = "tune")]
+    pub(crate) async fn fill_with_nan(&self, buffer: &wgpu::Buffer) -> Result<(), GpuError> {
+        let size = buffer.size();
+        let chunk = vec![0xff; usize::try_from(size.min(1 << 20)).unwrap_or(0)];
+        self.checked("a buffer of NaN", size, || {
+            let mut start = 0;
+            while start < size {
+                let bytes = (size - start).min(1 << 20);
+                self.queue().write_buffer(buffer, start, &chunk[..usize::try_from(bytes).unwrap_or(0)]);
+                start += bytes;
+            }
+        })
+        .await
+    }
+
     pub(super) async fn buffer(
         &self,
         name: &str,

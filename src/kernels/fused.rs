@@ -2,17 +2,20 @@
 
 use super::params::Params;
 use super::{
-    Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, storage_buffers,
+    Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory,
+    storage_buffers,
 };
 use crate::caps::DeviceCaps;
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
 use crate::plan::variant::Variant;
-use crate::plan::{Step, ceil_div};
+use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
 
 /// Keys of a block, and invocations of a workgroup.
 const BLOCK_KV: usize = 64;
+/// Query rows of a workgroup.
+const ROWS: [usize; 3] = [8, 4, 1];
 /// Floats of the output that one invocation may hold in registers.
 const MAX_ACCUMULATORS: usize = 40;
 /// The widest value row: 32 floats an invocation, with one query row.
@@ -29,45 +32,77 @@ pub(crate) struct Tiles {
     pub(crate) workgroup_bytes: u64,
 }
 
-/// The most rows that registers and workgroup memory allow, but no more than there are: every key and value that is
-/// loaded serves all of them.
-pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
-    let dims_per_lane = problem.v_head_dim().div_ceil(BLOCK_KV);
-    let of = |rows: usize| {
+impl Tiles {
+    fn of(problem: &AttentionProblem, rows: usize) -> Self {
         let variables = [rows * problem.head_dim(), BLOCK_KV * rows, BLOCK_KV, rows, rows, 2];
         let workgroup_bytes = variables.iter().map(|words| (*words as u64 * 4).next_multiple_of(16)).sum();
-        Tiles { rows, dims_per_lane, workgroup_bytes }
-    };
+        Self { rows, dims_per_lane: problem.v_head_dim().div_ceil(BLOCK_KV), workgroup_bytes }
+    }
+
+    fn fits(&self, caps: &DeviceCaps) -> bool {
+        self.rows * self.dims_per_lane <= MAX_ACCUMULATORS
+            && self.workgroup_bytes <= u64::from(caps.max_compute_workgroup_storage_size)
+    }
+
+    pub(crate) fn shape(&self) -> TileShape {
+        TileShape::new(self.rows, BLOCK_KV, true)
+    }
+}
+
+/// The most rows that registers and workgroup memory allow, but no more than there are: every key and value that is
+/// loaded serves all of them.
+fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
     let wanted = match problem.q_len() {
         0 | 1 => 1,
         2..=4 => 4,
         _ => 8,
     };
-    let fits = |tiles: &Tiles| {
-        tiles.rows <= wanted
-            && tiles.rows * dims_per_lane <= MAX_ACCUMULATORS
-            && tiles.workgroup_bytes <= u64::from(caps.max_compute_workgroup_storage_size)
-    };
-    [8, 4, 1].map(of).into_iter().find(fits).unwrap_or_else(|| of(1))
+    let all = ROWS.map(|rows| Tiles::of(problem, rows));
+    all.into_iter().find(|tiles| tiles.rows <= wanted && tiles.fits(caps)).unwrap_or_else(|| Tiles::of(problem, 1))
 }
 
-pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
+/// The preferred rows, and the next fewer.
+pub(crate) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
+    let preferred = tiles(problem, caps).rows;
+    let rows = ROWS.into_iter().filter(|rows| *rows <= preferred).take(2);
+    rows.map(|rows| PlanChoice { tile: Some(Tiles::of(problem, rows).shape()), ..PlanChoice::of(Kernel::Fused) })
+        .collect()
+}
+
+/// The tiles that were asked for, or the preferred ones, if they fit.
+pub(crate) fn tiling(
+    problem: &AttentionProblem,
+    caps: &DeviceCaps,
+    shape: Option<TileShape>,
+) -> Result<Tiles, Unsupported> {
     check_invocations(64, caps)?;
     check_storage_buffers(storage_buffers(problem), caps)?;
     if problem.v_head_dim() > MAX_V_HEAD_DIM {
         return Err(Unsupported::Dim { name: "v_head_dim", found: problem.v_head_dim(), max: MAX_V_HEAD_DIM });
     }
-    check_workgroup_memory(tiles(problem, caps).workgroup_bytes, problem, caps)
+    let tiles = match shape {
+        None => tiles(problem, caps),
+        Some(found) => {
+            let all = ROWS.map(|rows| Tiles::of(problem, rows));
+            let rows_fit = |tiles: &Tiles| tiles.shape() == found && (tiles.rows == 1 || tiles.fits(caps));
+            all.into_iter().find(rows_fit).ok_or_else(|| {
+                let fitting = all.iter().filter(|tiles| tiles.rows == 1 || tiles.fits(caps));
+                let possible: Vec<_> = fitting.map(|tiles| tiles.shape().to_string()).collect();
+                Unsupported::Tile { found, possible: possible.join("; ") }
+            })?
+        }
+    };
+    check_workgroup_memory(tiles.workgroup_bytes, problem, caps)?;
+    Ok(tiles)
 }
 
-pub(crate) fn grid(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> [u64; 3] {
-    let rows = tiles(problem, caps).rows;
-    [ceil_div(part.rows.len(), rows), part.heads.len() as u64, part.batch.len() as u64]
+pub(crate) fn grid(part: &Part, tiles: &Tiles) -> [u64; 3] {
+    [ceil_div(part.rows.len(), tiles.rows), part.heads.len() as u64, part.batch.len() as u64]
 }
 
-pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
+pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
     let spec = problem.spec();
-    let Tiles { rows, dims_per_lane, workgroup_bytes } = tiles(problem, caps);
+    let &Tiles { rows, dims_per_lane, workgroup_bytes } = tiles;
     let mut bindings = Bindings::new(problem, part, caps);
     bindings.read(&[Slot::Query, Slot::Key, Slot::Value]);
     bindings.read_terms();
@@ -83,5 +118,5 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) 
     variant.size("BLOCK_KV", BLOCK_KV).size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     variant.size("QUERY_TILE", rows * problem.head_dim()).size("PROB_TILE", rows * BLOCK_KV);
     let params = Params::new(problem, part, &bindings);
-    vec![Step::new(variant, bindings, params, grid(problem, caps, part), workgroup_bytes)]
+    vec![Step::new(variant, bindings, params, grid(part, tiles), workgroup_bytes)]
 }

@@ -10,12 +10,13 @@ pub(crate) mod tiled;
 pub use params::Params;
 
 use crate::caps::DeviceCaps;
-use crate::plan::Step;
 use crate::plan::split::Part;
+use crate::plan::{PlanChoice, Step, TileShape};
 use crate::problem::AttentionProblem;
 
 /// A way to compute an attention on a GPU. A plan chooses one; [`Kernel::ALL`] lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "tune", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Kernel {
     /// The keys split over workgroups and merged, the query heads of a group taken together, for few queries.
     Split,
@@ -47,42 +48,86 @@ impl Kernel {
     /// # Errors
     /// The reason.
     pub fn supports(self, problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
+        self.tiling(problem, caps, &PlanChoice::of(self)).map(drop)
+    }
+
+    /// A choice of this kernel in the kernel's own terms.
+    pub(crate) fn tiling(
+        self,
+        problem: &AttentionProblem,
+        caps: &DeviceCaps,
+        choice: &PlanChoice,
+    ) -> Result<Tiling, Unsupported> {
         params::supports(problem)?;
+        if let (Some(found), true) = (choice.num_splits, self != Self::Split) {
+            return Err(Unsupported::NotSplit { found });
+        }
         match self {
-            Self::Split => split::supports(problem, caps),
-            Self::Tiled => tiled::supports(problem, caps),
-            Self::Fused => fused::supports(problem, caps),
-            Self::Plain => plain::supports(problem, caps),
+            Self::Split => split::tiling(problem, caps, choice).map(Tiling::Split),
+            Self::Tiled => tiled::tiling(problem, caps, choice.tile).map(Tiling::Tiled),
+            Self::Fused => fused::tiling(problem, caps, choice.tile).map(Tiling::Fused),
+            Self::Plain => plain::tiling(problem, caps, choice.tile).map(|()| Tiling::Plain),
+        }
+    }
+
+    /// The choices of this kernel that are worth a try, its rule's own not always among them.
+    pub(crate) fn candidates(self, problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
+        match self {
+            Self::Split => split::candidates(problem, caps),
+            Self::Tiled => tiled::candidates(problem, caps),
+            Self::Fused => fused::candidates(problem, caps),
+            Self::Plain => vec![PlanChoice::of(self)],
+        }
+    }
+}
+
+/// How a kernel lays a problem over workgroups: a choice that was found to fit problem and device.
+#[derive(Clone, Debug)]
+pub(crate) enum Tiling {
+    Split(split::Tiling),
+    Tiled(tiled::Tiles),
+    Fused(fused::Tiles),
+    Plain,
+}
+
+impl Tiling {
+    /// The choice with nothing left open, as it is for a part.
+    pub(crate) fn choice(&self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> PlanChoice {
+        match self {
+            Self::Split(tiling) => tiling.choice(problem, caps, part),
+            Self::Tiled(tiles) => PlanChoice { tile: Some(tiles.shape()), ..PlanChoice::of(Kernel::Tiled) },
+            Self::Fused(tiles) => PlanChoice { tile: Some(tiles.shape()), ..PlanChoice::of(Kernel::Fused) },
+            Self::Plain => PlanChoice::of(Kernel::Plain),
         }
     }
 
     /// Query rows of the smallest part that the problem can be cut into.
-    pub(crate) fn block_rows(self, problem: &AttentionProblem, caps: &DeviceCaps) -> usize {
+    pub(crate) const fn block_rows(&self) -> usize {
         match self {
-            Self::Split => 1,
-            Self::Tiled => tiled::tiles(problem, caps).block_q(),
-            Self::Fused => fused::tiles(problem, caps).rows,
+            Self::Split(_) => 1,
+            Self::Tiled(tiles) => tiles.block_q(),
+            Self::Fused(tiles) => tiles.rows,
             // its softmax takes a workgroup a row
             Self::Plain => 1,
         }
     }
 
     /// Workgroups along each dimension for every dispatch of a part.
-    pub(crate) fn grids(self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<[u64; 3]> {
+    pub(crate) fn grids(&self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<[u64; 3]> {
         match self {
-            Self::Split => split::grids(problem, caps, part),
-            Self::Tiled => vec![tiled::grid(problem, caps, part)],
-            Self::Fused => vec![fused::grid(problem, caps, part)],
+            Self::Split(tiling) => split::grids(problem, caps, part, tiling),
+            Self::Tiled(tiles) => vec![tiled::grid(part, tiles)],
+            Self::Fused(tiles) => vec![fused::grid(part, tiles)],
             Self::Plain => plain::grids(problem, part),
         }
     }
 
     /// The dispatches that compute a part.
-    pub(crate) fn steps(self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
+    pub(crate) fn steps(&self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
         match self {
-            Self::Split => split::steps(problem, caps, part),
-            Self::Tiled => tiled::steps(problem, caps, part),
-            Self::Fused => fused::steps(problem, caps, part),
+            Self::Split(tiling) => split::steps(problem, caps, part, tiling),
+            Self::Tiled(tiles) => tiled::steps(problem, caps, part, tiles),
+            Self::Fused(tiles) => fused::steps(problem, caps, part, tiles),
             Self::Plain => plain::steps(problem, caps, part),
         }
     }
@@ -153,6 +198,28 @@ pub enum Unsupported {
         needed: u64,
         /// Workgroups allowed.
         found: u64,
+    },
+    /// A tile was asked for that the kernel does not have for this problem.
+    #[error("has no tile {found}; possible: {possible}")]
+    Tile {
+        /// What was asked.
+        found: TileShape,
+        /// What would do.
+        possible: String,
+    },
+    /// Parts of the keys were asked for that are too many, or none.
+    #[error("num_splits is {found}, possible: 1 to {max}")]
+    NumSplits {
+        /// What was asked.
+        found: u32,
+        /// The most that would do.
+        max: u32,
+    },
+    /// Parts of the keys were asked for, and the kernel does not split them.
+    #[error("does not split the keys; num_splits {found} was asked for")]
+    NotSplit {
+        /// What was asked.
+        found: u32,
     },
 }
 

@@ -6,7 +6,7 @@ use crate::caps::DeviceCaps;
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
 use crate::plan::variant::Variant;
-use crate::plan::{Step, ceil_div};
+use crate::plan::{Step, TileShape, ceil_div};
 use crate::problem::{AttentionProblem, ScoreStage};
 
 /// Side of the square tiles of scores and weighted sum.
@@ -15,6 +15,17 @@ const TILE: usize = 16;
 const SOFTMAX_WIDTH: usize = 64;
 /// Workgroup memory of scores and weighted sum: two tiles.
 const TILES_BYTES: u64 = 2 * 4 * (TILE * TILE) as u64;
+
+pub(crate) fn tiling(
+    problem: &AttentionProblem,
+    caps: &DeviceCaps,
+    shape: Option<TileShape>,
+) -> Result<(), Unsupported> {
+    match shape {
+        None => supports(problem, caps),
+        Some(found) => Err(Unsupported::Tile { found, possible: "none, its tiles are fixed".to_owned() }),
+    }
+}
 
 pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
     check_invocations(256, caps)?;

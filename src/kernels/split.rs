@@ -2,13 +2,14 @@
 
 use super::params::Params;
 use super::{
-    Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, storage_buffers,
+    Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory,
+    storage_buffers,
 };
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
 use crate::plan::variant::Variant;
-use crate::plan::{Step, ceil_div};
+use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
 
 /// Invocations of a workgroup.
@@ -19,6 +20,9 @@ const KEYS: usize = 2;
 const MAX_ACCUMULATORS: usize = 16;
 /// Fewest keys that are worth a workgroup of their own.
 const MIN_SPLIT: usize = 2 * KEYS * LANES;
+
+/// Workgroups of a choice that is worth a try, at most, where keys are split.
+const MAX_TRIED_WORKGROUPS: usize = 1024;
 
 /// How a part of a problem is laid over workgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +51,39 @@ const fn wanted_workgroups(class: DeviceClass) -> usize {
     }
 }
 
-pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Tiles {
+/// What was asked for of how parts are laid over workgroups; what was not is left to [`tiles`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tiling {
+    rows: Option<usize>,
+    splits: Option<usize>,
+}
+
+impl Tiling {
+    pub(crate) fn choice(&self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> PlanChoice {
+        let tiles = tiles(problem, caps, part, self);
+        PlanChoice {
+            tile: Some(shape(tiles.rows)),
+            num_splits: Some(u32::try_from(tiles.splits).unwrap_or(u32::MAX)),
+            ..PlanChoice::of(Kernel::Split)
+        }
+    }
+}
+
+fn shape(rows: usize) -> TileShape {
+    TileShape::new(rows, KEYS * LANES, true)
+}
+
+/// Parts of the keys, at most: each has a block of keys.
+fn max_splits(problem: &AttentionProblem) -> usize {
+    problem.kv_len().div_ceil(KEYS * LANES).max(1)
+}
+
+/// Folded rows of a workgroup that registers allow.
+fn max_rows(columns: usize, row_count: usize) -> usize {
+    (MAX_ACCUMULATORS / columns).max(1).min(row_count.max(1))
+}
+
+pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, forced: &Tiling) -> Tiles {
     let value_vecs = problem.v_head_dim().div_ceil(4);
     let query_vecs = problem.head_dim().div_ceil(4);
     let column_lanes = value_vecs.min(LANES);
@@ -63,11 +99,15 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) 
         let workgroups = part.heads.len() / group * part.batch.len() * row_blocks;
         let wanted = wanted_workgroups(caps.class).div_ceil(workgroups.max(1));
         let splits = wanted.min(problem.kv_len().div_ceil(MIN_SPLIT)).max(1);
+        let splits = forced.splits.unwrap_or(splits);
         Tiles { group, rows, row_blocks, splits, column_lanes, columns, workgroup_bytes }
     };
+    if let Some(rows) = forced.rows {
+        // a part may have fewer
+        return of(rows.min(row_count.max(1)));
+    }
     let budget = u64::from(caps.max_compute_workgroup_storage_size);
-    let most = (MAX_ACCUMULATORS / columns).max(1).min(row_count.max(1));
-    let rows = (1..=most).rev().find(|rows| of(*rows).workgroup_bytes <= budget).unwrap_or(1);
+    let rows = (1..=max_rows(columns, row_count)).rev().find(|rows| of(*rows).workgroup_bytes <= budget).unwrap_or(1);
     // the same number of blocks, evenly filled
     of(row_count.div_ceil(row_count.div_ceil(rows).max(1)).max(1))
 }
@@ -76,19 +116,61 @@ fn whole(problem: &AttentionProblem) -> Part {
     Part { batch: 0..problem.batch(), heads: 0..problem.q_heads(), rows: 0..problem.q_len() }
 }
 
-pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
+/// What was asked for, or the kernel's rules, if it fits.
+pub(crate) fn tiling(
+    problem: &AttentionProblem,
+    caps: &DeviceCaps,
+    choice: &PlanChoice,
+) -> Result<Tiling, Unsupported> {
     check_invocations(64, caps)?;
     check_storage_buffers(storage_buffers(problem), caps)?;
-    let tiles = tiles(problem, caps, &whole(problem));
+    let mut tiling = Tiling::default();
+    if let Some(found) = choice.num_splits {
+        let max = u32::try_from(max_splits(problem)).unwrap_or(u32::MAX);
+        if found == 0 || found > max {
+            return Err(Unsupported::NumSplits { found, max });
+        }
+        tiling.splits = Some(found as usize);
+    }
+    let preferred = tiles(problem, caps, &whole(problem), &tiling);
+    if let Some(found) = choice.tile {
+        let most = max_rows(preferred.columns, preferred.group * problem.q_len());
+        let rows = (1..=most).find(|rows| shape(*rows) == found).ok_or_else(|| {
+            let possible = format!("{}, block_q from 1 to {most}", shape(most));
+            Unsupported::Tile { found, possible }
+        })?;
+        tiling.rows = Some(rows);
+    }
+    let tiles = tiles(problem, caps, &whole(problem), &tiling);
     if tiles.rows * tiles.columns > MAX_ACCUMULATORS {
         let max = MAX_ACCUMULATORS * LANES * 4;
         return Err(Unsupported::Dim { name: "v_head_dim", found: problem.v_head_dim(), max });
     }
-    check_workgroup_memory(tiles.workgroup_bytes, problem, caps)
+    check_workgroup_memory(tiles.workgroup_bytes, problem, caps)?;
+    Ok(tiling)
 }
 
-pub(crate) fn grids(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<[u64; 3]> {
-    let tiles = tiles(problem, caps, part);
+/// The preferred rows and half of them, each with the keys in 1, 2, 4, … parts, as long as the workgroups are not far more
+/// than keep a device busy.
+pub(crate) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
+    let preferred = tiles(problem, caps, &whole(problem), &Tiling::default()).rows;
+    let mut choices = vec![];
+    for rows in [preferred, preferred.div_ceil(2)] {
+        let tiling = Tiling { rows: Some(rows), splits: Some(1) };
+        let tiles = tiles(problem, caps, &whole(problem), &tiling);
+        let workgroups = problem.q_heads() / tiles.group * problem.batch() * tiles.row_blocks;
+        let mut splits = 1;
+        while splits <= max_splits(problem) && (splits == 1 || workgroups * splits <= MAX_TRIED_WORKGROUPS) {
+            let tiling = Tiling { rows: Some(rows), splits: Some(splits) };
+            choices.push(tiling.choice(problem, caps, &whole(problem)));
+            splits *= 2;
+        }
+    }
+    choices
+}
+
+pub(crate) fn grids(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiling: &Tiling) -> Vec<[u64; 3]> {
+    let tiles = tiles(problem, caps, part, tiling);
     let mut grids = vec![split_grid(&tiles, part)];
     if tiles.splits > 1 {
         grids.push(combine_grid(part));
@@ -106,9 +188,9 @@ fn combine_grid(part: &Part) -> [u64; 3] {
 }
 
 /// The parts of the keys, and their merge where there is more than one.
-pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
+pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiling: &Tiling) -> Vec<Step> {
     let spec = problem.spec();
-    let tiles = tiles(problem, caps, part);
+    let tiles = tiles(problem, caps, part, tiling);
     let rows = part.batch.len() * part.heads.len() * part.rows.len();
     let words = tiles.splits.saturating_mul(rows).saturating_mul(problem.v_head_dim() + 1);
     let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);

@@ -2,13 +2,14 @@
 
 use super::params::Params;
 use super::{
-    Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, storage_buffers,
+    Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory,
+    storage_buffers,
 };
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
 use crate::plan::variant::Variant;
-use crate::plan::{Step, ceil_div};
+use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
 
 /// Keys of one invocation: a vec4 of probabilities.
@@ -28,6 +29,13 @@ const MAX_LOADS: usize = 8;
 const MAX_COLUMN_GROUP: usize = 2;
 /// vec4s of the output that one invocation may hold in registers, at most.
 const MAX_ACCUMULATORS: usize = 48;
+
+/// The same for tiles that are worth a try.
+const MAX_TRIED_ACCUMULATORS: usize = 24;
+/// Query rows of one invocation, as the shader is made for them.
+const ROWS: [usize; 3] = [4, 2, 1];
+const MIN_KEY_LANES: usize = 4;
+const MAX_KEY_LANES: usize = 16;
 
 /// Tile sizes for a problem on a device. Widths and chunks are in vec4s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +85,11 @@ impl Tiles {
 
     const fn block_kv(&self) -> usize {
         KEYS * self.key_lanes
+    }
+
+    pub(crate) fn shape(&self) -> TileShape {
+        let shape = TileShape::new(self.block_q(), self.block_kv(), self.query_resident);
+        TileShape { paired_keys: self.turned, ..shape }
     }
 
     /// Value columns of one invocation in a chunk.
@@ -130,11 +143,11 @@ impl Tiles {
 /// Registers: 16 accumulators (vec4s) and values of two keys at once where a GPU has plenty, 8 and of one on others; Mesa 26.2
 /// spills 76 registers on an Apple M1 at `head_dim` 64 with the former, none with the latter.
 pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
-    let plenty = matches!(caps.class, DeviceClass::Discrete | DeviceClass::Virtual);
+    let plenty = has_plenty_of_registers(caps);
     let columns = if plenty { 4 } else { 2 };
     let value_vecs = problem.v_head_dim().div_ceil(4);
     let mut last = None;
-    for rows in [4, 2, 1] {
+    for rows in ROWS {
         for lanes in key_lanes(value_vecs, columns) {
             let Some(tiles) = sized(problem, caps, rows, lanes, plenty) else { continue };
             let fits = tiles.workgroup_bytes <= u64::from(caps.max_compute_workgroup_storage_size);
@@ -146,6 +159,10 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps) -> Tiles {
     }
     // too large, as `supports` will say
     last.unwrap_or(Tiles::NONE)
+}
+
+const fn has_plenty_of_registers(caps: &DeviceCaps) -> bool {
+    matches!(caps.class, DeviceClass::Discrete | DeviceClass::Virtual)
 }
 
 /// Tiles of this shape, with the longest chunks that fit; none where the lanes cannot be cut into short enough passes.
@@ -177,7 +194,7 @@ fn sized(problem: &AttentionProblem, caps: &DeviceCaps, rows: usize, key_lanes: 
 /// Numbers of invocations across a value row, the best first: where `columns` vec4s each hold the row, few idle columns
 /// and small blocks of keys, for staging a block costs in proportion to the lanes; then those where the row does not fit.
 fn key_lanes(value_vecs: usize, columns: usize) -> Vec<usize> {
-    let mut lanes: Vec<usize> = (4..=16).collect();
+    let mut lanes: Vec<usize> = (MIN_KEY_LANES..=MAX_KEY_LANES).collect();
     lanes.sort_by_key(|&lanes| {
         let held = value_vecs.div_ceil(lanes);
         // weighted sums are half of the work, and a lane more costs 1/128 of it
@@ -196,25 +213,87 @@ fn chunks(vecs: usize, max: usize) -> (usize, usize) {
     (vecs.div_ceil(count), count)
 }
 
-pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
+/// The tiles of a shape that was asked for.
+fn forced(problem: &AttentionProblem, caps: &DeviceCaps, shape: TileShape) -> Result<Tiles, Unsupported> {
+    let (block_q, block_kv) = (shape.block_q as usize, shape.block_kv as usize);
+    let key_lanes = block_kv / KEYS;
+    let lanes_fit = (MIN_KEY_LANES..=MAX_KEY_LANES).contains(&key_lanes) && key_lanes * KEYS == block_kv;
+    let rows = ROWS.into_iter().find(|rows| lanes_fit && rows * (INVOCATIONS / key_lanes) == block_q);
+    let tiles = rows.and_then(|rows| sized(problem, caps, rows, key_lanes, shape.paired_keys));
+    let mut tiles = tiles.ok_or_else(|| {
+        let all = (MIN_KEY_LANES..=MAX_KEY_LANES).filter(|lanes| sized(problem, caps, 1, *lanes, false).is_some());
+        let pairs = all.map(|lanes| format!("{} with {}", INVOCATIONS / lanes, lanes * KEYS));
+        let possible = format!("block_q of 1, 2 or 4 times {}, of block_kv", pairs.collect::<Vec<_>>().join(", "));
+        Unsupported::Tile { found: shape, possible }
+    })?;
+    tiles.query_resident = shape.query_resident;
+    tiles.workgroup_bytes = tiles.bytes(shape.query_resident);
+    Ok(tiles)
+}
+
+/// Tiles worth a try: register tiles of 4 and 2 rows, of 1 where that is enough for all rows, with every number of columns
+/// that registers hold, over the key lanes that leave the fewest idle; query rows in workgroup memory and not; keys paired
+/// and not.
+pub(crate) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
+    let plenty = has_plenty_of_registers(caps);
+    let budget = u64::from(caps.max_compute_workgroup_storage_size);
+    let value_vecs = problem.v_head_dim().div_ceil(4);
+    let mut choices = vec![];
+    for rows in ROWS {
+        let mut columns_seen = vec![];
+        let mut lanes: Vec<_> = (MIN_KEY_LANES..=MAX_KEY_LANES).collect();
+        lanes.sort_by_key(|lanes| value_vecs.div_ceil(*lanes) * lanes - value_vecs);
+        for lanes in lanes {
+            let Some(tiles) = sized(problem, caps, rows, lanes, plenty) else { continue };
+            let columns = tiles.accumulators() / rows;
+            // half the rows would hold them all
+            let too_many_rows = rows > 1 && problem.q_len() <= rows / 2 * tiles.row_lanes;
+            let too_few_rows = rows == 1 && problem.q_len() > tiles.row_lanes;
+            let fits = tiles.workgroup_bytes <= budget && tiles.accumulators() <= MAX_TRIED_ACCUMULATORS;
+            if too_many_rows || too_few_rows || !fits || columns_seen.contains(&columns) {
+                continue;
+            }
+            columns_seen.push(columns);
+            // resident where it fits
+            let shape = tiles.shape();
+            for shape in [
+                shape,
+                TileShape { query_resident: false, ..shape },
+                TileShape { paired_keys: !shape.paired_keys, ..shape },
+            ] {
+                choices.push(PlanChoice { tile: Some(shape), ..PlanChoice::of(Kernel::Tiled) });
+            }
+        }
+    }
+    choices
+}
+
+/// The tiles that were asked for, or the preferred ones, if they fit.
+pub(crate) fn tiling(
+    problem: &AttentionProblem,
+    caps: &DeviceCaps,
+    shape: Option<TileShape>,
+) -> Result<Tiles, Unsupported> {
     check_invocations(64, caps)?;
     check_storage_buffers(storage_buffers(problem), caps)?;
-    let tiles = tiles(problem, caps);
+    let tiles = match shape {
+        None => tiles(problem, caps),
+        Some(shape) => forced(problem, caps, shape)?,
+    };
     if tiles.accumulators() > MAX_ACCUMULATORS {
-        let max = MAX_ACCUMULATORS * tiles.key_lanes * 4;
+        let max = MAX_ACCUMULATORS / tiles.rows * tiles.key_lanes * 4;
         return Err(Unsupported::Dim { name: "v_head_dim", found: problem.v_head_dim(), max });
     }
-    check_workgroup_memory(tiles.workgroup_bytes, problem, caps)
+    check_workgroup_memory(tiles.workgroup_bytes, problem, caps)?;
+    Ok(tiles)
 }
 
-pub(crate) fn grid(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> [u64; 3] {
-    let block_q = tiles(problem, caps).block_q();
-    [ceil_div(part.rows.len(), block_q), part.heads.len() as u64, part.batch.len() as u64]
+pub(crate) fn grid(part: &Part, tiles: &Tiles) -> [u64; 3] {
+    [ceil_div(part.rows.len(), tiles.block_q()), part.heads.len() as u64, part.batch.len() as u64]
 }
 
-pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
+pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
     let spec = problem.spec();
-    let tiles = tiles(problem, caps);
     let mut bindings = Bindings::new(problem, part, caps);
     bindings.read(&[Slot::Query, Slot::Key, Slot::Value]);
     bindings.read_terms();
@@ -252,5 +331,5 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) 
     variant.constant("TILE_ROW", tiles.tile_row()).constant("QUERY_ROW", tiles.query_row());
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings);
-    vec![Step::new(variant, bindings, params, grid(problem, caps, part), tiles.workgroup_bytes)]
+    vec![Step::new(variant, bindings, params, grid(part, tiles), tiles.workgroup_bytes)]
 }

@@ -1,11 +1,13 @@
 //! From a problem and a device's capabilities to a plan: which kernel, which dispatches, how much memory.
 
 pub(crate) mod bindings;
+mod choice;
 mod select;
 pub(crate) mod split;
 pub(crate) mod variant;
 
 pub use bindings::{Binding, RowDataMap};
+pub use choice::{PlanChoice, TileShape};
 pub use variant::Variant;
 
 use crate::caps::DeviceCaps;
@@ -53,7 +55,7 @@ impl Step {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    kernel: Kernel,
+    choice: PlanChoice,
     why: String,
     rejected: Vec<(Kernel, String)>,
     parts: u64,
@@ -73,6 +75,43 @@ impl Plan {
         select::plan(problem, caps, kernel)
     }
 
+    /// Plans a problem with a choice that was made elsewhere. What the choice leaves open is left to the kernel's rules.
+    ///
+    /// ```
+    /// use cross_attention::{AttentionProblem, AttentionSpec, DeviceCaps, Kernel, Plan};
+    /// let problem = AttentionProblem::new(AttentionSpec::new([1, 8, 1, 64], [1, 8, 1500, 64]))?;
+    /// let caps = DeviceCaps::webgpu_defaults();
+    /// let mut choice = Plan::new(&problem, &caps, Some(Kernel::Split))?.choice();
+    /// choice.num_splits = Some(3);
+    /// assert_eq!(Plan::with_choice(&problem, &caps, &choice)?.choice(), choice);
+    /// # Ok::<(), cross_attention::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`PlanError::Choice`] if the choice does not fit the problem or the device, with the reason.
+    pub fn with_choice(problem: &AttentionProblem, caps: &DeviceCaps, choice: &PlanChoice) -> Result<Self, PlanError> {
+        select::with_choice(problem, caps, choice, "asked for as a choice")
+    }
+
+    /// The same with a reason of its own.
+    #[cfg(feature = "tune")]
+    pub(crate) fn because(
+        problem: &AttentionProblem,
+        caps: &DeviceCaps,
+        choice: &PlanChoice,
+        why: &str,
+    ) -> Result<Self, PlanError> {
+        select::with_choice(problem, caps, choice, why)
+    }
+
+    /// The choices that are worth a try for a problem on a device, all of which can run: the plan's own first, then
+    /// those of every kernel in turns: its tiles and the parts that keys are split into. The plain kernel is left out where its scores take more than
+    /// 256 MiB and are not asked for. Empty where no kernel will do.
+    #[must_use]
+    pub fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
+        select::candidates(problem, caps)
+    }
+
     /// What was planned.
     #[must_use]
     pub const fn problem(&self) -> &AttentionProblem {
@@ -82,7 +121,19 @@ impl Plan {
     /// The kernel that runs.
     #[must_use]
     pub const fn kernel(&self) -> Kernel {
-        self.kernel
+        self.choice.kernel
+    }
+
+    /// What was chosen, with nothing left open; of the first part where the problem was cut into several.
+    #[must_use]
+    pub const fn choice(&self) -> PlanChoice {
+        self.choice
+    }
+
+    /// Why this kernel and not another.
+    #[must_use]
+    pub fn why(&self) -> &str {
+        &self.why
     }
 
     /// The kernels that do not run, each with the reason.
@@ -147,9 +198,12 @@ impl Plan {
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{}", self.summary)?;
-        writeln!(f, "kernel     {}: {}", self.kernel, self.why)?;
+        writeln!(f, "kernel     {}: {}", self.choice.kernel, self.why)?;
         for (kernel, reason) in &self.rejected {
             writeln!(f, "           not {kernel}: {reason}")?;
+        }
+        if self.choice != PlanChoice::of(self.choice.kernel) {
+            writeln!(f, "choice     {}", self.choice)?;
         }
         writeln!(f, "workspace  {} bytes", self.workspace_bytes())?;
         if self.parts > 1 {
@@ -187,6 +241,14 @@ pub enum PlanError {
     NoKernel {
         /// Every kernel that was considered, with the reason.
         reasons: Vec<(Kernel, Rejection)>,
+    },
+    /// A choice that was made elsewhere will not do.
+    #[error("the choice {choice} cannot run: {reason}; Plan::candidates lists those that can")]
+    Choice {
+        /// What was asked.
+        choice: PlanChoice,
+        /// Why not.
+        reason: Rejection,
     },
     /// The plan was made for a device with other limits.
     #[error("the plan needs {needed} {what}, this device has {found}; plan for this device")]

@@ -1,9 +1,9 @@
 //! Which kernel runs for a problem, and why: the rules, and what is tried when a limit is hit.
 
-use super::split::PartSize;
-use super::{Plan, PlanError, Rejection, RowDataMap, Step};
+use super::split::{Part, PartSize};
+use super::{Plan, PlanChoice, PlanError, Rejection, RowDataMap, Step};
 use crate::caps::{DeviceCaps, DeviceClass};
-use crate::kernels::{Kernel, Slot, plain};
+use crate::kernels::{Kernel, Slot, Tiling, plain};
 use crate::problem::{AttentionProblem, ScoreStage};
 
 /// Parts that a problem may be cut into.
@@ -16,30 +16,67 @@ pub(super) fn plan(problem: &AttentionProblem, caps: &DeviceCaps, forced: Option
         if forced.is_some_and(|forced| forced != kernel) {
             continue;
         }
-        match cut(problem, caps, kernel) {
-            Ok((parts, steps)) => {
-                let rejected = order
-                    .iter()
-                    .filter(|(other, _)| *other != kernel)
-                    .map(|(other, _)| (*other, reason_against(*other, kernel, forced, &refused)))
-                    .collect();
+        match cut(problem, caps, &PlanChoice::of(kernel)) {
+            Ok(cut) => {
                 let why = if forced.is_some() { "asked for by name" } else { why };
-                return Ok(Plan {
-                    kernel,
-                    why: why.to_owned(),
-                    rejected,
-                    parts,
-                    workspace_bytes: workspace_bytes(&steps),
-                    steps,
-                    row_data: RowDataMap::new(problem),
-                    problem: problem.clone(),
-                    summary: summary(problem, caps),
-                });
+                let against = |other| reason_against(other, kernel, forced, &refused);
+                return Ok(assemble(problem, caps, cut, why, against));
             }
             Err(rejection) => refused.push((kernel, rejection)),
         }
     }
     Err(PlanError::NoKernel { reasons: refused })
+}
+
+pub(super) fn with_choice(
+    problem: &AttentionProblem,
+    caps: &DeviceCaps,
+    choice: &PlanChoice,
+    why: &str,
+) -> Result<Plan, PlanError> {
+    let cut = cut(problem, caps, choice).map_err(|reason| PlanError::Choice { choice: *choice, reason })?;
+    Ok(assemble(problem, caps, cut, why, |_| format!("{} is the choice that was given", choice.kernel)))
+}
+
+/// The most bytes of scores that make the plain kernel worth a try where others need none.
+const MAX_TRIED_SCORES: u64 = 256 << 20;
+
+pub(super) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
+    let own = plan(problem, caps, None).ok().map(|plan| plan.choice);
+    let mut choices: Vec<_> = own.into_iter().collect();
+    let scores = (problem.rows() as u64).saturating_mul(problem.kv_len() as u64).saturating_mul(4);
+    // in turns, so that every kernel is among the first
+    let of_kernels = preference(problem, caps.class).map(|(kernel, _)| kernel.candidates(problem, caps));
+    let longest = of_kernels.iter().map(Vec::len).max().unwrap_or(0);
+    for choice in (0..longest).flat_map(|n| of_kernels.iter().filter_map(move |of_kernel| of_kernel.get(n))) {
+        let Ok(cut) = cut(problem, caps, choice) else { continue };
+        let sensible = choice.kernel != Kernel::Plain || scores <= MAX_TRIED_SCORES || problem.spec().scores.is_some();
+        if sensible && !choices.contains(&cut.choice) {
+            choices.push(cut.choice);
+        }
+    }
+    choices
+}
+
+fn assemble(
+    problem: &AttentionProblem,
+    caps: &DeviceCaps,
+    cut: Cut,
+    why: &str,
+    against: impl Fn(Kernel) -> String,
+) -> Plan {
+    let others = preference(problem, caps.class).into_iter().map(|(other, _)| other);
+    Plan {
+        choice: cut.choice,
+        why: why.to_owned(),
+        rejected: others.filter(|other| *other != cut.choice.kernel).map(|other| (other, against(other))).collect(),
+        parts: cut.parts,
+        workspace_bytes: workspace_bytes(&cut.steps),
+        steps: cut.steps,
+        row_data: RowDataMap::new(problem),
+        problem: problem.clone(),
+        summary: summary(problem, caps),
+    }
 }
 
 /// Folded query rows of a head up to which the split kernel is preferred: as many as one workgroup of it takes.
@@ -93,14 +130,21 @@ fn reason_against(other: Kernel, chosen: Kernel, forced: Option<Kernel>, refused
     }
 }
 
-/// The dispatches, with the problem cut until every binding and grid fits.
-fn cut(problem: &AttentionProblem, caps: &DeviceCaps, kernel: Kernel) -> Result<(u64, Vec<Step>), Rejection> {
-    kernel.supports(problem, caps)?;
+/// A problem cut until every binding and grid fits.
+struct Cut {
+    choice: PlanChoice,
+    parts: u64,
+    steps: Vec<Step>,
+}
+
+fn cut(problem: &AttentionProblem, caps: &DeviceCaps, choice: &PlanChoice) -> Result<Cut, Rejection> {
+    let kernel = choice.kernel;
+    let tiling = kernel.tiling(problem, caps, choice)?;
     if kernel != Kernel::Plain && problem.spec().scores.is_some() {
         plain::supports(problem, caps)?;
     }
     if problem.is_empty() {
-        return Ok((0, vec![]));
+        return Ok(Cut { choice: *choice, parts: 0, steps: vec![] });
     }
     let mut size = PartSize::whole(problem);
     loop {
@@ -108,14 +152,15 @@ fn cut(problem: &AttentionProblem, caps: &DeviceCaps, kernel: Kernel) -> Result<
         if count > MAX_PARTS {
             return Err(Rejection::Parts { needed: count, found: MAX_PARTS });
         }
-        match steps(problem, caps, kernel, size) {
-            Ok(steps) => return Ok((count, steps)),
+        let parts = size.parts(problem);
+        match steps(problem, caps, kernel, &tiling, &parts) {
+            Ok(steps) => {
+                let choice = parts.first().map_or(*choice, |part| tiling.choice(problem, caps, part));
+                return Ok(Cut { choice, parts: count, steps });
+            }
             // row data is bound whole, whatever the part
             Err(rejection @ Rejection::Binding { slot: Slot::RowData, .. }) => return Err(rejection),
-            Err(rejection) => {
-                let block_rows = kernel.block_rows(problem, caps);
-                size = size.smaller(problem, block_rows).ok_or(rejection)?;
-            }
+            Err(rejection) => size = size.smaller(problem, tiling.block_rows()).ok_or(rejection)?,
         }
     }
 }
@@ -124,16 +169,17 @@ fn steps(
     problem: &AttentionProblem,
     caps: &DeviceCaps,
     kernel: Kernel,
-    size: PartSize,
+    tiling: &Tiling,
+    parts: &[Part],
 ) -> Result<Vec<Step>, Rejection> {
     let mut all = vec![];
-    for part in size.parts(problem) {
-        let mut grids = kernel.grids(problem, caps, &part);
-        let mut steps = kernel.steps(problem, caps, &part);
+    for part in parts {
+        let mut grids = tiling.grids(problem, caps, part);
+        let mut steps = tiling.steps(problem, caps, part);
         if kernel != Kernel::Plain {
-            let returned = plain::returned_scores(problem, caps, &part);
+            let returned = plain::returned_scores(problem, caps, part);
             if !returned.is_empty() {
-                grids.extend(plain::grids(problem, &part));
+                grids.extend(plain::grids(problem, part));
                 steps.extend(returned);
             }
         }

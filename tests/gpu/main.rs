@@ -20,6 +20,8 @@ mod levels;
 mod merging;
 mod parts;
 mod trials;
+#[cfg(feature = "tune")]
+mod tuning;
 
 use libtest_mimic::{Arguments, Conclusion, Trial};
 

@@ -60,6 +60,8 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
     }
     trials.extend(merging::trials(adapter));
     trials.extend(levels::trials(adapter));
+    #[cfg(feature = "tune")]
+    trials.extend(super::tuning::trials(adapter));
     trials
 }
 

@@ -14,3 +14,5 @@ mod properties;
 mod refusals;
 mod shaders;
 mod table;
+#[cfg(feature = "tune")]
+mod tune;

@@ -157,6 +157,46 @@ fn every_variant_is_valid_and_host_and_shader_agree() {
     }
 }
 
+/// The choices that tuning ranges over, of a few shapes; masks and elements are the business of the test above.
+#[test]
+fn every_candidate_is_valid() {
+    let mut larger = DeviceCaps::webgpu_defaults();
+    larger.class = DeviceClass::Discrete;
+    larger.max_compute_workgroup_storage_size = 49152;
+    let mut seen = HashSet::new();
+    for (q_len, kv_len, head_dim, v_head_dim) in
+        [(1, 600, 64, 64), (70, 77, 40, 40), (70, 600, 128, 96), (9, 70, 7, 5), (70, 70, 192, 128), (9, 70, 256, 256)]
+    {
+        let tensor = |shape| TensorSpec::f32(Layout::bhld(shape));
+        let mut spec = AttentionSpec::from_tensors(
+            tensor([1, 4, q_len, head_dim]),
+            tensor([1, 2, kv_len, head_dim]),
+            tensor([1, 2, kv_len, v_head_dim]),
+        );
+        spec.lse = true;
+        spec.causal = Some(Diagonal::BottomRight);
+        let problem = AttentionProblem::new(spec).expect("a sound spec");
+        for caps in [&larger, &DeviceCaps::webgpu_defaults()] {
+            for choice in Plan::candidates(&problem, caps) {
+                let plan = Plan::with_choice(&problem, caps, &choice).expect("a candidate runs");
+                for step in plan.steps() {
+                    if !seen.insert(step.variant.clone()) {
+                        continue;
+                    }
+                    let (module, info) = resolve(&step.variant);
+                    compare_bindings(&module, step);
+                    assert_eq!(workgroup_bytes(&module), step.workgroup_bytes, "{choice}");
+                    assert!(module.entry_points[0].workgroup_size.iter().product::<u32>() <= 256);
+                    if seen.len() % 8 == 0 {
+                        translate(&module, &info);
+                    }
+                }
+            }
+        }
+    }
+    assert!(seen.len() > 100, "only {} variants", seen.len());
+}
+
 #[test]
 fn merge_is_valid_and_host_and_shader_agree() {
     let (module, info) = resolve(&Variant::merge());

@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::options::{DeviceFlags, ElementName};
 use crate::run::shape;
 use crate::terminal::Terminal;
+use crate::tuned::{CacheFlag, Tuned};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -40,6 +41,8 @@ pub(crate) struct Args {
     json: bool,
     #[command(flatten)]
     device: DeviceFlags,
+    #[command(flatten)]
+    cache: CacheFlag,
 }
 
 /// Rounds timed even where the time is up before.
@@ -77,6 +80,7 @@ pub(crate) fn bench(args: &Args, terminal: &mut Terminal) -> Result<bool, Error>
     }
     let choice = Device::choose_blocking(&args.device.device)?;
     let device = &choice.device;
+    let tuned = Tuned::load(&args.cache, device, false, terminal);
     let reason = format!("device: {choice}");
     if args.json {
         terminal.note(format_args!("{reason}"));
@@ -89,7 +93,7 @@ pub(crate) fn bench(args: &Args, terminal: &mut Terminal) -> Result<bool, Error>
     let mut failed = 0;
     for workload in &workloads {
         terminal.bar().set_message(workload.name);
-        let result = measure(workload, args, device, terminal);
+        let result = measure(workload, args, device, tuned.as_ref(), terminal);
         if let Err(error) = &result {
             terminal.note(format_args!("error: {}: {}", workload.name, error.chain()));
             failed += 1;
@@ -111,17 +115,18 @@ pub(crate) fn bench(args: &Args, terminal: &mut Terminal) -> Result<bool, Error>
     Ok(failed == 0)
 }
 
-fn measure(workload: &Workload, args: &Args, device: &Device, terminal: &Terminal) -> Result<Row, Error> {
-    let mut spec = workload.spec.clone();
-    let element = Element::from(args.element);
-    for tensor in [&mut spec.query, &mut spec.key, &mut spec.value, &mut spec.output] {
-        tensor.element = element;
-    }
-    let problem = AttentionProblem::new(spec)?;
+fn measure(
+    workload: &Workload,
+    args: &Args,
+    device: &Device,
+    tuned: Option<&Tuned>,
+    terminal: &Terminal,
+) -> Result<Row, Error> {
+    let problem = stored(workload, args.element)?;
     let data = workload::inputs(&problem, workload.name);
     let inputs = data.as_inputs();
     let start = Instant::now();
-    let prepared = device.prepare_blocking(&problem, args.device.kernel)?;
+    let prepared = Tuned::prepare(tuned, device, &problem, args.device.kernel, terminal)?;
     let results = prepared.run_blocking(&inputs)?;
     let first_ms = start.elapsed().as_secs_f64() * 1e3;
     let report = verify::verify_sample(&problem, &inputs, &results, VERIFIED_ROWS)?;
@@ -147,6 +152,15 @@ fn measure(workload: &Workload, args: &Args, device: &Device, terminal: &Termina
         gbps: workload::bytes(&problem) / (median_ms * 1e6),
         timing: timing.source,
     })
+}
+
+/// The problem of a workload with its tensors of one element type.
+pub(crate) fn stored(workload: &Workload, element: ElementName) -> Result<AttentionProblem, Error> {
+    let mut spec = workload.spec.clone();
+    for tensor in [&mut spec.query, &mut spec.key, &mut spec.value, &mut spec.output] {
+        tensor.element = element.into();
+    }
+    Ok(AttentionProblem::new(spec)?)
 }
 
 fn list(workloads: &[Workload], terminal: &mut Terminal) -> Result<(), Error> {
@@ -262,15 +276,15 @@ const fn kind(device: &Device) -> &'static str {
 }
 
 /// Whether a GPU is played by the CPU: such times say nothing about GPUs.
-fn software(device: &Device) -> bool {
+pub(crate) fn software(device: &Device) -> bool {
     matches!(device, Device::Gpu(context) if context.caps().class == DeviceClass::Software)
 }
 
-fn names() -> Vec<&'static str> {
+pub(crate) fn names() -> Vec<&'static str> {
     workload::all().into_iter().map(|workload| workload.name).collect()
 }
 
-fn seconds(text: &str) -> Result<Duration, &'static str> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, &'static str> {
     let seconds: Option<f64> = text.parse().ok().filter(|&seconds| seconds >= 0.0);
     seconds
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())

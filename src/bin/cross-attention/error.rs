@@ -44,6 +44,14 @@ pub(crate) enum Error {
     NotReturned { name: &'static str },
     #[error("the result is off: {report}")]
     Verify { report: String },
+    #[error("{device} has no choices to tune; --device gpu, or part of an adapter's name")]
+    NotTunable { device: String },
+    #[error("{warning}; it is not overwritten: name another file, or remove it")]
+    NotACache { warning: cross_attention::tune::TuneWarning },
+    #[error("{count} choices gave wrong results and are rejected; this is a fault of a kernel or of the driver")]
+    WrongChoices { count: usize },
+    #[error("no choice was right and timed, so none is kept")]
+    NothingChosen,
     #[error(transparent)]
     Attention(#[from] cross_attention::Error),
 }

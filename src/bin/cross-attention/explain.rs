@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use cross_attention::gpu::Context;
-use cross_attention::{
-    AttentionProblem, AttentionSpec, Device, Kernel, KernelChoice, Layout, Plan, ScoreStage, TensorSpec,
-};
+use cross_attention::{AttentionProblem, Device, Kernel, KernelChoice, Plan};
 
 use crate::error::Error;
 use crate::file::{self, Wish};
-use crate::options::{DeviceFlags, ElementName, Metadata, OptionFlags};
+use crate::options::{DeviceFlags, ElementName, OptionFlags};
 use crate::run::shape;
+use crate::shape::ShapeFlags;
 use crate::terminal::Terminal;
+use crate::tuned::{CacheFlag, Tuned};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -36,58 +36,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     device: DeviceFlags,
     #[command(flatten)]
+    cache: CacheFlag,
+    #[command(flatten)]
     options: OptionFlags,
-}
-
-#[derive(Debug, clap::Args)]
-#[group(id = "shape", multiple = true)]
-#[command(next_help_heading = "Shape")]
-struct ShapeFlags {
-    /// Entries of the batch [default: 1]
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
-    /// Heads of the query
-    #[arg(long, value_name = "N", required_unless_present = "input")]
-    q_heads: Option<usize>,
-    /// Heads of key and value [default: those of the query]
-    #[arg(long, value_name = "N")]
-    kv_heads: Option<usize>,
-    /// Length of the query, in tokens
-    #[arg(long, value_name = "TOKENS", required_unless_present = "input")]
-    q_len: Option<usize>,
-    /// Length of key and value, in tokens
-    #[arg(long, value_name = "TOKENS", required_unless_present = "input")]
-    kv_len: Option<usize>,
-    /// Width of a query or key row
-    #[arg(long, value_name = "N", required_unless_present = "input")]
-    head_dim: Option<usize>,
-    /// Width of a value row [default: that of a key row]
-    #[arg(long, value_name = "N")]
-    v_head_dim: Option<usize>,
-    /// Element type of query, key and value [default: f32]
-    #[arg(long, value_enum, value_name = "TYPE")]
-    element: Option<ElementName>,
-    /// With an additive bias [batch, q_heads, q_len, kv_len]
-    #[arg(long)]
-    bias: bool,
-    /// With a boolean mask [batch, q_heads, q_len, kv_len]
-    #[arg(long)]
-    mask: bool,
-    /// With key lengths [batch]
-    #[arg(long)]
-    kv_lens: bool,
-    /// With a range of keys for each row
-    #[arg(long)]
-    row_ranges: bool,
-    /// With ALiBi slopes
-    #[arg(long)]
-    alibi: bool,
-    /// With attention sinks
-    #[arg(long)]
-    sinks: bool,
-    /// Return the log-sum-exp too (`run` always does)
-    #[arg(long)]
-    lse: bool,
 }
 
 /// Prints the plan.
@@ -100,11 +51,15 @@ pub(crate) fn explain(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
             let wish = Wish { output: args.output_type.into(), probs: args.probs };
             file::read(path, &args.options, wish)?.problem
         }
-        None => args.problem()?,
+        None => args.shape.problem(&args.options, args.output_type, args.probs)?,
     };
     let choice = Device::choose_blocking(&args.device.device)?;
+    let tuned = Tuned::load(&args.cache, &choice.device, false, terminal);
     let text = match (&choice.device, args.device.kernel) {
-        (Device::Gpu(context), KernelChoice::Auto) => plan(&problem, context, None)?,
+        (Device::Gpu(context), KernelChoice::Auto) => match &tuned {
+            Some(tuned) => tuned.plan(context, &problem, terminal)?.to_string(),
+            None => plan(&problem, context, None)?,
+        },
         (Device::Gpu(context), KernelChoice::Gpu(kernel)) => plan(&problem, context, Some(kernel))?,
         (device, kernel) => {
             let prepared = device.prepare_blocking(&problem, kernel)?;
@@ -118,39 +73,6 @@ pub(crate) fn explain(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
 /// A GPU's plan, without making the pipelines.
 fn plan(problem: &AttentionProblem, context: &Context, kernel: Option<Kernel>) -> Result<String, Error> {
     Ok(Plan::new(problem, context.caps(), kernel).map_err(cross_attention::Error::from)?.to_string())
-}
-
-impl Args {
-    /// The problem that the flags describe.
-    fn problem(&self) -> Result<AttentionProblem, Error> {
-        let flags = &self.shape;
-        // clap has seen to it that what has no default is given
-        let [q_heads, q_len, kv_len, head_dim] =
-            [flags.q_heads, flags.q_len, flags.kv_len, flags.head_dim].map(Option::unwrap_or_default);
-        let batch = flags.batch.unwrap_or(1);
-        let kv_heads = flags.kv_heads.unwrap_or(q_heads);
-        let options = self.options.over(&Metadata::new())?;
-        let element = flags.element.unwrap_or_default().into();
-        let tensor = |axes| TensorSpec { element, layout: options.layout.layout(axes) };
-        let mut spec = AttentionSpec::from_tensors(
-            tensor([batch, q_heads, q_len, head_dim]),
-            tensor([batch, kv_heads, kv_len, head_dim]),
-            tensor([batch, kv_heads, kv_len, flags.v_head_dim.unwrap_or(head_dim)]),
-        );
-        let output = options.layout.layout(spec.output.layout.shape);
-        spec.output = TensorSpec { element: self.output_type.into(), layout: output };
-        options.apply(&mut spec);
-        let scores = Layout::bhld([batch, q_heads, q_len, kv_len]);
-        spec.bias = flags.bias.then_some(TensorSpec::f32(scores));
-        spec.mask = flags.mask.then_some(scores);
-        spec.kv_lens = flags.kv_lens;
-        spec.row_ranges = flags.row_ranges;
-        spec.alibi_slopes = flags.alibi;
-        spec.sinks = flags.sinks;
-        spec.lse = flags.lse;
-        spec.scores = self.probs.then_some(ScoreStage::Probs);
-        Ok(AttentionProblem::new(spec)?)
-    }
 }
 
 /// Element types, options, extra inputs and results of a problem, on one line.
@@ -192,6 +114,7 @@ fn extras(problem: &AttentionProblem) -> String {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use cross_attention::Layout;
 
     use super::*;
 
@@ -209,7 +132,8 @@ mod tests {
     fn a_shape_is_made_of_flags() {
         let flags = "--q-heads 8 --kv-heads 2 --q-len 3 --kv-len 77 --head-dim 40 --v-head-dim 20 --element f16 \
                      --causal bottom_right --window-left 9 --mask --bias --sinks --lse --layout blhd";
-        let problem = parse(flags).unwrap().problem().unwrap();
+        let args = parse(flags).unwrap();
+        let problem = args.shape.problem(&args.options, args.output_type, args.probs).unwrap();
         assert_eq!(problem.spec().value.layout, Layout::blhd([1, 2, 77, 20]));
         assert_eq!(
             extras(&problem),

@@ -9,8 +9,11 @@ mod explain;
 mod file;
 mod options;
 mod run;
+mod shape;
 mod show;
 mod terminal;
+mod tune;
+mod tuned;
 
 use std::process::ExitCode;
 
@@ -32,6 +35,7 @@ enum Command {
     Run(Box<run::Args>),
     Explain(Box<explain::Args>),
     Bench(bench::Args),
+    Tune(Box<tune::Args>),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args, &mut terminal),
         Command::Explain(args) => explain::explain(args, &mut terminal).map(|()| true),
         Command::Bench(args) => bench::bench(args, &mut terminal),
+        Command::Tune(args) => tune::tune(args, &mut terminal),
     };
     terminal.end_bar();
     match all_well {

@@ -11,6 +11,7 @@ use crate::file::{self, Wish};
 use crate::options::{DeviceFlags, ElementName, OptionFlags};
 use crate::show;
 use crate::terminal::Terminal;
+use crate::tuned::{CacheFlag, Tuned};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -55,6 +56,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     device: DeviceFlags,
     #[command(flatten)]
+    cache: CacheFlag,
+    #[command(flatten)]
     options: OptionFlags,
 }
 
@@ -72,6 +75,7 @@ struct Job {
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
     let jobs = jobs(&args.inputs, &args.output)?;
     let choice = Device::choose_blocking(&args.device.device)?;
+    let tuned = Tuned::load(&args.cache, &choice.device, args.quiet, terminal);
     if !args.quiet {
         terminal.line(format_args!("device: {choice}"))?;
         if jobs.len() > 1 {
@@ -81,7 +85,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
     let mut failed = 0;
     for job in &jobs {
         terminal.bar().set_message(job.input.display().to_string());
-        match run_one(args, &choice.device, job, terminal) {
+        match run_one(args, &choice.device, tuned.as_ref(), job, terminal) {
             Ok(()) => {}
             Err(error @ Error::Stdout { .. }) => return Err(error),
             Err(error) => {
@@ -98,7 +102,13 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
     Ok(failed == 0)
 }
 
-fn run_one(args: &Args, device: &Device, job: &Job, terminal: &mut Terminal) -> Result<(), Error> {
+fn run_one(
+    args: &Args,
+    device: &Device,
+    tuned: Option<&Tuned>,
+    job: &Job,
+    terminal: &mut Terminal,
+) -> Result<(), Error> {
     let wish = Wish { output: args.output_type.into(), probs: args.probs || args.show };
     let request = file::read(&job.input, &args.options, wish)?;
     let inputs = request.data.as_inputs();
@@ -109,7 +119,7 @@ fn run_one(args: &Args, device: &Device, job: &Job, terminal: &mut Terminal) -> 
         }
     }
     check_memory(&request.problem)?;
-    let prepared = device.prepare_blocking(&request.problem, args.device.kernel)?;
+    let prepared = Tuned::prepare(tuned, device, &request.problem, args.device.kernel, terminal)?;
     let start = Instant::now();
     let results = prepared.run_blocking(&inputs)?;
     let millis = start.elapsed().as_secs_f64() * 1e3;

@@ -1,0 +1,98 @@
+//! A problem described by flags.
+
+use cross_attention::{AttentionProblem, AttentionSpec, Layout, ScoreStage, TensorSpec};
+
+use crate::error::Error;
+use crate::options::{ElementName, Metadata, OptionFlags};
+
+/// A shape, needed where the argument of the id `input` is not given.
+#[derive(Debug, clap::Args)]
+#[group(id = "shape", multiple = true)]
+#[command(next_help_heading = "Shape")]
+pub(crate) struct ShapeFlags {
+    /// Entries of the batch [default: 1]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Heads of the query
+    #[arg(long, value_name = "N", required_unless_present = "input")]
+    q_heads: Option<usize>,
+    /// Heads of key and value [default: those of the query]
+    #[arg(long, value_name = "N")]
+    kv_heads: Option<usize>,
+    /// Length of the query, in tokens
+    #[arg(long, value_name = "TOKENS", required_unless_present = "input")]
+    q_len: Option<usize>,
+    /// Length of key and value, in tokens
+    #[arg(long, value_name = "TOKENS", required_unless_present = "input")]
+    kv_len: Option<usize>,
+    /// Width of a query or key row
+    #[arg(long, value_name = "N", required_unless_present = "input")]
+    head_dim: Option<usize>,
+    /// Width of a value row [default: that of a key row]
+    #[arg(long, value_name = "N")]
+    v_head_dim: Option<usize>,
+    /// Element type of query, key and value [default: f32]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub(crate) element: Option<ElementName>,
+    /// With an additive bias [batch, q_heads, q_len, kv_len]
+    #[arg(long)]
+    bias: bool,
+    /// With a boolean mask [batch, q_heads, q_len, kv_len]
+    #[arg(long)]
+    mask: bool,
+    /// With key lengths [batch]
+    #[arg(long)]
+    kv_lens: bool,
+    /// With a range of keys for each row
+    #[arg(long)]
+    row_ranges: bool,
+    /// With ALiBi slopes
+    #[arg(long)]
+    alibi: bool,
+    /// With attention sinks
+    #[arg(long)]
+    sinks: bool,
+    /// Return the log-sum-exp too (`run` always does)
+    #[arg(long)]
+    lse: bool,
+}
+
+impl ShapeFlags {
+    /// The problem that the flags describe.
+    ///
+    /// # Errors
+    /// Options that cannot be read, and what the library refuses.
+    pub(crate) fn problem(
+        &self,
+        options: &OptionFlags,
+        output: ElementName,
+        probs: bool,
+    ) -> Result<AttentionProblem, Error> {
+        // clap has seen to it that what has no default is given
+        let [q_heads, q_len, kv_len, head_dim] =
+            [self.q_heads, self.q_len, self.kv_len, self.head_dim].map(Option::unwrap_or_default);
+        let batch = self.batch.unwrap_or(1);
+        let kv_heads = self.kv_heads.unwrap_or(q_heads);
+        let options = options.over(&Metadata::new())?;
+        let element = self.element.unwrap_or_default().into();
+        let tensor = |axes| TensorSpec { element, layout: options.layout.layout(axes) };
+        let mut spec = AttentionSpec::from_tensors(
+            tensor([batch, q_heads, q_len, head_dim]),
+            tensor([batch, kv_heads, kv_len, head_dim]),
+            tensor([batch, kv_heads, kv_len, self.v_head_dim.unwrap_or(head_dim)]),
+        );
+        let layout = options.layout.layout(spec.output.layout.shape);
+        spec.output = TensorSpec { element: output.into(), layout };
+        options.apply(&mut spec);
+        let scores = Layout::bhld([batch, q_heads, q_len, kv_len]);
+        spec.bias = self.bias.then_some(TensorSpec::f32(scores));
+        spec.mask = self.mask.then_some(scores);
+        spec.kv_lens = self.kv_lens;
+        spec.row_ranges = self.row_ranges;
+        spec.alibi_slopes = self.alibi;
+        spec.sinks = self.sinks;
+        spec.lse = self.lse;
+        spec.scores = probs.then_some(ScoreStage::Probs);
+        Ok(AttentionProblem::new(spec)?)
+    }
+}

@@ -1,0 +1,243 @@
+//! `tune`: times the choices of a plan on a device, and keeps the best one in a file.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::PossibleValuesParser;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use cross_attention::gpu::Context;
+use cross_attention::tune::{
+    DeviceKey, Outcome, TuneCache, TuneCandidate, TuneOptions, TuneProgress, TuneReport, TuneWarning,
+};
+use cross_attention::{AttentionProblem, Device, KernelChoice, Plan, PlanChoice, TileShape, workload};
+
+use crate::bench::{names, seconds, software, stored};
+use crate::error::Error;
+use crate::options::{DeviceFlags, ElementName, OptionFlags};
+use crate::run::shape;
+use crate::shape::ShapeFlags;
+use crate::terminal::Terminal;
+
+const EXAMPLE: &str = "\
+Examples:
+  cross-attention tune --workload whisper_decode gqa --cache tune.json
+  cross-attention tune --q-heads 8 --q-len 4096 --kv-len 77 --head-dim 40 --cache tune.json
+  cross-attention bench whisper_decode --tune-cache tune.json";
+
+/// Time the choices of a plan on a device, each verified before it is timed, and keep the best
+///
+/// The choices are kernels, their tiles, and the number of parts that keys are split into. What is found is used where
+/// --tune-cache names the file, on the same device with the same driver, for problems of the same class: equal widths,
+/// element types and terms, lengths and heads that round up to the same powers of two.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub(crate) struct Args {
+    /// Workloads to tune (`bench --list` shows them); without any, the shape is given by flags
+    #[arg(
+        id = "input", long = "workload", value_name = "NAME", num_args = 1.., conflicts_with = "shape",
+        value_parser = PossibleValuesParser::new(names()), hide_possible_values = true,
+    )]
+    workloads: Vec<String>,
+    #[command(flatten)]
+    shape: ShapeFlags,
+    /// Element type of the output [default: that of the query]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    output_type: Option<ElementName>,
+    /// The file to keep the choices in; made if need be
+    #[arg(long, value_name = "FILE")]
+    cache: Option<PathBuf>,
+    /// Time to spend on each problem, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    seconds: Duration,
+    #[command(flatten)]
+    device: DeviceFlags,
+    #[command(flatten)]
+    options: OptionFlags,
+}
+
+/// Tunes every problem; whether all of them went well.
+///
+/// # Errors
+/// What kept all of them from being tuned.
+pub(crate) fn tune(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
+    let problems = args.problems()?;
+    let choice = Device::choose_blocking(&args.device.device)?;
+    let Device::Gpu(context) = &choice.device else {
+        return Err(Error::NotTunable { device: choice.device.name() });
+    };
+    // what the file holds is not lost, whatever it is
+    let mut cache = args.cache.as_ref().map(|path| open(path, context, terminal)).transpose()?;
+    terminal.line(format_args!("device: {choice}"))?;
+    let (driver, backend) = (choice.device.driver(), choice.device.backend());
+    let kind = if software(&choice.device) { ", software: these times say nothing about GPUs" } else { "" };
+    terminal.line(format_args!("driver: {driver}, {backend}{kind}"))?;
+    let mut failed = 0;
+    for (name, problem) in &problems {
+        terminal.line(format_args!("{name}: {}", shape(problem)))?;
+        let kept = tune_one(args, context, problem, terminal).and_then(|report| {
+            terminal.line(format_args!("{}", table(&report)))?;
+            let entry = report.entry().ok_or(Error::NothingChosen)?;
+            terminal.line(format_args!("chosen: {}, {}", entry.choice, entry.why()))?;
+            if let (Some(cache), Some(path)) = (&mut cache, &args.cache) {
+                cache.insert(entry);
+                // after each problem, so that what was found is kept whatever happens next
+                cache.save(path).map_err(|source| Error::Write { path: path.clone(), source })?;
+            }
+            let wrong = |candidate: &&TuneCandidate| matches!(candidate.outcome, Outcome::Wrong { .. });
+            match report.candidates.iter().filter(wrong).count() {
+                0 => Ok(()),
+                count => Err(Error::WrongChoices { count }),
+            }
+        });
+        match kept {
+            Ok(()) => {}
+            Err(error @ (Error::Stdout { .. } | Error::Write { .. })) => return Err(error),
+            Err(error) => {
+                terminal.note(format_args!("error: {name}: {}", error.chain()));
+                failed += 1;
+            }
+        }
+        if terminal.closed() {
+            break;
+        }
+    }
+    Ok(failed == 0)
+}
+
+fn tune_one(
+    args: &Args,
+    context: &Context,
+    problem: &AttentionProblem,
+    terminal: &mut Terminal,
+) -> Result<TuneReport, Error> {
+    let mut options = TuneOptions { budget: args.seconds, ..TuneOptions::default() };
+    match args.device.kernel {
+        KernelChoice::Auto => {}
+        KernelChoice::Gpu(kernel) => {
+            let own = Plan::new(problem, context.caps(), Some(kernel)).map_err(cross_attention::Error::from)?.choice();
+            let all = Plan::candidates(problem, context.caps());
+            let others = all.into_iter().filter(|choice| choice.kernel == kernel && *choice != own);
+            options.candidates = Some([own].into_iter().chain(others).collect());
+        }
+        KernelChoice::Cpu(_) => {
+            // refused in the library's words
+            let device = Device::Gpu(context.clone());
+            device.prepare_blocking(problem, args.device.kernel)?;
+        }
+    }
+    terminal.start_bar(1);
+    let bar = terminal.bar().clone();
+    let mut count = 0;
+    let report = context.tune_blocking(problem, &options, &mut |progress| match progress {
+        TuneProgress::Checking { candidate, of, choice } => {
+            count = of;
+            bar.set_length((of + options.rounds + 1) as u64);
+            bar.set_position(candidate as u64);
+            bar.set_message(format!("checking {choice}"));
+        }
+        TuneProgress::Timing { round, .. } => {
+            bar.set_position((count + round) as u64);
+            bar.set_message("timing");
+        }
+        _ => {}
+    });
+    terminal.end_bar();
+    Ok(report?)
+}
+
+impl Args {
+    /// The problems, each with a name.
+    fn problems(&self) -> Result<Vec<(String, AttentionProblem)>, Error> {
+        let element = self.shape.element.unwrap_or_default();
+        if self.workloads.is_empty() {
+            let problem = self.shape.problem(&self.options, self.output_type.unwrap_or(element), false)?;
+            return Ok(vec![("problem".to_owned(), problem)]);
+        }
+        let workloads = self.workloads.iter().filter_map(|name| workload::find(name));
+        workloads.map(|workload| Ok((workload.name.to_owned(), stored(&workload, element)?))).collect()
+    }
+}
+
+/// Reads the cache that is to be written; a file that is something else is left alone.
+fn open(path: &std::path::Path, context: &Context, terminal: &Terminal) -> Result<TuneCache, Error> {
+    let (cache, warnings) = TuneCache::load(path, &DeviceKey::of(context.info()));
+    for warning in warnings {
+        match warning {
+            TuneWarning::Missing { .. } | TuneWarning::Foreign { .. } => {}
+            TuneWarning::Unreadable { .. } | TuneWarning::Format { .. } => return Err(Error::NotACache { warning }),
+            _ => terminal.note(format_args!("warning: {warning}")),
+        }
+    }
+    Ok(cache)
+}
+
+const COLUMNS: [&str; 12] = [
+    "kernel",
+    "block_q",
+    "block_kv",
+    "query",
+    "keys",
+    "splits",
+    "median ms",
+    "p10",
+    "p90",
+    "rounds",
+    "GFLOP/s",
+    "first ms",
+];
+
+fn table(report: &TuneReport) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(COLUMNS.into_iter().chain(["result"]));
+    for column in table.column_iter_mut().skip(1).take(COLUMNS.len() - 1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut rows: Vec<_> = report.candidates.iter().enumerate().collect();
+    let time = |outcome: &Outcome| outcome.median_ms().unwrap_or(f64::INFINITY);
+    rows.sort_by(|(_, a), (_, b)| time(&a.outcome).total_cmp(&time(&b.outcome)));
+    for (n, candidate) in rows {
+        let mut cells = choice_cells(&candidate.choice);
+        cells.extend(time_cells(&candidate.outcome, report.flops));
+        let own = if candidate.choice == report.planned { " (the plan's own)" } else { "" };
+        let result = if report.chosen == Some(n) { "chosen".to_owned() } else { result(&candidate.outcome) };
+        cells.push(format!("{result}{own}"));
+        table.add_row(cells);
+    }
+    table
+}
+
+fn choice_cells(choice: &PlanChoice) -> Vec<String> {
+    let tile = |of: fn(&TileShape) -> String| choice.tile.as_ref().map_or_else(String::new, of);
+    vec![
+        choice.kernel.to_string(),
+        tile(|tile| tile.block_q.to_string()),
+        tile(|tile| tile.block_kv.to_string()),
+        tile(|tile| if tile.query_resident { "resident" } else { "streamed" }.to_owned()),
+        tile(|tile| if tile.paired_keys { "paired" } else { "" }.to_owned()),
+        choice.num_splits.map_or_else(String::new, |splits| splits.to_string()),
+    ]
+}
+
+fn time_cells(outcome: &Outcome, flops: f64) -> Vec<String> {
+    let Outcome::Timed { timing, first_ms, .. } = outcome else { return vec![String::new(); 6] };
+    let median = timing.quantile(0.5);
+    vec![
+        format!("{median:.4}"),
+        format!("{:.4}", timing.quantile(0.1)),
+        format!("{:.4}", timing.quantile(0.9)),
+        timing.millis.len().to_string(),
+        format!("{:.1}", flops / (median * 1e6)),
+        format!("{first_ms:.0}"),
+    ]
+}
+
+fn result(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Timed { worst_ratio, .. } => format!("right, {worst_ratio:.2} of the error that is allowed"),
+        Outcome::Wrong { report } => format!("WRONG, rejected: {report}"),
+        Outcome::Failed { error } => format!("rejected: {error}"),
+        Outcome::NotTried { reason } => format!("not tried: {reason}"),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,44 @@
+//! Tuning on the device at hand: the choices of a plan tried, checked and timed, and the best ones kept in a file.
+//!
+//! The rules of [`Plan::new`](crate::Plan::new) know a device's kind and limits, not its cores, caches or compiler. Tuning
+//! is asked for, never done by itself: [`Context::tune`](crate::gpu::Context::tune) runs
+//! [`Plan::candidates`](crate::Plan::candidates) for a problem, [`TuneCache`] keeps what was found, and
+//! [`Context::prepare_tuned`](crate::gpu::Context::prepare_tuned) uses it.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use std::time::Duration;
+//! use cross_attention::gpu::Context;
+//! use cross_attention::tune::{DeviceKey, TuneCache, TuneOptions};
+//! use cross_attention::{AttentionProblem, AttentionSpec};
+//!
+//! # fn example(context: &Context) -> Result<(), Box<dyn std::error::Error>> {
+//! let problem = AttentionProblem::new(AttentionSpec::new([1, 8, 1, 64], [1, 8, 1500, 64]))?;
+//! let path = Path::new("tune.json");
+//! // once
+//! let options = TuneOptions { budget: Duration::from_secs(5), ..TuneOptions::default() };
+//! let report = context.tune_blocking(&problem, &options, &mut |_| {})?;
+//! let (mut cache, warnings) = TuneCache::load(path, &DeviceKey::of(context.info()));
+//! warnings.iter().for_each(|warning| eprintln!("{warning}"));
+//! if let Some(entry) = report.entry() {
+//!     cache.insert(entry);
+//!     cache.save(path)?;
+//! }
+//! // from then on
+//! let (prepared, lookup) = context.prepare_tuned_blocking(&problem, &cache)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A file is never trusted: what is not for this device, driver, crate version and class of problem is not used, what does
+//! not fit the problem is not used, and each time a [`TuneWarning`] says so.
+
+mod cache;
+mod class;
+mod report;
+mod tuner;
+
+pub use cache::{Lookup, TuneCache, TuneEntry, TuneWarning};
+pub use class::{DeviceKey, ProblemClass};
+pub use report::{Outcome, TuneCandidate, TuneProgress, TuneReport};
+pub use tuner::TuneOptions;
