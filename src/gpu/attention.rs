@@ -3,7 +3,7 @@
 use super::buffers::AttentionBuffers;
 use super::context::Context;
 use super::error::GpuError;
-use super::pipelines::{Interface, Pipeline};
+use super::pipelines::Pipeline;
 use crate::error::Error;
 use crate::inputs::{AttentionInputs, AttentionOutput};
 use crate::kernels::{Kernel, Slot};
@@ -47,10 +47,7 @@ impl Context {
     /// [`Error::Plan`] if it was made for higher ones, [`Error::Gpu`] if the device refuses.
     pub async fn prepare_plan(&self, plan: Plan) -> Result<PreparedAttention, Error> {
         plan.check(self.caps())?;
-        let mut pipelines = Vec::with_capacity(plan.steps().len());
-        for step in plan.steps() {
-            pipelines.push(self.pipeline(&step.variant, &Interface::of(step)).await?);
-        }
+        let pipelines = self.pipelines_of(&plan.steps().iter().collect::<Vec<_>>()).await?;
         let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment);
         let params_stride = (size_of::<crate::kernels::params::Params>() as u64).next_multiple_of(alignment);
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;

@@ -7,6 +7,16 @@
 mod adapters;
 mod attention;
 mod buffers;
+#[cfg(feature = "native")]
+mod cache;
+#[cfg(feature = "native")]
+#[allow(
+    unsafe_code,
+    reason = "a driver's own data can only be given back to it by an unsafe call; why it may be: there"
+)]
+mod cache_data;
+#[cfg(feature = "native")]
+mod cache_file;
 mod context;
 mod error;
 mod merge;
@@ -21,6 +31,8 @@ pub use adapters::adapters_blocking;
 pub use adapters::{AdapterRequest, AdapterSummary, ChosenAdapter, adapters, choose};
 pub use attention::{AttentionTensors, BoundAttention, PreparedAttention};
 pub use buffers::AttentionBuffers;
+#[cfg(feature = "native")]
+pub use cache::{PipelineCacheFault, PipelineCacheState};
 pub use context::Context;
 pub use error::GpuError;
 pub use merge::MergeBuffers;
