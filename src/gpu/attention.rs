@@ -307,6 +307,15 @@ impl PreparedAttention {
         Ok(tensors)
     }
 
+    /// [`upload`](Self::upload), blocking.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    #[cfg(feature = "native")]
+    pub fn upload_blocking(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionTensors, Error> {
+        self.context.block_on(self.upload(inputs))
+    }
+
     /// Reads the outputs back. Natively, somebody must poll the device meanwhile.
     ///
     /// # Errors

@@ -7,12 +7,14 @@ mod devices;
 mod error;
 mod explain;
 mod file;
+mod open;
 mod options;
 mod run;
 mod show;
 mod terminal;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
@@ -35,13 +37,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let started = Instant::now();
     let program = Program::parse();
     let mut terminal = Terminal::new();
     let all_well = match &program.command {
         Command::Devices(args) => devices::devices(args, &mut terminal).map(|()| true),
         Command::Run(args) => run::run(args, &mut terminal),
         Command::Explain(args) => explain::explain(args, &mut terminal).map(|()| true),
-        Command::Bench(args) => bench::bench(args, &mut terminal),
+        Command::Bench(args) => bench::bench(args, started, &mut terminal),
     };
     terminal.end_bar();
     match all_well {

@@ -8,6 +8,7 @@ use cross_attention::{AttentionProblem, Device, verify};
 
 use crate::error::Error;
 use crate::file::{self, Wish};
+use crate::open::{self, CacheFlag};
 use crate::options::{DeviceFlags, ElementName, OptionFlags};
 use crate::show;
 use crate::terminal::Terminal;
@@ -55,6 +56,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     device: DeviceFlags,
     #[command(flatten)]
+    cache: CacheFlag,
+    #[command(flatten)]
     options: OptionFlags,
 }
 
@@ -71,7 +74,7 @@ struct Job {
 /// What kept all of them from running.
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
     let jobs = jobs(&args.inputs, &args.output)?;
-    let choice = Device::choose_blocking(&args.device.device)?;
+    let choice = open::open(&args.device, &args.cache, terminal)?;
     if !args.quiet {
         terminal.line(format_args!("device: {choice}"))?;
         if jobs.len() > 1 {
@@ -95,6 +98,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
     if failed > 0 && jobs.len() > 1 {
         terminal.note(format_args!("{failed} of {} files failed", jobs.len()));
     }
+    open::close(&choice.device)?;
     Ok(failed == 0)
 }
 
