@@ -1,7 +1,5 @@
 //! What a device could do at most, measured, and how close an attention comes.
 
-use std::time::Duration;
-
 use crate::timing::TimingSource;
 
 /// The two roofs over every computation (Williams, Waterman and Patterson 2009), measured on the device itself: arithmetic
@@ -55,19 +53,6 @@ impl Roofline {
     }
 }
 
-/// The best rate of a piece of work: runs it until `budget` is used up, three times at least.
-#[cfg(feature = "native")]
-pub(crate) fn best_millis<E>(budget: Duration, mut round: impl FnMut() -> Result<f64, E>) -> Result<f64, E> {
-    let start = std::time::Instant::now();
-    let mut best = f64::INFINITY;
-    let mut rounds = 0;
-    while rounds < 3 || start.elapsed() < budget {
-        best = best.min(round()?);
-        rounds += 1;
-    }
-    Ok(best)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,13 +69,5 @@ mod tests {
         assert_eq!(roofline.roof(5e7, 1e7), Roof::Memory);
         is(roofline.share(5e7, 1e7, 4.0), 0.25);
         is(roofline.share(0.0, 1e7, 1.0), 1.0);
-    }
-
-    #[cfg(feature = "native")]
-    #[test]
-    fn the_best_of_three_counts_whatever_the_budget() {
-        let mut times = [3.0, 1.0, 2.0, 0.5].into_iter();
-        let best = best_millis(Duration::ZERO, || times.next().ok_or(()));
-        assert_eq!(best.map(|best| (best * 10.0).round()), Ok(10.0));
     }
 }

@@ -340,6 +340,15 @@ impl PreparedAttention {
         Ok(AttentionOutput { output, lse, scores })
     }
 
+    /// [`read_output`](Self::read_output), blocking.
+    ///
+    /// # Errors
+    /// As [`read_output`](Self::read_output).
+    #[cfg(feature = "native")]
+    pub fn read_output_blocking(&self, tensors: &AttentionTensors) -> Result<AttentionOutput, Error> {
+        self.context.block_on(self.read_output(tensors))
+    }
+
     fn plan_bytes(&self, slot: Slot) -> u64 {
         super::buffers::needed_bytes(self.problem(), slot)
     }

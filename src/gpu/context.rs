@@ -121,14 +121,21 @@ impl Context {
         self.or_lost(checked_now(self.device(), what, work))
     }
 
-    /// On a lost device whatever is tried is refused; the loss itself is told in a callback of the next poll.
+    /// A lost device refuses what is tried, or takes it and gives nothing: where something failed, the loss is what counts.
     pub(super) fn or_lost<T>(&self, result: Result<T, GpuError>) -> Result<T, GpuError> {
-        if result.is_err() && self.inner.faults.are_heard() {
-            // what the poll says of itself adds nothing
-            let _ = self.device().poll(wgpu::PollType::Poll);
-            self.check_faults()?;
+        if result.is_err() {
+            self.check_alive()?;
         }
         result
+    }
+
+    /// Looks whether a device of ours is lost, which is told in a callback of a poll.
+    pub(super) fn check_alive(&self) -> Result<(), GpuError> {
+        if self.inner.faults.are_heard() {
+            // what the poll says of itself adds nothing
+            let _ = self.device().poll(wgpu::PollType::Poll);
+        }
+        self.check_faults()
     }
 
     /// What a device of ours reported since the last look.

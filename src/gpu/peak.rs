@@ -140,3 +140,18 @@ impl Work {
         Ok(best)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shaders_are_valid() {
+        for text in [shader::peak_fma(STEPS), shader::peak_copy(VECTORS)] {
+            let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+            let flags = naga::valid::ValidationFlags::all();
+            naga::valid::Validator::new(flags, naga::valid::Capabilities::empty()).validate(&module).unwrap();
+        }
+        assert_eq!(shader::peak_fma(STEPS).matches("fma(a, x, b)").count(), STEPS as usize);
+    }
+}

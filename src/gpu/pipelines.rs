@@ -122,7 +122,8 @@ impl Context {
         }
         let steps: Vec<_> = plans.iter().flat_map(Plan::steps).collect();
         self.pipelines_of(&steps).await?;
-        Ok(())
+        // a lost device takes everything and makes nothing
+        Ok(self.check_alive()?)
     }
 
     /// [`warm_up`](Self::warm_up), blocking.
