@@ -58,6 +58,10 @@ fn pipelines_are_kept_in_a_file(_: &Context, adapter: &str) -> Result<(), String
     ignored(&changed, |state| *state == PipelineCacheState::Ignored(PipelineCacheFault::Damaged))?;
     ignored(&whole[..whole.len() / 2], |state| *state == PipelineCacheState::Ignored(PipelineCacheFault::Damaged))?;
     ignored(b"a text", |state| *state == PipelineCacheState::Ignored(PipelineCacheFault::NotACache))?;
+    // whole and ours, but not what the driver wants
+    ignored(&with_data(&whole, b"junk"), |state| {
+        matches!(state, PipelineCacheState::Ignored(PipelineCacheFault::Refused { .. }))
+    })?;
     let context = other_device(adapter)?;
     let nowhere = folder.path().join("nowhere/pipelines");
     context.use_pipeline_cache(&nowhere).map_err(text)?;
@@ -66,6 +70,23 @@ fn pipelines_are_kept_in_a_file(_: &Context, adapter: &str) -> Result<(), String
         context.save_pipeline_cache().map(|_| ()),
         |error| matches!(error, GpuError::CacheWrite { path, .. } if *path == nowhere),
     )
+}
+
+/// The file with other data of the driver's, and the checksum of that.
+fn with_data(file: &[u8], data: &[u8]) -> Vec<u8> {
+    let (magic, rest) = file.split_at(8);
+    let mut body = rest[8..].to_vec();
+    let mut at = 0;
+    for _ in 0..2 {
+        let len = body[at..at + 4].iter().rev().fold(0, |len, byte| len << 8 | usize::from(*byte));
+        at += 4 + len;
+    }
+    body.truncate(at);
+    body.extend((data.len() as u64).to_le_bytes());
+    body.extend(data);
+    let fnv = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let sum = body.iter().fold(0xcbf2_9ce4_8422_2325, fnv);
+    [magic, &sum.to_le_bytes(), &body].concat()
 }
 
 /// Each shader has times of its own, and the device has limits.

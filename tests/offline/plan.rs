@@ -1,9 +1,10 @@
 //! Planning by tables: shape and capabilities in, kernel, tiles, grid and workspace out.
 
+use cross_attention::cpu::{CpuPlan, CpuStrategy, SimdLevel};
 use cross_attention::plan::Rejection;
 use cross_attention::{
     AttentionProblem, AttentionSpec, DeviceCaps, DeviceClass, Diagonal, Kernel, Layout, Plan, PlanError, ScoreStage,
-    TensorSpec,
+    TensorSpec, workload,
 };
 
 fn problem(query: [usize; 4], key: [usize; 4], v_head_dim: usize) -> AttentionProblem {
@@ -183,4 +184,20 @@ fn empty_problems_need_no_dispatch() {
     let plan =
         Plan::new(&problem([1, 2, 3, 8], [1, 2, 0, 8], 8), &DeviceCaps::webgpu_defaults(), None).expect("a plan");
     assert_eq!(plan.steps().len(), 1);
+}
+
+/// What the benchmarks rely on (benches/attention.rs).
+#[test]
+fn every_cpu_strategy_has_a_workload() {
+    for (name, strategy) in [
+        ("sd15_16", CpuStrategy::ManyQueries),
+        ("sam_image_to_token", CpuStrategy::FewKeys),
+        ("ip_adapter_4", CpuStrategy::FewKeys),
+        ("whisper_decode", CpuStrategy::FewQueries),
+    ] {
+        let problem = AttentionProblem::new(workload::find(name).expect("known").spec).expect("sound");
+        for level in SimdLevel::available() {
+            assert_eq!(CpuPlan::new(&problem, level).strategy(), strategy, "{name} at {level}");
+        }
+    }
 }
