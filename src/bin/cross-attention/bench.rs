@@ -143,7 +143,7 @@ pub(crate) fn bench(args: &Args, started: Instant, terminal: &mut Terminal) -> R
         if args.json {
             terminal.line(format_args!("{}", report::as_json(workload, &common, &result, n == 0)))?;
         } else {
-            report::add_rows(&mut table, workload, &common, &result);
+            report::add_row(&mut table, workload, &common, &result);
         }
         if terminal.closed() {
             break;

@@ -5,7 +5,7 @@ use cross_attention::workload::Workload;
 use cross_attention::{Device, Element, Timing};
 use serde_json::{Value, json};
 
-use super::{Common, GpuRow, Row, software};
+use super::{Common, Row, software};
 use crate::error::Error;
 use crate::terminal::Terminal;
 
@@ -64,8 +64,8 @@ pub(super) fn headed_table() -> Table {
     table
 }
 
-/// The row of a workload, and where several shaders run, one for each.
-pub(super) fn add_rows(table: &mut Table, workload: &Workload, common: &Common<'_>, result: &Result<Row, Error>) {
+/// The row of a workload.
+pub(super) fn add_row(table: &mut Table, workload: &Workload, common: &Common<'_>, result: &Result<Row, Error>) {
     let mut cells = vec![workload.name.to_owned(), short_shape(workload)];
     let Ok(row) = result else {
         cells.push("failed".to_owned());
@@ -82,12 +82,22 @@ pub(super) fn add_rows(table: &mut Table, workload: &Workload, common: &Common<'
         let us = |timing: &Timing| timing.quantile(0.5) * 1e3;
         format!("{:.1}, wgpu's {:.1}", us(&gpu.host.encode), us(&gpu.host.encode_wgpu))
     });
+    // a line for each shader under that of the whole, where there are several
+    let shaders = row.gpu.as_ref().and_then(|gpu| gpu.kernels.as_deref()).filter(|shaders| shaders.len() > 1);
+    let mut kernel = row.kernel.to_owned();
+    let mut times = [0.5, 0.1, 0.9].map(|share| format!("{:.3}", row.timing.quantile(share)));
+    for shader in shaders.unwrap_or_default() {
+        kernel += &format!("\n  {}", shader.shader.name());
+        if shader.dispatches > 1 {
+            kernel += &format!(" x {}", shader.dispatches);
+        }
+        for (text, share) in times.iter_mut().zip([0.5, 0.1, 0.9]) {
+            *text += &format!("\n{:.3}", shader.timing.quantile(share));
+        }
+    }
+    cells.extend([kernel, Element::from(common.args.element).to_string()]);
+    cells.extend(times);
     cells.extend([
-        row.kernel.to_owned(),
-        Element::from(common.args.element).to_string(),
-        format!("{median_ms:.3}"),
-        format!("{:.3}", row.timing.quantile(0.1)),
-        format!("{:.3}", row.timing.quantile(0.9)),
         format!("{gflops:.1}"),
         format!("{gbps:.1}"),
         of_roof,
@@ -99,13 +109,6 @@ pub(super) fn add_rows(table: &mut Table, workload: &Workload, common: &Common<'
         format!("{}{}", row.timing.source, if software(common.device) { ", software" } else { "" }),
     ]);
     table.add_row(cells);
-    let Some(GpuRow { kernels: Some(kernels), .. }) = &row.gpu else { return };
-    for kernel in kernels.iter().filter(|_| kernels.len() > 1) {
-        let times = if kernel.dispatches == 1 { String::new() } else { format!(" x {}", kernel.dispatches) };
-        let mut cells = vec![String::new(), String::new(), format!("  {}{times}", kernel.shader.name()), String::new()];
-        cells.extend([0.5, 0.1, 0.9].map(|share| format!("{:.3}", kernel.timing.quantile(share))));
-        table.add_row(cells);
-    }
 }
 
 /// `batch x q_heads/kv_heads x q_len x kv_len x head_dim/v_head_dim`, where equal ones are named once.
