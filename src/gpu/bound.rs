@@ -88,6 +88,7 @@ impl BoundAttention {
 }
 
 impl Dispatch {
+    #[cfg(feature = "native")]
     pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.pipeline);
         self.record_rest(pass);

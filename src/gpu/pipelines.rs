@@ -39,6 +39,7 @@ pub(super) struct Pipelines {
 #[derive(Clone, Debug)]
 pub(super) struct DriverCache {
     pub(super) cache: wgpu::PipelineCache,
+    #[cfg(feature = "native")]
     pub(super) path: std::path::PathBuf,
 }
 
@@ -101,7 +102,8 @@ impl Pipelines {
         if let Some(pipeline) = &*lock(&slot) {
             return Ok(pipeline.clone());
         }
-        let make = || Pipeline::new(device, variant, binds, None);
+        let cache = self.driver_cache();
+        let make = || Pipeline::new(device, variant, binds, cache.as_ref().map(|cache| &cache.cache));
         let pipeline = super::error::checked(device, &Pipeline::title(variant), 0, make).await?;
         *lock(&slot) = Some(pipeline.clone());
         self.made.fetch_add(1, Ordering::Relaxed);
