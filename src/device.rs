@@ -12,6 +12,8 @@ use crate::inputs::{AttentionInputs, AttentionOutput};
 use crate::kernels::Kernel;
 use crate::problem::AttentionProblem;
 #[cfg(feature = "native")]
+use crate::roofline::Roofline;
+#[cfg(feature = "native")]
 use crate::timing::{Timing, TimingSource};
 
 /// Which device is wanted.
@@ -238,6 +240,20 @@ impl Device {
         inputs: &AttentionInputs<'_>,
     ) -> Result<AttentionOutput, Error> {
         self.block_on(self.attention(problem, inputs))
+    }
+
+    /// Measures what the device can do at most, spending about `budget` on each of its two roofs; blocking. `None` for
+    /// the oracle, and where the CPU has no memory for it.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`].
+    #[cfg(feature = "native")]
+    pub fn roofline_blocking(&self, budget: Duration) -> Result<Option<Roofline>, Error> {
+        Ok(match self {
+            Self::Cpu => cpu::roofline(budget),
+            Self::Oracle => None,
+            Self::Gpu(context) => Some(context.roofline_blocking(budget)?),
+        })
     }
 
     #[cfg(feature = "native")]

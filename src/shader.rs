@@ -73,6 +73,19 @@ const fn kernel_file(shader: Shader) -> &'static str {
     }
 }
 
+/// `peak_fma.wgsl` with so many steps written out.
+#[cfg(feature = "native")]
+pub(crate) fn peak_fma(steps: u32) -> String {
+    repeat::expand(include_str!("../shaders/peak_fma.wgsl"), &[("STEPS", steps)])
+}
+
+/// `peak_copy.wgsl` with so many vectors an invocation.
+#[cfg(feature = "native")]
+pub(crate) fn peak_copy(vectors: u32) -> String {
+    let text = format!("const VECTORS: u32 = {vectors}u;\n{}", include_str!("../shaders/peak_copy.wgsl"));
+    repeat::expand(&text, &[("VECTORS", vectors)])
+}
+
 impl Variant {
     /// The shader as WGSL. Overrides stay open: they are given when the pipeline is made.
     #[must_use]

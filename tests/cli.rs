@@ -354,17 +354,53 @@ fn a_plan_is_explained() {
 
 #[test]
 fn timings_are_lines_of_json() {
-    let said = good(&["bench", "whisper_decode", "--device", "cpu", "--seconds", "0.05", "--json"]);
-    assert_eq!(said.lines().count(), 1);
+    let said = good(&["bench", "whisper_decode", "qformer", "--device", "cpu", "--seconds", "0.05", "--json"]);
+    assert_eq!(said.lines().count(), 2);
+    for (n, line) in said.lines().enumerate() {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        let texts = ["workload", "device", "adapter", "driver", "kernel", "element", "timing", "backend"];
+        for name in texts.into_iter().chain(["peak_timing", "roof"]) {
+            assert!(row[name].is_string(), "{name}: {row}");
+        }
+        let times = ["median_ms", "p10_ms", "p90_ms", "first_ms", "first_run_ms", "prepare_ms", "device_ms", "plan_us"];
+        let rates = ["gflops", "gbps", "peak_gflops", "peak_gbps", "flops_per_byte", "roof_share"];
+        for name in times.into_iter().chain(rates) {
+            assert!(row[name].as_f64().is_some_and(|number| number > 0.0), "{name}: {row}");
+        }
+        for name in ["max_abs_error", "rounds", "kv_len", "pipelines"] {
+            assert!(row[name].is_number(), "{name}: {row}");
+        }
+        // of a device of wgpu only
+        for name in ["bind_us", "bind_wgpu_us", "encode_us", "encode_wgpu_us", "kernels"] {
+            assert!(row[name].is_null(), "{name}: {row}");
+        }
+        assert_eq!((row["timing"].as_str(), row["cold"].as_bool()), (Some("cpu"), Some(n == 0)));
+        let number = |name: &str| row[name].as_f64().unwrap();
+        let same =
+            |found: f64, wanted: f64| assert!((found / wanted - 1.0).abs() < 1e-9, "{found}, not {wanted}: {row}");
+        same(number("flops_per_byte"), number("gflops") / number("gbps"));
+        let compute = number("flops_per_byte") >= number("peak_gflops") / number("peak_gbps");
+        assert_eq!(row["roof"], if compute { "compute" } else { "memory" });
+        let share =
+            if compute { number("gflops") / number("peak_gflops") } else { number("gbps") / number("peak_gbps") };
+        same(number("roof_share"), share);
+    }
+}
+
+#[test]
+fn timings_are_a_table() {
+    let said = good(&["bench", "whisper_decode", "--device", "cpu", "--seconds", "0"]);
+    let lines: Vec<_> = said.lines().collect();
+    let starts = |n: usize, with: &str| assert!(lines[n].starts_with(with), "{said}");
+    starts(0, "device: cpu");
+    starts(2, "peak: ");
+    starts(3, "cold start: ");
+    assert!(lines[2].contains("GFLOP/s") && lines[2].contains("GB/s"), "{said}");
+    assert!(said.contains("of roof") && said.contains("whisper_decode") && said.contains('%'), "{said}");
+    // the oracle has no limits to compare with
+    let said = good(&["bench", "whisper_decode", "--device", "oracle", "--seconds", "0", "--json"]);
     let row: serde_json::Value = serde_json::from_str(&said).unwrap();
-    for name in ["workload", "device", "adapter", "driver", "kernel", "element", "timing", "backend"] {
-        assert!(row[name].is_string(), "{name}: {row}");
-    }
-    for name in ["median_ms", "p10_ms", "p90_ms", "gflops", "gbps", "max_abs_error", "first_ms", "rounds", "kv_len"] {
-        assert!(row[name].is_number(), "{name}: {row}");
-    }
-    assert_eq!(row["timing"], "cpu");
-    assert!(good(&["bench", "whisper_decode", "--device", "cpu", "--seconds", "0"]).contains("whisper_decode"));
+    assert!(row["peak_gflops"].is_null() && row["roof"].is_null() && row["roof_share"].is_null(), "{row}");
     let list = good(&["bench", "--list"]);
     for name in ["sd15_64", "sdxl_32", "whisper_prefill", "square_1k", "long_kv", "perceiver", "gqa"] {
         assert!(list.contains(name), "{name}: {list}");
@@ -393,6 +429,18 @@ fn tuning_is_for_gpus() {
     ] {
         assert_eq!(program(usage).status.code(), Some(2), "{usage:?}");
     }
+}
+
+#[test]
+fn a_pipeline_cache_that_is_not_used_is_a_warning() {
+    let folder = Folder::new();
+    let (input, cache) = (folder.write("in.safetensors", &small(), &[]), folder.at("pipelines"));
+    let run = ["run", &input, "-o", &folder.at("out"), "--device", "cpu", "--pipeline-cache", &cache];
+    let output = program(&run);
+    assert!(output.status.success());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("warning: pipeline cache") && said.contains("has no pipeline caches"), "{said}");
+    assert!(!PathBuf::from(cache).exists());
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 mod fused;
 mod merge;
+#[cfg(feature = "native")]
+mod peak;
 mod plain;
 pub mod reference;
 #[expect(unsafe_code, reason = "vector instructions, and buffers shared by tasks; the invariants stand at its head")]
@@ -11,6 +13,8 @@ mod terms;
 pub use fused::{CpuAttention, CpuOutputs, CpuPlan, CpuStrategy, TensorMut};
 pub(crate) use merge::check_parts;
 pub use merge::{MergeError, MergedState, PartialState, merge};
+#[cfg(feature = "native")]
+pub use peak::roofline;
 pub(crate) use plain::row as plain_row;
 pub use simd::SimdLevel;
 

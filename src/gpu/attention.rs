@@ -1,12 +1,13 @@
 //! A prepared attention: pipelines and workspace of a plan, bound to buffers, recorded into a command encoder.
 
+use super::bound::{BoundAttention, Dispatch, RowDataCopy};
 use super::buffers::AttentionBuffers;
 use super::context::Context;
 use super::error::GpuError;
-use super::pipelines::{Interface, Pipeline};
+use super::pipelines::Pipeline;
 use crate::error::Error;
 use crate::inputs::{AttentionInputs, AttentionOutput};
-use crate::kernels::{Kernel, Slot};
+use crate::kernels::{Kernel, Params, Slot};
 use crate::plan::Plan;
 use crate::problem::AttentionProblem;
 use crate::tensor::{Element, TensorData};
@@ -47,12 +48,9 @@ impl Context {
     /// [`Error::Plan`] if it was made for higher ones, [`Error::Gpu`] if the device refuses.
     pub async fn prepare_plan(&self, plan: Plan) -> Result<PreparedAttention, Error> {
         plan.check(self.caps())?;
-        let mut pipelines = Vec::with_capacity(plan.steps().len());
-        for step in plan.steps() {
-            pipelines.push(self.pipeline(&step.variant, &Interface::of(step)).await?);
-        }
+        let pipelines = self.pipelines_of(&plan.steps().iter().collect::<Vec<_>>()).await?;
         let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment);
-        let params_stride = (size_of::<crate::kernels::params::Params>() as u64).next_multiple_of(alignment);
+        let params_stride = (size_of::<Params>() as u64).next_multiple_of(alignment);
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let params = self.buffer("params", params_stride * plan.steps().len() as u64, uses).await?;
         self.checked("params", params.size(), || {
@@ -149,47 +147,13 @@ impl PreparedAttention {
     /// [`GpuError`] names the buffer that is missing, too small, made for other uses, or read and written at once.
     pub fn bind(&self, buffers: &AttentionBuffers<'_>) -> Result<BoundAttention, GpuError> {
         buffers.check(self.problem(), &self.plan, self.context.caps())?;
-        let (row_data, copies) = match &self.row_data {
-            None => (None, vec![]),
-            Some(packed) => match buffers.single_row_data(self.context.caps()) {
-                Some(slice) => (Some(slice), vec![]),
-                None => (Some(packed.slice(..)), buffers.row_data_copies(self.problem(), packed)?),
-            },
-        };
+        let (row_data, copies) = self.row_data(buffers)?;
         self.context.checked_now("bind groups", || {
-            let mut dispatches = vec![];
+            let mut dispatches = Vec::with_capacity(self.plan.steps().len());
+            let mut entries = vec![];
             for (n, (step, pipeline)) in self.plan.steps().iter().zip(&self.pipelines).enumerate() {
-                let params = wgpu::BufferBinding {
-                    buffer: &self.params,
-                    offset: n as u64 * self.params_stride,
-                    size: wgpu::BufferSize::new(size_of_val(&step.params) as u64),
-                };
-                let mut entries =
-                    vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(params) }];
-                for binding in &step.bindings {
-                    let slice = match binding.slot {
-                        Slot::RowData => row_data,
-                        Slot::Workspace => self.scores.as_ref().map(|scores| scores.slice(..)),
-                        slot => buffers.slice(slot),
-                    };
-                    let resource = match (slice, wgpu::BufferSize::new(binding.size_bytes)) {
-                        (Some(slice), Some(size)) => wgpu::BufferBinding {
-                            buffer: slice.buffer(),
-                            offset: slice.offset() + binding.start_bytes,
-                            size: Some(size),
-                        },
-                        // an empty tensor: nothing of the buffer is touched, but something must be bound
-                        _ => wgpu::BufferBinding {
-                            buffer: self.context.empty_buffer(binding.written),
-                            offset: 0,
-                            size: None,
-                        },
-                    };
-                    entries.push(wgpu::BindGroupEntry {
-                        binding: binding.slot.binding(),
-                        resource: wgpu::BindingResource::Buffer(resource),
-                    });
-                }
+                entries.clear();
+                entries.extend(self.entries(n, buffers, row_data));
                 let group = self.context.device().create_bind_group(&wgpu::BindGroupDescriptor {
                     label: Some(step.variant.shader.name()),
                     layout: &pipeline.layout,
@@ -199,6 +163,57 @@ impl PreparedAttention {
             }
             BoundAttention { dispatches, copies }
         })
+    }
+
+    /// Where row data is bound, and the copies that put it there first.
+    pub(super) fn row_data<'a>(
+        &'a self,
+        buffers: &AttentionBuffers<'a>,
+    ) -> Result<(Option<wgpu::BufferSlice<'a>>, Vec<RowDataCopy>), GpuError> {
+        let Some(packed) = &self.row_data else { return Ok((None, vec![])) };
+        Ok(match buffers.single_row_data(self.context.caps()) {
+            Some(slice) => (Some(slice), vec![]),
+            None => (Some(packed.slice(..)), buffers.row_data_copies(self.problem(), packed)?),
+        })
+    }
+
+    /// What a step binds.
+    pub(super) fn entries<'a>(
+        &'a self,
+        step: usize,
+        buffers: &AttentionBuffers<'a>,
+        row_data: Option<wgpu::BufferSlice<'a>>,
+    ) -> impl Iterator<Item = wgpu::BindGroupEntry<'a>> {
+        let params = wgpu::BufferBinding {
+            buffer: &self.params,
+            offset: step as u64 * self.params_stride,
+            size: wgpu::BufferSize::new(size_of::<Params>() as u64),
+        };
+        let params = wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(params) };
+        let storage = self.plan.steps()[step].bindings.iter().map(move |binding| {
+            let slice = match binding.slot {
+                Slot::RowData => row_data,
+                Slot::Workspace => self.scores.as_ref().map(|scores| scores.slice(..)),
+                slot => buffers.slice(slot),
+            };
+            let resource = match (slice, wgpu::BufferSize::new(binding.size_bytes)) {
+                (Some(slice), Some(size)) => wgpu::BufferBinding {
+                    buffer: slice.buffer(),
+                    offset: slice.offset() + binding.start_bytes,
+                    size: Some(size),
+                },
+                // an empty tensor: nothing of the buffer is touched, but something must be bound
+                _ => wgpu::BufferBinding { buffer: self.context.empty_buffer(binding.written), offset: 0, size: None },
+            };
+            wgpu::BindGroupEntry { binding: binding.slot.binding(), resource: wgpu::BindingResource::Buffer(resource) }
+        });
+        std::iter::once(params).chain(storage)
+    }
+
+    /// The layout of the bind group of each step.
+    #[cfg(feature = "native")]
+    pub(super) fn layouts(&self) -> impl Iterator<Item = &wgpu::BindGroupLayout> {
+        self.pipelines.iter().map(|pipeline| &pipeline.layout)
     }
 
     /// Records one attention over the caller's buffers into the caller's encoder. Does not submit, wait, or poll.
@@ -301,6 +316,15 @@ impl PreparedAttention {
         Ok(tensors)
     }
 
+    /// [`upload`](Self::upload), blocking.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    #[cfg(feature = "native")]
+    pub fn upload_blocking(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionTensors, Error> {
+        self.context.block_on(self.upload(inputs))
+    }
+
     /// Reads the outputs back. Natively, somebody must poll the device meanwhile.
     ///
     /// # Errors
@@ -323,6 +347,15 @@ impl PreparedAttention {
                 Some(context.read("scores", buffer.slice(..), self.problem().rows() * self.problem().kv_len()).await?);
         }
         Ok(AttentionOutput { output, lse, scores })
+    }
+
+    /// [`read_output`](Self::read_output), blocking.
+    ///
+    /// # Errors
+    /// As [`read_output`](Self::read_output).
+    #[cfg(feature = "native")]
+    pub fn read_output_blocking(&self, tensors: &AttentionTensors) -> Result<AttentionOutput, Error> {
+        self.context.block_on(self.read_output(tensors))
     }
 
     fn plan_bytes(&self, slot: Slot) -> u64 {
@@ -370,70 +403,6 @@ impl AttentionTensors {
             output: self.output.slice(..),
             lse: whole(&self.lse),
             scores: whole(&self.scores),
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-struct Dispatch {
-    pipeline: wgpu::ComputePipeline,
-    group: wgpu::BindGroup,
-    grid: [u32; 3],
-}
-
-/// Row data of the caller's on its way into the packed buffer.
-#[derive(Clone, Debug)]
-pub(super) struct RowDataCopy {
-    pub(super) from: wgpu::Buffer,
-    pub(super) from_bytes: u64,
-    pub(super) to: wgpu::Buffer,
-    pub(super) to_bytes: u64,
-    pub(super) bytes: u64,
-}
-
-/// A prepared attention bound to buffers: recording it allocates nothing of its own.
-#[derive(Clone, Debug)]
-pub struct BoundAttention {
-    dispatches: Vec<Dispatch>,
-    copies: Vec<RowDataCopy>,
-}
-
-impl BoundAttention {
-    /// Records the attention: the copies of row data, if any, then one compute pass.
-    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
-        self.encode_timed(encoder, None);
-    }
-
-    /// Records the attention into a compute pass of the caller's, beside other work of theirs.
-    ///
-    /// # Errors
-    /// [`GpuError::NeedsEncoder`] where row data of several kinds must be copied first.
-    pub fn encode_in_pass(&self, pass: &mut wgpu::ComputePass<'_>) -> Result<(), GpuError> {
-        if !self.copies.is_empty() {
-            return Err(GpuError::NeedsEncoder);
-        }
-        self.dispatch(pass);
-        Ok(())
-    }
-
-    pub(super) fn encode_timed(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        timestamps: Option<wgpu::ComputePassTimestampWrites<'_>>,
-    ) {
-        for copy in &self.copies {
-            encoder.copy_buffer_to_buffer(&copy.from, copy.from_bytes, &copy.to, copy.to_bytes, copy.bytes);
-        }
-        let descriptor = wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: timestamps };
-        self.dispatch(&mut encoder.begin_compute_pass(&descriptor));
-    }
-
-    fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
-        for dispatch in &self.dispatches {
-            pass.set_pipeline(&dispatch.pipeline);
-            pass.set_bind_group(0, &dispatch.group, &[]);
-            let [x, y, z] = dispatch.grid;
-            pass.dispatch_workgroups(x, y, z);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The caller's buffers of one attention, compared with what the plan needs of them.
 
-use super::attention::RowDataCopy;
+use super::bound::RowDataCopy;
 use super::error::GpuError;
 use crate::caps::DeviceCaps;
 use crate::kernels::Slot;

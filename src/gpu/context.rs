@@ -1,12 +1,10 @@
 //! A device to compute on, its queue, its capabilities and the pipelines made so far.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use super::error::{Faults, GpuError, checked, checked_now, lock};
-use super::pipelines::Pipeline;
+use super::error::{Faults, GpuError, checked, checked_now};
+use super::pipelines::Pipelines;
 use crate::caps::DeviceCaps;
-use crate::plan::Variant;
 
 /// A device with its queue and everything that was made on it. Cheap to clone; clones share pipelines.
 #[derive(Clone, Debug)]
@@ -20,7 +18,7 @@ struct Inner {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     caps: DeviceCaps,
-    pipelines: Mutex<HashMap<Variant, Pipeline>>,
+    pipelines: Pipelines,
     faults: Faults,
     /// Bound where a tensor is empty, for a binding may not be: one to read, one to write.
     empty_read: wgpu::Buffer,
@@ -29,8 +27,10 @@ struct Inner {
 
 impl Context {
     /// The features that are asked of an adapter where it has them. No kernel needs any.
-    pub const FEATURES: wgpu::Features =
-        wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::SUBGROUP).union(wgpu::Features::SHADER_F16);
+    pub const FEATURES: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY
+        .union(wgpu::Features::SUBGROUP)
+        .union(wgpu::Features::SHADER_F16)
+        .union(wgpu::Features::PIPELINE_CACHE);
 
     /// Computes on a device of the caller's. Its callbacks are left alone, so it is the caller's own that tell of a loss:
     /// calls on a lost device may succeed and give nothing.
@@ -68,7 +68,7 @@ impl Context {
             })
         };
         let (empty_read, empty_written) = checked(&device, "an empty buffer", 16, || (empty(), empty())).await?;
-        let pipelines = Mutex::default();
+        let pipelines = Pipelines::default();
         let inner = Inner { device, queue, info, caps, pipelines, faults, empty_read, empty_written };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -100,22 +100,11 @@ impl Context {
     /// Number of pipelines made so far.
     #[must_use]
     pub fn pipelines(&self) -> usize {
-        lock(&self.inner.pipelines).len()
+        self.inner.pipelines.made()
     }
 
-    /// The pipeline of a variant, made now if it is not there yet.
-    pub(super) async fn pipeline(
-        &self,
-        variant: &Variant,
-        step: &super::pipelines::Interface,
-    ) -> Result<Pipeline, GpuError> {
-        if let Some(pipeline) = lock(&self.inner.pipelines).get(variant) {
-            return Ok(pipeline.clone());
-        }
-        // two threads may make the same one; the second replaces the first, and both work
-        let pipeline = self.or_lost(Pipeline::new(self.device(), variant, step).await)?;
-        lock(&self.inner.pipelines).insert(variant.clone(), pipeline.clone());
-        Ok(pipeline)
+    pub(super) fn pipeline_store(&self) -> &Pipelines {
+        &self.inner.pipelines
     }
 
     pub(super) fn empty_buffer(&self, written: bool) -> &wgpu::Buffer {
@@ -132,14 +121,21 @@ impl Context {
         self.or_lost(checked_now(self.device(), what, work))
     }
 
-    /// On a lost device whatever is tried is refused; the loss itself is told in a callback of the next poll.
-    fn or_lost<T>(&self, result: Result<T, GpuError>) -> Result<T, GpuError> {
-        if result.is_err() && self.inner.faults.are_heard() {
-            // what the poll says of itself adds nothing
-            let _ = self.device().poll(wgpu::PollType::Poll);
-            self.check_faults()?;
+    /// A lost device refuses what is tried, or takes it and gives nothing: where something failed, the loss is what counts.
+    pub(super) fn or_lost<T>(&self, result: Result<T, GpuError>) -> Result<T, GpuError> {
+        if result.is_err() {
+            self.check_alive()?;
         }
         result
+    }
+
+    /// Looks whether a device of ours is lost, which is told in a callback of a poll.
+    pub(super) fn check_alive(&self) -> Result<(), GpuError> {
+        if self.inner.faults.are_heard() {
+            // what the poll says of itself adds nothing
+            let _ = self.device().poll(wgpu::PollType::Poll);
+        }
+        self.check_faults()
     }
 
     /// What a device of ours reported since the last look.

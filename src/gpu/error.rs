@@ -1,5 +1,6 @@
 //! What can go wrong on a device, and the scopes that turn wgpu's errors into values.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Why something failed on a device.
@@ -113,6 +114,22 @@ pub enum GpuError {
         /// wgpu's words.
         message: String,
     },
+    /// The file of a pipeline cache is there and cannot be read.
+    #[error("cannot read the pipeline cache {path}: {message}", path = .path.display())]
+    CacheRead {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        message: String,
+    },
+    /// A pipeline cache cannot be written.
+    #[error("cannot write the pipeline cache {path}: {message}", path = .path.display())]
+    CacheWrite {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        message: String,
+    },
     /// No device could be made from an adapter.
     #[error("adapter {adapter} gave no device: {message}")]
     RequestDevice {
@@ -206,26 +223,22 @@ pub(super) async fn checked<T>(
 pub(super) fn checked_now<T>(device: &wgpu::Device, what: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
     let (value, pending) = scoped(device, work);
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    for mut error in pending {
-        if let std::task::Poll::Ready(Some(error)) = error.as_mut().poll(&mut context) {
+    for error in pending {
+        if let std::task::Poll::Ready(Some(error)) = std::pin::pin!(error).poll(&mut context) {
             return Err(translate(what, 0, &error));
         }
     }
     Ok(value)
 }
 
-#[cfg(not(target_arch = "wasm32"))]
-type PendingError = std::pin::Pin<Box<dyn Future<Output = Option<wgpu::Error>> + Send>>;
-#[cfg(target_arch = "wasm32")]
-type PendingError = std::pin::Pin<Box<dyn Future<Output = Option<wgpu::Error>>>>;
-
-fn scoped<T>(device: &wgpu::Device, work: impl FnOnce() -> T) -> (T, [PendingError; 3]) {
+/// What `work` gives, and the errors that it may have caused, the most general kind last.
+fn scoped<T>(device: &wgpu::Device, work: impl FnOnce() -> T) -> (T, [impl Future<Output = Option<wgpu::Error>>; 3]) {
     let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
     let value = work();
-    let validation: PendingError = Box::pin(validation.pop());
-    let internal: PendingError = Box::pin(internal.pop());
-    let memory: PendingError = Box::pin(memory.pop());
+    let validation = validation.pop();
+    let internal = internal.pop();
+    let memory = memory.pop();
     (value, [memory, internal, validation])
 }

@@ -6,10 +6,25 @@
 
 mod adapters;
 mod attention;
+mod bound;
 mod buffers;
+#[cfg(feature = "native")]
+mod cache;
+#[cfg(feature = "native")]
+#[allow(
+    unsafe_code,
+    reason = "a driver's own data can only be given back to it by an unsafe call; why it may be: there"
+)]
+mod cache_data;
+#[cfg(feature = "native")]
+mod cache_file;
 mod context;
 mod error;
+#[cfg(feature = "native")]
+mod host_cost;
 mod merge;
+#[cfg(feature = "native")]
+mod peak;
 mod pipelines;
 #[cfg(feature = "native")]
 mod timing;
@@ -19,10 +34,17 @@ pub(crate) use adapters::adapter_name_wanted;
 #[cfg(feature = "native")]
 pub use adapters::adapters_blocking;
 pub use adapters::{AdapterRequest, AdapterSummary, ChosenAdapter, adapters, choose};
-pub use attention::{AttentionTensors, BoundAttention, PreparedAttention};
+pub use attention::{AttentionTensors, PreparedAttention};
+pub use bound::BoundAttention;
 pub use buffers::AttentionBuffers;
+#[cfg(feature = "native")]
+pub use cache::{PipelineCacheFault, PipelineCacheState};
 pub use context::Context;
 pub use error::GpuError;
+#[cfg(feature = "native")]
+pub use host_cost::HostCost;
 pub use merge::MergeBuffers;
+#[cfg(feature = "native")]
+pub use timing::KernelTiming;
 #[cfg(feature = "tune")]
-pub(crate) use timing::Clock;
+pub(crate) use timing::Stopwatch;

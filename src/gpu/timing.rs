@@ -2,12 +2,29 @@
 
 use std::time::{Duration, Instant};
 
-use super::attention::{BoundAttention, PreparedAttention};
+use super::attention::PreparedAttention;
+use super::bound::{BoundAttention, PASS};
+use super::context::Context;
 use super::error::GpuError;
+use crate::kernels::Shader;
 use crate::timing::{Timing, TimingSource};
 
 /// Calls between two looks at the clock where the device has no timestamps, to hide the cost of submitting.
 const WALL_CALLS: u32 = 8;
+
+/// Dispatches that are timed one by one in one submission: WebGPU allows 4096 queries in a set.
+const TIMED_DISPATCHES: usize = 2048;
+
+/// Times of one shader of an attention.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelTiming {
+    /// The shader.
+    pub shader: Shader,
+    /// How often it is dispatched in one attention.
+    pub dispatches: usize,
+    /// All its dispatches of one attention together, each timed in a compute pass of its own.
+    pub timing: Timing,
+}
 
 impl PreparedAttention {
     /// Times what is bound: at least `min_rounds` rounds and until `budget` is used up. By the device's own clock where
@@ -22,23 +39,23 @@ impl PreparedAttention {
         budget: Duration,
         on_round: &mut (dyn FnMut() + '_),
     ) -> Result<Timing, GpuError> {
-        let clock = Clock::new(self).await?;
+        let stopwatch = Stopwatch::new(self.context()).await?;
+        let round = || stopwatch.call(bound);
         // warm up: the first call may compile or allocate
-        self.round(bound, &clock).await?;
+        round().await?;
         let mut millis = vec![];
         let start = Instant::now();
         while millis.len() < min_rounds || start.elapsed() < budget {
-            millis.push(self.round(bound, &clock).await?);
+            millis.push(round().await?);
             on_round();
         }
-        Ok(Timing { millis, source: clock.source() })
+        Ok(Timing { millis, source: stopwatch.source() })
     }
 
     /// [`time`](Self::time), blocking.
     ///
     /// # Errors
     /// As [`time`](Self::time).
-    #[cfg(feature = "native")]
     pub fn time_blocking(
         &self,
         bound: &BoundAttention,
@@ -49,69 +66,182 @@ impl PreparedAttention {
         self.context().block_on(self.time(bound, min_rounds, budget, on_round))
     }
 
-    /// Milliseconds of one call.
-    pub(crate) async fn round(&self, bound: &BoundAttention, clock: &Clock) -> Result<f64, GpuError> {
-        let context = self.context();
-        let start = Instant::now();
-        context
-            .checked("a timed attention", 0, || {
-                let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-                match clock {
-                    Clock::Timestamps { queries, ticks } => {
-                        let writes = wgpu::ComputePassTimestampWrites {
-                            query_set: queries,
-                            beginning_of_pass_write_index: Some(0),
-                            end_of_pass_write_index: Some(1),
-                        };
-                        bound.encode_timed(&mut encoder, Some(writes));
-                        encoder.resolve_query_set(queries, 0..2, ticks, 0);
-                    }
-                    Clock::Wall { .. } => (0..WALL_CALLS).for_each(|_| bound.encode(&mut encoder)),
+    /// Times each shader of what is bound by the device's own clock; `None` where it has none. Dispatches in passes of
+    /// their own do not overlap, so the times add up to more than [`time`](Self::time) where the device would.
+    ///
+    /// # Errors
+    /// [`GpuError`] if the device refuses or was lost.
+    pub async fn time_kernels(
+        &self,
+        bound: &BoundAttention,
+        rounds: usize,
+    ) -> Result<Option<Vec<KernelTiming>>, GpuError> {
+        if !self.context().caps().timestamps {
+            return Ok(None);
+        }
+        let mut kernels: Vec<KernelTiming> = vec![];
+        let mut kernel_of = Vec::with_capacity(bound.dispatches.len());
+        for step in self.plan().steps() {
+            let shader = step.variant.shader;
+            let place = kernels.iter().position(|kernel| kernel.shader == shader).unwrap_or_else(|| {
+                let timing = Timing { millis: vec![], source: TimingSource::Timestamps };
+                kernels.push(KernelTiming { shader, dispatches: 0, timing });
+                kernels.len() - 1
+            });
+            kernels[place].dispatches += 1;
+            kernel_of.push(place);
+        }
+        let timestamps = Timestamps::new(self.context(), bound.dispatches.len().min(TIMED_DISPATCHES)).await?;
+        // the first round warms up
+        for round in 0..=rounds {
+            let mut sums = vec![0.0; kernels.len()];
+            let chunks = bound.dispatches.chunks(TIMED_DISPATCHES).zip(kernel_of.chunks(TIMED_DISPATCHES));
+            for (n, (dispatches, kernel_of)) in chunks.enumerate() {
+                let millis = timestamps
+                    .spans(self.context(), dispatches.len(), |encoder| {
+                        if n == 0 {
+                            bound.copy(encoder);
+                        }
+                        for (span, dispatch) in (0..).zip(dispatches) {
+                            let timestamp_writes = Some(timestamps.writes(span));
+                            let mut pass =
+                                encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { timestamp_writes, ..PASS });
+                            dispatch.record(&mut pass);
+                        }
+                    })
+                    .await?;
+                for (kernel, millis) in kernel_of.iter().zip(millis) {
+                    sums[*kernel] += millis;
                 }
-                context.queue().submit([encoder.finish()]);
-            })
-            .await?;
-        match clock {
-            Clock::Timestamps { ticks, .. } => {
-                let ticks: Vec<u64> = context.read("timestamps", ticks.slice(..), 2).await?;
-                let elapsed = ticks[1].saturating_sub(ticks[0]);
-                Ok(elapsed as f64 * f64::from(context.queue().get_timestamp_period()) * 1e-6)
+            }
+            if round > 0 {
+                kernels.iter_mut().zip(sums).for_each(|(kernel, sum)| kernel.timing.millis.push(sum));
+            }
+        }
+        Ok(Some(kernels))
+    }
+
+    /// [`time_kernels`](Self::time_kernels), blocking.
+    ///
+    /// # Errors
+    /// As [`time_kernels`](Self::time_kernels).
+    pub fn time_kernels_blocking(
+        &self,
+        bound: &BoundAttention,
+        rounds: usize,
+    ) -> Result<Option<Vec<KernelTiming>>, GpuError> {
+        self.context().block_on(self.time_kernels(bound, rounds))
+    }
+}
+
+/// Times what is recorded: by the device's clock where it has one, else by the host's.
+pub(crate) struct Stopwatch {
+    context: Context,
+    clock: Clock,
+}
+
+enum Clock {
+    Timestamps(Timestamps),
+    /// The host's clock, until a word comes back.
+    Wall {
+        marker: wgpu::Buffer,
+    },
+}
+
+impl Stopwatch {
+    pub(crate) async fn new(context: &Context) -> Result<Self, GpuError> {
+        let clock = if context.caps().timestamps {
+            Clock::Timestamps(Timestamps::new(context, 1).await?)
+        } else {
+            Clock::Wall { marker: context.allocate("marker", 4).await? }
+        };
+        Ok(Self { context: context.clone(), clock })
+    }
+
+    pub(crate) const fn source(&self) -> TimingSource {
+        match self.clock {
+            Clock::Timestamps(_) => TimingSource::Timestamps,
+            Clock::Wall { .. } => TimingSource::Wall,
+        }
+    }
+
+    /// Milliseconds of one call of what is bound.
+    pub(crate) async fn call(&self, bound: &BoundAttention) -> Result<f64, GpuError> {
+        self.round(|encoder, writes| bound.encode_timed(encoder, writes)).await
+    }
+
+    /// Milliseconds of what `record` records: copies and one compute pass, with these timestamps.
+    pub(super) async fn round(
+        &self,
+        record: impl Fn(&mut wgpu::CommandEncoder, Option<wgpu::ComputePassTimestampWrites<'_>>),
+    ) -> Result<f64, GpuError> {
+        match &self.clock {
+            Clock::Timestamps(timestamps) => {
+                let work = |encoder: &mut wgpu::CommandEncoder| record(encoder, Some(timestamps.writes(0)));
+                Ok(timestamps.spans(&self.context, 1, work).await?[0])
             }
             Clock::Wall { marker } => {
+                let start = Instant::now();
+                submit(&self.context, |encoder| (0..WALL_CALLS).for_each(|_| record(encoder, None))).await?;
                 // a word that is read back arrives when all that was submitted before is done
-                let _: Vec<u32> = context.read("marker", marker.slice(..), 1).await?;
+                let _: Vec<u32> = self.context.read("marker", marker.slice(..), 1).await?;
                 Ok(start.elapsed().as_secs_f64() * 1e3 / f64::from(WALL_CALLS))
             }
         }
     }
 }
 
-/// What a round is timed by.
-pub(crate) enum Clock {
-    /// Two timestamps, and the buffer that they are read from.
-    Timestamps { queries: wgpu::QuerySet, ticks: wgpu::Buffer },
-    /// The host's clock, until a word comes back.
-    Wall { marker: wgpu::Buffer },
+/// Two timestamps for each span, and the buffer that they are read from.
+struct Timestamps {
+    queries: wgpu::QuerySet,
+    ticks: wgpu::Buffer,
 }
 
-impl Clock {
-    pub(crate) const fn source(&self) -> TimingSource {
-        match self {
-            Self::Timestamps { .. } => TimingSource::Timestamps,
-            Self::Wall { .. } => TimingSource::Wall,
+impl Timestamps {
+    async fn new(context: &Context, spans: usize) -> Result<Self, GpuError> {
+        // not even an attention without dispatches makes an empty set
+        let count = 2 * u32::try_from(spans.clamp(1, TIMED_DISPATCHES)).unwrap_or(1);
+        let bytes = u64::from(count) * 8;
+        let uses = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let ticks = context.buffer("timestamps", bytes, uses).await?;
+        let descriptor = wgpu::QuerySetDescriptor { label: Some("timestamps"), ty: wgpu::QueryType::Timestamp, count };
+        let queries = context.checked("timestamps", bytes, || context.device().create_query_set(&descriptor)).await?;
+        Ok(Self { queries, ticks })
+    }
+
+    const fn writes(&self, span: u32) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(2 * span),
+            end_of_pass_write_index: Some(2 * span + 1),
         }
     }
 
-    pub(crate) async fn new(prepared: &PreparedAttention) -> Result<Self, GpuError> {
-        let context = prepared.context();
-        if !context.caps().timestamps {
-            return Ok(Self::Wall { marker: context.allocate("marker", 4).await? });
-        }
-        let uses = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-        let ticks = context.buffer("timestamps", 16, uses).await?;
-        let descriptor =
-            wgpu::QuerySetDescriptor { label: Some("timestamps"), ty: wgpu::QueryType::Timestamp, count: 2 };
-        let queries = context.checked("timestamps", 16, || context.device().create_query_set(&descriptor)).await?;
-        Ok(Self::Timestamps { queries, ticks })
+    /// Milliseconds of each of the first `count` spans that `record` writes.
+    async fn spans(
+        &self,
+        context: &Context,
+        count: usize,
+        record: impl FnOnce(&mut wgpu::CommandEncoder),
+    ) -> Result<Vec<f64>, GpuError> {
+        let queries = 2 * u32::try_from(count).unwrap_or(u32::MAX);
+        submit(context, |encoder| {
+            record(encoder);
+            encoder.resolve_query_set(&self.queries, 0..queries, &self.ticks, 0);
+        })
+        .await?;
+        let ticks: Vec<u64> = context.read("timestamps", self.ticks.slice(..), 2 * count).await?;
+        let millis = f64::from(context.queue().get_timestamp_period()) * 1e-6;
+        Ok(ticks.chunks_exact(2).map(|span| span[1].saturating_sub(span[0]) as f64 * millis).collect())
     }
+}
+
+async fn submit(context: &Context, record: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<(), GpuError> {
+    context
+        .checked("timed work", 0, || {
+            let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            record(&mut encoder);
+            context.queue().submit([encoder.finish()]);
+        })
+        .await
 }

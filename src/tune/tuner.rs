@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::class::{DeviceKey, ProblemClass};
 use super::report::{Outcome, TuneCandidate, TuneProgress, TuneReport, choose};
 use crate::error::Error;
-use crate::gpu::{AttentionTensors, BoundAttention, Clock, Context, GpuError, PreparedAttention};
+use crate::gpu::{AttentionTensors, BoundAttention, Context, GpuError, PreparedAttention, Stopwatch};
 use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
 use crate::plan::{Plan, PlanChoice};
 use crate::problem::AttentionProblem;
@@ -305,12 +305,12 @@ async fn time(
         .filter_map(|(_, state)| if let State::Ready(ready) = state { Some(ready) } else { None })
         .collect();
     let Some(first) = all.first() else { return Ok(()) };
-    let clock = Clock::new(&first.prepared).await?;
+    let clock = Stopwatch::new(first.prepared.context()).await?;
     let rounds = options.rounds.max(1) + 1;
     for round in 0..rounds {
         on_progress(TuneProgress::Timing { round, of: rounds });
         for ready in all.iter_mut().filter(|ready| ready.running) {
-            let millis = ready.prepared.round(&ready.bound, &clock).await?;
+            let millis = clock.call(&ready.bound).await?;
             ready.source = clock.source();
             // what warms up does not count where there is more
             if round == 1 {

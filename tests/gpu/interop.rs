@@ -1,10 +1,12 @@
 //! The caller's own device, buffers and encoder; what is refused; what happens when the device is gone.
 
 use cross_attention::gpu::{AdapterRequest, AttentionBuffers, Context, GpuError, choose};
-use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Error, Kernel, TensorSpec, cpu, verify, wgpu};
+use cross_attention::{
+    AttentionInputs, AttentionProblem, AttentionSpec, Error, Kernel, Plan, TensorSpec, cpu, verify, wgpu,
+};
 use wgpu::BufferUsages;
 
-type Check = fn(&Context, &str) -> Result<(), String>;
+pub(super) type Check = fn(&Context, &str) -> Result<(), String>;
 
 /// Name and body of each check; the second argument is the adapter's name.
 pub(crate) const CHECKS: [(&str, Check); 9] = [
@@ -19,7 +21,7 @@ pub(crate) const CHECKS: [(&str, Check); 9] = [
     ("lost_device_is_an_error", lost_device_is_an_error),
 ];
 
-fn problem() -> AttentionProblem {
+pub(super) fn problem() -> AttentionProblem {
     let mut spec = AttentionSpec::new([2, 4, 9, 12], [2, 2, 21, 12]);
     spec.lse = true;
     AttentionProblem::new(spec).expect("a sound spec")
@@ -34,14 +36,14 @@ fn numbers(len: usize, seed: u32) -> Vec<f32> {
     (0..len).map(next).collect()
 }
 
-struct Data {
+pub(super) struct Data {
     query: Vec<f32>,
     key: Vec<f32>,
     value: Vec<f32>,
 }
 
 impl Data {
-    fn of(problem: &AttentionProblem) -> Self {
+    pub(super) fn of(problem: &AttentionProblem) -> Self {
         let spec = problem.spec();
         let len = |tensor: &TensorSpec| tensor.layout.extent().expect("small");
         Self {
@@ -51,16 +53,20 @@ impl Data {
         }
     }
 
-    fn inputs(&self) -> AttentionInputs<'_> {
+    pub(super) fn inputs(&self) -> AttentionInputs<'_> {
         AttentionInputs::new(&self.query, &self.key, &self.value)
     }
 }
 
-fn text(error: impl std::fmt::Display) -> String {
+pub(super) fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-fn expect(what: &str, found: Result<(), GpuError>, wanted: impl Fn(&GpuError) -> bool) -> Result<(), String> {
+pub(super) fn expect(
+    what: &str,
+    found: Result<(), GpuError>,
+    wanted: impl Fn(&GpuError) -> bool,
+) -> Result<(), String> {
     match found {
         Err(error) if wanted(&error) => Ok(()),
         Err(error) => Err(format!("{what}: another error than expected: {error}")),
@@ -258,7 +264,7 @@ fn wrong_buffers_are_refused(context: &Context, _: &str) -> Result<(), String> {
     expect("copies within a pass", bound.encode_in_pass(&mut pass), |e| matches!(e, GpuError::NeedsEncoder))
 }
 
-fn other_device(adapter: &str) -> Result<Context, String> {
+pub(super) fn other_device(adapter: &str) -> Result<Context, String> {
     let chosen = pollster::block_on(choose(&AdapterRequest::Named(adapter.to_owned()))).map_err(text)?;
     pollster::block_on(chosen.open()).map_err(text)
 }
@@ -338,6 +344,11 @@ fn lost_device_is_an_error(_: &Context, adapter: &str) -> Result<(), String> {
             bound.and_then(|bound| pollster::block_on(prepared.submit(&bound))).map_err(Error::from)
         }),
         ("attention", context.attention_blocking(&problem, &data.inputs(), None).map(|_| ())),
+        ("warm_up", {
+            // pipelines that are not there yet
+            let plan = Plan::new(&problem, context.caps(), Some(Kernel::Plain)).map_err(text)?;
+            context.warm_up_blocking(&[plan])
+        }),
         ("read", context.read_blocking::<f32>("output", tensors.output.slice(..), 1).map(|_| ()).map_err(Error::from)),
     ];
     for (call, result) in results {

@@ -5,8 +5,8 @@ use cross_attention::{AttentionData, AttentionOutput, Element, Error, TensorData
 use libtest_mimic::Trial;
 
 use super::adapters::Adapter;
-use super::interop;
 use super::trials::{message, trial};
+use super::{host, interop};
 use crate::common::case::Case;
 use crate::common::check::{same_bits, within_tolerance};
 use crate::common::recipe::Ranges;
@@ -30,7 +30,7 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
         let on = adapter.clone();
         trials.push(trial(adapter, GROUP, name, move || check(&on)));
     }
-    for (name, check) in interop::CHECKS {
+    for (name, check) in interop::CHECKS.into_iter().chain(host::CHECKS) {
         let on = adapter.clone();
         trials.push(trial(adapter, GROUP, name, move || check(&on.context, &on.context.info().name)));
     }

@@ -14,6 +14,7 @@
 mod common;
 
 mod adapters;
+mod host;
 mod interop;
 mod known_faults;
 mod levels;

@@ -7,6 +7,8 @@
 mod common;
 
 mod golden;
+#[cfg(feature = "native")]
+mod host;
 mod merging;
 mod plan;
 mod planted;

@@ -1,10 +1,11 @@
 //! Planning by tables: shape and capabilities in, kernel, tiles, grid and workspace out.
 
+use cross_attention::cpu::{CpuPlan, CpuStrategy, SimdLevel};
 use cross_attention::kernels::Unsupported;
 use cross_attention::plan::Rejection;
 use cross_attention::{
     AttentionProblem, AttentionSpec, DeviceCaps, DeviceClass, Diagonal, Kernel, Layout, Plan, PlanChoice, PlanError,
-    ScoreStage, TensorSpec, TileShape,
+    ScoreStage, TensorSpec, TileShape, workload,
 };
 
 fn problem(query: [usize; 4], key: [usize; 4], v_head_dim: usize) -> AttentionProblem {
@@ -304,4 +305,20 @@ fn a_plan_tells_its_choice() {
     assert!(text.contains("kernel     split: asked for as a choice\n"), "{text}");
     assert!(text.contains("choice     split block_q=1 block_kv=128 query_resident=true num_splits=3\n"), "{text}");
     assert_eq!((plan.kernel(), plan.steps()[0].grid), (Kernel::Split, [3, 8, 1]));
+}
+
+/// What the benchmarks rely on (benches/attention.rs).
+#[test]
+fn every_cpu_strategy_has_a_workload() {
+    for (name, strategy) in [
+        ("sd15_16", CpuStrategy::ManyQueries),
+        ("sam_image_to_token", CpuStrategy::FewKeys),
+        ("ip_adapter_4", CpuStrategy::FewKeys),
+        ("whisper_decode", CpuStrategy::FewQueries),
+    ] {
+        let problem = AttentionProblem::new(workload::find(name).expect("known").spec).expect("sound");
+        for level in SimdLevel::available() {
+            assert_eq!(CpuPlan::new(&problem, level).strategy(), strategy, "{name} at {level}");
+        }
+    }
 }

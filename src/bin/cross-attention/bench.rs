@@ -1,18 +1,24 @@
 //! `bench`: times named workloads on a device, each verified before it is timed.
 
+mod report;
+
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use clap::builder::PossibleValuesParser;
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
+use cross_attention::gpu::{HostCost, KernelTiming};
 use cross_attention::workload::{self, Workload};
-use cross_attention::{AttentionProblem, Device, DeviceClass, Element, TimingSource, verify};
-use serde_json::{Value, json};
+use cross_attention::{
+    AttentionProblem, Device, DeviceClass, KernelChoice, Plan, PreparedOn, Roofline, Timing, cpu, verify,
+};
 
 use crate::error::Error;
+use crate::open::{self, CacheFlag};
 use crate::options::{DeviceFlags, ElementName};
 use crate::run::shape;
 use crate::terminal::Terminal;
-use crate::tuned::{CacheFlag, Tuned};
+use crate::tuned::{TuneFlag, Tuned};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -43,10 +49,19 @@ pub(crate) struct Args {
     device: DeviceFlags,
     #[command(flatten)]
     cache: CacheFlag,
+    #[command(flatten)]
+    tuned: TuneFlag,
 }
 
 /// Rounds timed even where the time is up before.
 const MIN_ROUNDS: usize = 5;
+
+/// Rounds of host times, and of the times of single shaders.
+const HOST_ROUNDS: usize = 100;
+const KERNEL_ROUNDS: usize = 10;
+
+/// Time to spend on each roof, unless less is given for a workload.
+const ROOF_TIME: Duration = Duration::from_millis(500);
 
 /// Query rows compared with the oracle before timing.
 const VERIFIED_ROWS: usize = 64;
@@ -56,21 +71,44 @@ const VERIFIED_ROWS: usize = 64;
 struct Row {
     kernel: &'static str,
     max_abs_error: f64,
-    first_ms: f64,
-    median_ms: f64,
-    p10_ms: f64,
-    p90_ms: f64,
-    rounds: usize,
-    gflops: f64,
-    gbps: f64,
-    timing: TimingSource,
+    /// Plan and pipelines, in milliseconds.
+    prepare_ms: f64,
+    /// Pipelines that were made for it; others were there.
+    pipelines: usize,
+    /// Upload, run and read back, in milliseconds.
+    first_run_ms: f64,
+    timing: Timing,
+    flops: f64,
+    bytes: f64,
+    plan_us: f64,
+    /// On a device of wgpu.
+    gpu: Option<GpuRow>,
 }
 
-/// Times the workloads; whether all of them were right.
+/// What was measured besides on a device of wgpu.
+#[derive(Debug)]
+struct GpuRow {
+    host: HostCost,
+    /// Where the device has a clock.
+    kernels: Option<Vec<KernelTiming>>,
+}
+
+/// What holds for all workloads.
+#[derive(Debug)]
+struct Common<'a> {
+    args: &'a Args,
+    device: &'a Device,
+    /// From the start of the program until the device was there, in milliseconds.
+    device_ms: f64,
+    /// The roofs, once they are measured; not every device has them.
+    roofline: Option<Roofline>,
+}
+
+/// Times the workloads; whether all of them were right. The program started at `started`.
 ///
 /// # Errors
 /// What kept all of them from running.
-pub(crate) fn bench(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
+pub(crate) fn bench(args: &Args, started: Instant, terminal: &mut Terminal) -> Result<bool, Error> {
     let mut workloads = workload::all();
     if !args.names.is_empty() {
         workloads = args.names.iter().filter_map(|name| workload::find(name)).collect();
@@ -78,30 +116,38 @@ pub(crate) fn bench(args: &Args, terminal: &mut Terminal) -> Result<bool, Error>
     if args.list {
         return list(&workloads, terminal).map(|()| true);
     }
-    let choice = Device::choose_blocking(&args.device.device)?;
-    let device = &choice.device;
-    let tuned = Tuned::load(&args.cache, device, false, terminal);
+    let choice = open::open(&args.device, &args.cache, terminal)?;
+    let mut common = Common { args, device: &choice.device, device_ms: millis(started), roofline: None };
+    let tuned = Tuned::load(&args.tuned, &choice.device, false, terminal);
     let reason = format!("device: {choice}");
     if args.json {
         terminal.note(format_args!("{reason}"));
     } else {
         terminal.line(format_args!("{reason}"))?;
-        terminal.line(format_args!("driver: {}, {}", device.driver(), device.backend()))?;
+        terminal.line(format_args!("driver: {}, {}", common.device.driver(), common.device.backend()))?;
     }
     terminal.start_bar(workloads.len());
-    let mut table = headed_table();
+    let mut table = report::headed_table();
     let mut failed = 0;
-    for workload in &workloads {
+    for (n, workload) in workloads.iter().enumerate() {
         terminal.bar().set_message(workload.name);
-        let result = measure(workload, args, device, tuned.as_ref(), terminal);
+        let result = measure(workload, &common, tuned.as_ref(), terminal);
+        if n == 0 {
+            // not before: the first result comes from a device that did nothing yet
+            terminal.bar().set_message("the device's limits");
+            common.roofline = roofline(&common, terminal);
+            if !args.json {
+                report::opening(&common, workload, &result, terminal)?;
+            }
+        }
         if let Err(error) = &result {
             terminal.note(format_args!("error: {}: {}", workload.name, error.chain()));
             failed += 1;
         }
         if args.json {
-            terminal.line(format_args!("{}", as_json(workload, args, device, &result)))?;
+            terminal.line(format_args!("{}", report::as_json(workload, &common, &result, n == 0)))?;
         } else {
-            table.add_row(cells(workload, args, device, &result));
+            report::add_row(&mut table, workload, &common, &result);
         }
         if terminal.closed() {
             break;
@@ -112,23 +158,22 @@ pub(crate) fn bench(args: &Args, terminal: &mut Terminal) -> Result<bool, Error>
     if !args.json {
         terminal.line(format_args!("{table}"))?;
     }
+    open::close(&choice.device)?;
     Ok(failed == 0)
 }
 
-fn measure(
-    workload: &Workload,
-    args: &Args,
-    device: &Device,
-    tuned: Option<&Tuned>,
-    terminal: &Terminal,
-) -> Result<Row, Error> {
+fn measure(workload: &Workload, common: &Common<'_>, tuned: Option<&Tuned>, terminal: &Terminal) -> Result<Row, Error> {
+    let Common { args, device, .. } = common;
     let problem = stored(workload, args.element)?;
     let data = workload::inputs(&problem, workload.name);
     let inputs = data.as_inputs();
+    let made_before = pipelines(device);
     let start = Instant::now();
     let prepared = Tuned::prepare(tuned, device, &problem, args.device.kernel, terminal)?;
+    let prepare_ms = millis(start);
+    let start = Instant::now();
     let results = prepared.run_blocking(&inputs)?;
-    let first_ms = start.elapsed().as_secs_f64() * 1e3;
+    let first_run_ms = millis(start);
     let report = verify::verify_sample(&problem, &inputs, &results, VERIFIED_ROWS)?;
     if !report.passed() {
         return Err(Error::Verify { report: report.to_string() });
@@ -139,18 +184,25 @@ fn measure(
         terminal.bar().set_message(format!("{}, round {rounds}", workload.name));
     };
     let timing = prepared.time_blocking(&inputs, MIN_ROUNDS, args.seconds, &mut on_round)?;
-    let median_ms = timing.quantile(0.5);
+    let mut gpu = None;
+    if let PreparedOn::Gpu(prepared) = &prepared {
+        let tensors = prepared.upload_blocking(&inputs)?;
+        let bound = prepared.bind(&tensors.buffers()).map_err(cross_attention::Error::from)?;
+        let host = prepared.time_host(&tensors.buffers(), HOST_ROUNDS).map_err(cross_attention::Error::from)?;
+        let kernels = prepared.time_kernels_blocking(&bound, KERNEL_ROUNDS).map_err(cross_attention::Error::from)?;
+        gpu = Some(GpuRow { host, kernels });
+    }
     Ok(Row {
         kernel: prepared.kernel_name(),
         max_abs_error: report.max_abs_error,
-        first_ms,
-        median_ms,
-        p10_ms: timing.quantile(0.1),
-        p90_ms: timing.quantile(0.9),
-        rounds: timing.millis.len(),
-        gflops: workload::flops(&problem, &inputs) / (median_ms * 1e6),
-        gbps: workload::bytes(&problem) / (median_ms * 1e6),
-        timing: timing.source,
+        prepare_ms,
+        pipelines: pipelines(device) - made_before,
+        first_run_ms,
+        timing,
+        flops: workload::flops(&problem, &inputs),
+        bytes: workload::bytes(&problem),
+        plan_us: plan_us(&problem, device, args.device.kernel),
+        gpu,
     })
 }
 
@@ -163,6 +215,36 @@ pub(crate) fn stored(workload: &Workload, element: ElementName) -> Result<Attent
     Ok(AttentionProblem::new(spec)?)
 }
 
+/// Microseconds of making a plan, the median of many.
+fn plan_us(problem: &AttentionProblem, device: &Device, kernel: KernelChoice) -> f64 {
+    let forced = if let KernelChoice::Gpu(kernel) = kernel { Some(kernel) } else { None };
+    let rounds = (0..HOST_ROUNDS).map(|_| {
+        let start = Instant::now();
+        match device {
+            Device::Gpu(context) => drop(black_box(Plan::new(problem, context.caps(), forced))),
+            Device::Cpu | Device::Oracle => drop(black_box(cpu::prepare(problem))),
+        }
+        millis(start)
+    });
+    Timing { millis: rounds.collect(), source: cross_attention::TimingSource::Cpu }.quantile(0.5) * 1e3
+}
+
+fn roofline(common: &Common<'_>, terminal: &Terminal) -> Option<Roofline> {
+    let measured = common.device.roofline_blocking(ROOF_TIME.min(common.args.seconds));
+    measured.unwrap_or_else(|error| {
+        terminal.note(format_args!("warning: the device's limits could not be measured: {error}"));
+        None
+    })
+}
+
+fn pipelines(device: &Device) -> usize {
+    if let Device::Gpu(context) = device { context.pipelines() } else { 0 }
+}
+
+fn millis(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
 fn list(workloads: &[Workload], terminal: &mut Terminal) -> Result<(), Error> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
@@ -171,108 +253,6 @@ fn list(workloads: &[Workload], terminal: &mut Terminal) -> Result<(), Error> {
         table.add_row([workload.name.to_owned(), shape, workload.about.to_owned()]);
     }
     terminal.line(format_args!("{table}"))
-}
-
-const COLUMNS: [&str; 12] = [
-    "workload",
-    "batch x heads x q_len x kv_len x dim",
-    "kernel",
-    "element",
-    "median ms",
-    "p10",
-    "p90",
-    "first",
-    "GFLOP/s",
-    "GB/s",
-    "max error",
-    "timing",
-];
-
-fn headed_table() -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(COLUMNS);
-    for column in table.column_iter_mut().skip(4).take(7) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-fn cells(workload: &Workload, args: &Args, device: &Device, result: &Result<Row, Error>) -> Vec<String> {
-    let mut cells = vec![workload.name.to_owned(), short_shape(workload)];
-    match result {
-        Ok(row) => cells.extend([
-            row.kernel.to_owned(),
-            Element::from(args.element).to_string(),
-            format!("{:.3}", row.median_ms),
-            format!("{:.3}", row.p10_ms),
-            format!("{:.3}", row.p90_ms),
-            format!("{:.1}", row.first_ms),
-            format!("{:.1}", row.gflops),
-            format!("{:.1}", row.gbps),
-            format!("{:.1e}", row.max_abs_error),
-            format!("{}{}", row.timing, if software(device) { ", software" } else { "" }),
-        ]),
-        Err(_) => cells.push("failed".to_owned()),
-    }
-    cells
-}
-
-/// `batch x q_heads/kv_heads x q_len x kv_len x head_dim/v_head_dim`, where equal ones are named once.
-fn short_shape(workload: &Workload) -> String {
-    let [batch, q_heads, q_len, head_dim] = workload.spec.query.layout.shape;
-    let [_, kv_heads, kv_len, _] = workload.spec.key.layout.shape;
-    let pair = |first, second| if first == second { format!("{first}") } else { format!("{first}/{second}") };
-    let (heads, dim) = (pair(q_heads, kv_heads), pair(head_dim, workload.spec.value.layout.shape[3]));
-    format!("{batch} x {heads} x {q_len} x {kv_len} x {dim}")
-}
-
-fn as_json(workload: &Workload, args: &Args, device: &Device, result: &Result<Row, Error>) -> Value {
-    let [batch, q_heads, q_len, head_dim] = workload.spec.query.layout.shape;
-    let [_, kv_heads, kv_len, _] = workload.spec.key.layout.shape;
-    let mut object = json!({
-        "workload": workload.name,
-        "device": kind(device),
-        "adapter": device.name(),
-        "driver": device.driver(),
-        "backend": device.backend(),
-        "software": software(device),
-        "element": Element::from(args.element).name(),
-        "batch": batch,
-        "q_heads": q_heads,
-        "kv_heads": kv_heads,
-        "q_len": q_len,
-        "kv_len": kv_len,
-        "head_dim": head_dim,
-        "v_head_dim": workload.spec.value.layout.shape[3],
-    });
-    let measured = match result {
-        Ok(row) => json!({
-            "kernel": row.kernel,
-            "median_ms": row.median_ms,
-            "p10_ms": row.p10_ms,
-            "p90_ms": row.p90_ms,
-            "first_ms": row.first_ms,
-            "rounds": row.rounds,
-            "gflops": row.gflops,
-            "gbps": row.gbps,
-            "max_abs_error": row.max_abs_error,
-            "timing": row.timing.to_string(),
-        }),
-        Err(error) => json!({ "error": error.chain() }),
-    };
-    if let (Value::Object(object), Value::Object(measured)) = (&mut object, measured) {
-        object.extend(measured);
-    }
-    object
-}
-
-const fn kind(device: &Device) -> &'static str {
-    match device {
-        Device::Cpu => "cpu",
-        Device::Oracle => "oracle",
-        Device::Gpu(_) => "gpu",
-    }
 }
 
 /// Whether a GPU is played by the CPU: such times say nothing about GPUs.

@@ -11,7 +11,7 @@ use crate::options::{DeviceFlags, ElementName, OptionFlags};
 use crate::run::shape;
 use crate::shape::ShapeFlags;
 use crate::terminal::Terminal;
-use crate::tuned::{CacheFlag, Tuned};
+use crate::tuned::{TuneFlag, Tuned};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     device: DeviceFlags,
     #[command(flatten)]
-    cache: CacheFlag,
+    tuned: TuneFlag,
     #[command(flatten)]
     options: OptionFlags,
 }
@@ -54,7 +54,7 @@ pub(crate) fn explain(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
         None => args.shape.problem(&args.options, args.output_type, args.probs)?,
     };
     let choice = Device::choose_blocking(&args.device.device)?;
-    let tuned = Tuned::load(&args.cache, &choice.device, false, terminal);
+    let tuned = Tuned::load(&args.tuned, &choice.device, false, terminal);
     let text = match (&choice.device, args.device.kernel) {
         (Device::Gpu(context), KernelChoice::Auto) => match &tuned {
             Some(tuned) => tuned.plan(context, &problem, terminal)?.to_string(),

@@ -7,6 +7,7 @@ mod devices;
 mod error;
 mod explain;
 mod file;
+mod open;
 mod options;
 mod run;
 mod shape;
@@ -16,6 +17,7 @@ mod tune;
 mod tuned;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
@@ -39,13 +41,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let started = Instant::now();
     let program = Program::parse();
     let mut terminal = Terminal::new();
     let all_well = match &program.command {
         Command::Devices(args) => devices::devices(args, &mut terminal).map(|()| true),
         Command::Run(args) => run::run(args, &mut terminal),
         Command::Explain(args) => explain::explain(args, &mut terminal).map(|()| true),
-        Command::Bench(args) => bench::bench(args, &mut terminal),
+        Command::Bench(args) => bench::bench(args, started, &mut terminal),
         Command::Tune(args) => tune::tune(args, &mut terminal),
     };
     terminal.end_bar();

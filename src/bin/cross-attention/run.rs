@@ -8,10 +8,11 @@ use cross_attention::{AttentionProblem, Device, verify};
 
 use crate::error::Error;
 use crate::file::{self, Wish};
+use crate::open::{self, CacheFlag};
 use crate::options::{DeviceFlags, ElementName, OptionFlags};
 use crate::show;
 use crate::terminal::Terminal;
-use crate::tuned::{CacheFlag, Tuned};
+use crate::tuned::{TuneFlag, Tuned};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -58,6 +59,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     cache: CacheFlag,
     #[command(flatten)]
+    tuned: TuneFlag,
+    #[command(flatten)]
     options: OptionFlags,
 }
 
@@ -74,8 +77,8 @@ struct Job {
 /// What kept all of them from running.
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
     let jobs = jobs(&args.inputs, &args.output)?;
-    let choice = Device::choose_blocking(&args.device.device)?;
-    let tuned = Tuned::load(&args.cache, &choice.device, args.quiet, terminal);
+    let choice = open::open(&args.device, &args.cache, terminal)?;
+    let tuned = Tuned::load(&args.tuned, &choice.device, args.quiet, terminal);
     if !args.quiet {
         terminal.line(format_args!("device: {choice}"))?;
         if jobs.len() > 1 {
@@ -99,6 +102,7 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
     if failed > 0 && jobs.len() > 1 {
         terminal.note(format_args!("{failed} of {} files failed", jobs.len()));
     }
+    open::close(&choice.device)?;
     Ok(failed == 0)
 }
 

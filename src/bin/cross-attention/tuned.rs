@@ -11,7 +11,7 @@ use crate::terminal::Terminal;
 
 /// Where tuned choices are.
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct CacheFlag {
+pub(crate) struct TuneFlag {
     /// Use the choices that `tune` found and wrote to this file, on the device they were found on
     #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
     tune_cache: Option<PathBuf>,
@@ -26,7 +26,7 @@ pub(crate) struct Tuned {
 
 impl Tuned {
     /// Reads the file, if one is named; what is wrong with it, or that the device has no use for it, is told.
-    pub(crate) fn load(flag: &CacheFlag, device: &Device, quiet: bool, terminal: &Terminal) -> Option<Self> {
+    pub(crate) fn load(flag: &TuneFlag, device: &Device, quiet: bool, terminal: &Terminal) -> Option<Self> {
         let path = flag.tune_cache.as_ref()?;
         let Device::Gpu(context) = device else {
             if !quiet {

@@ -13,6 +13,8 @@
 
 mod exp;
 mod few;
+#[cfg(feature = "native")]
+mod peak;
 mod portable;
 pub(super) mod shared;
 mod softmax;
@@ -22,6 +24,8 @@ mod turn;
 mod x86;
 
 pub(super) use few::{dots, rescale_rows, weigh};
+#[cfg(feature = "native")]
+pub(super) use peak::{flops_per_round, fma_chains, read_all};
 pub(super) use softmax::{RowState, add_terms, exp_all, keep_in_range, merge_into, scale_lanes, soften};
 pub(super) use tiles::{accumulate, scores};
 pub(super) use turn::{turn_in, turn_out};

@@ -1,0 +1,165 @@
+//! Pipelines that outlive the process: what a driver compiled, kept in a file of the caller's.
+
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use super::cache_data;
+use super::cache_file::{self, Intact, Owner};
+use super::context::Context;
+use super::error::GpuError;
+use super::pipelines::DriverCache;
+
+/// A file larger than this is not one of ours, in bytes.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// What became of the file that [`Context::use_pipeline_cache`] was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PipelineCacheState {
+    /// Its pipelines are used.
+    Loaded {
+        /// Bytes of the driver's data.
+        bytes: usize,
+    },
+    /// There was none; pipelines are compiled, and can be saved to it.
+    New,
+    /// It is not used, and will be replaced when pipelines are saved: a warning to pass on.
+    Ignored(PipelineCacheFault),
+    /// The device has no pipeline caches: only Vulkan has, and a device of the caller's only if it was made with
+    /// [`wgpu::Features::PIPELINE_CACHE`].
+    Unsupported,
+}
+
+impl std::fmt::Display for PipelineCacheState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Loaded { bytes } => write!(f, "{bytes} bytes of compiled pipelines are used"),
+            Self::New => f.write_str("there is none yet"),
+            Self::Ignored(fault) => write!(f, "not used: {fault}"),
+            Self::Unsupported => f.write_str("not used: this device has no pipeline caches"),
+        }
+    }
+}
+
+/// Why a file of pipelines is not used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PipelineCacheFault {
+    /// Something else, or of another format.
+    #[error("it is not a pipeline cache of this version of the format")]
+    NotACache,
+    /// Cut off, or changed since it was written.
+    #[error("it is damaged")]
+    Damaged,
+    /// More than a gigabyte.
+    #[error("it is larger than {max} bytes")]
+    TooLarge {
+        /// The most that is read.
+        max: u64,
+    },
+    /// Written for another device.
+    #[error("it was written for {found}, this is {wanted}")]
+    OtherAdapter {
+        /// The device that it was written for.
+        found: String,
+        /// This device.
+        wanted: String,
+    },
+    /// Written by another version of the driver or of this crate.
+    #[error("it was written by {found}, this is {wanted}")]
+    OtherVersion {
+        /// What wrote it.
+        found: String,
+        /// What there is now.
+        wanted: String,
+    },
+    /// wgpu or the driver do not want the data.
+    #[error("the driver refuses it: {message}")]
+    Refused {
+        /// wgpu's words.
+        message: String,
+    },
+}
+
+impl Context {
+    /// Takes compiled pipelines from a file, if it is there, and remembers it for
+    /// [`save_pipeline_cache`](Self::save_pipeline_cache). Concerns pipelines that are made from now on.
+    ///
+    /// A file that was damaged, or written for another adapter, driver or version of this crate, is not used, and the
+    /// state says so. A checksum is no signature: keep the file where only its user can write.
+    ///
+    /// # Errors
+    /// [`GpuError::CacheRead`] if the file is there and cannot be read; [`GpuError::OutOfMemory`],
+    /// [`GpuError::DeviceLost`].
+    pub fn use_pipeline_cache(&self, path: impl Into<PathBuf>) -> Result<PipelineCacheState, GpuError> {
+        let path = path.into();
+        let file = read(&path)?;
+        if !self.device().features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return Ok(PipelineCacheState::Unsupported);
+        }
+        let (cache, state) = self.open_cache(file)?;
+        self.pipeline_store().set_driver_cache(DriverCache { cache, path });
+        Ok(state)
+    }
+
+    fn open_cache(&self, file: Stored) -> Result<(wgpu::PipelineCache, PipelineCacheState), GpuError> {
+        let state = match &file {
+            Stored::Nothing => PipelineCacheState::New,
+            Stored::TooLarge => PipelineCacheState::Ignored(PipelineCacheFault::TooLarge { max: MAX_BYTES }),
+            Stored::File(bytes) => match Intact::read(bytes, &Owner::of(self.info())) {
+                Err(fault) => PipelineCacheState::Ignored(fault),
+                Ok(data) => {
+                    match self.checked_now("a pipeline cache", || cache_data::create(self.device(), Some(data))) {
+                        Ok(cache) => return Ok((cache, PipelineCacheState::Loaded { bytes: data.bytes().len() })),
+                        Err(GpuError::Validation { message, .. } | GpuError::Internal { message, .. }) => {
+                            PipelineCacheState::Ignored(PipelineCacheFault::Refused { message })
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            },
+        };
+        let empty = self.checked_now("a pipeline cache", || cache_data::create(self.device(), None))?;
+        Ok((empty, state))
+    }
+
+    /// Writes the pipelines made so far to the file of [`use_pipeline_cache`](Self::use_pipeline_cache), in one step:
+    /// whoever reads it meanwhile finds the old file or the new one. The number of bytes written; `None` where no file
+    /// was named or the device has no pipeline caches.
+    ///
+    /// # Errors
+    /// [`GpuError::CacheWrite`].
+    pub fn save_pipeline_cache(&self) -> Result<Option<u64>, GpuError> {
+        let Some(DriverCache { cache, path }) = self.pipeline_store().driver_cache() else { return Ok(None) };
+        let Some(data) = cache.get_data() else { return Ok(None) };
+        let file = cache_file::write(&data, &Owner::of(self.info()));
+        let failed = |error: std::io::Error| GpuError::CacheWrite { path: path.clone(), message: error.to_string() };
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(format!(".{}", std::process::id()));
+        let beside = PathBuf::from(beside);
+        let written = std::fs::write(&beside, &file).and_then(|()| std::fs::rename(&beside, &path));
+        if written.is_err() {
+            // whatever is left of it is of no use; what matters is why it could not be written
+            let _ = std::fs::remove_file(&beside);
+        }
+        written.map_err(failed)?;
+        Ok(Some(file.len() as u64))
+    }
+}
+
+enum Stored {
+    Nothing,
+    TooLarge,
+    File(Vec<u8>),
+}
+
+fn read(path: &Path) -> Result<Stored, GpuError> {
+    let failed = |error: std::io::Error| GpuError::CacheRead { path: path.to_owned(), message: error.to_string() };
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Stored::Nothing),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut bytes = vec![];
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(if bytes.len() as u64 > MAX_BYTES { Stored::TooLarge } else { Stored::File(bytes) })
+}
