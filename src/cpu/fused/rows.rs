@@ -4,7 +4,7 @@
 use half::slice::HalfFloatSliceExt;
 
 use crate::cpu::simd::shared::RowMap;
-use crate::cpu::simd::{SimdLevel, Strided, turn_in};
+use crate::cpu::simd::{self, SimdLevel, Strided, turn_in};
 use crate::inputs::AttentionInputs;
 use crate::problem::AttentionProblem;
 use crate::tensor::{TensorRef, TensorSpec};
@@ -157,11 +157,13 @@ fn turn_lines(level: SimdLevel, lines: &[f32], len: usize, n: usize, width: usiz
 pub(super) enum Seen {
     Nothing,
     Everything,
+    /// What is added is the same for all rows.
+    Alike,
     Some,
 }
 
 /// Compares boolean mask and bias of keys `keys` for rows at `places`. With `Some`, `extra[key][row]` holds what is
-/// added to the scores, negative infinity where the key is forbidden.
+/// added to the scores, with `Alike` `extra[key]`; negative infinity where the key is forbidden.
 #[expect(clippy::too_many_arguments, reason = "sizes and workspace")]
 pub(super) fn fill_extra(
     level: SimdLevel,
@@ -194,7 +196,7 @@ pub(super) fn fill_extra(
             let [start, bias_start] = starts(r);
             same &= [start, bias_start] == first;
             if start != last {
-                let (row_any, row_all) = any_and_all(mask, start, layout.strides[3], n);
+                let (row_any, row_all) = any_and_all(level, mask, start, layout.strides[3], n);
                 (any, all, last) = (any | row_any, all & row_all, start);
             }
         }
@@ -216,10 +218,7 @@ pub(super) fn fill_extra(
         }
         if let Some((mask, layout)) = mask {
             match layout.strides[3] {
-                1 => line
-                    .iter_mut()
-                    .zip(&mask[mask_start..])
-                    .for_each(|(x, &m)| *x = if m { *x } else { f32::NEG_INFINITY }),
+                1 => simd::forbid(level, &mask[mask_start..][..line.len()], line),
                 stride => {
                     for (j, x) in line.iter_mut().enumerate() {
                         *x = if mask[mask_start + j * stride] { *x } else { f32::NEG_INFINITY };
@@ -228,15 +227,34 @@ pub(super) fn fill_extra(
             }
         }
     };
-    if same {
-        fill(0, &mut lines[..n]);
-        for (extra, &x) in extra.chunks_exact_mut(width).zip(&lines[..n]) {
-            extra.fill(x);
+    // rows of a bias that can be turned from where they lie
+    let direct = |r: usize| match bias {
+        Some((TensorRef::F32(data), bias)) if mask.is_none() && bias.layout.strides[3] == 1 => {
+            Some(&data[starts(r)[1]..][..n])
         }
-        return Seen::Some;
+        _ => None,
+    };
+    let next = |r: usize| match bias {
+        Some((TensorRef::F32(data), _)) => {
+            let start = (starts(r)[1] + n).min(data.len());
+            &data[start..(start + n).min(data.len())]
+        }
+        _ => &[],
+    };
+    if same {
+        fill(0, &mut extra[..n]);
+        return Seen::Alike;
     }
     for first in (0..rows).step_by(4) {
         let count = 4.min(rows - first);
+        if let (4, Some(_)) = (count, direct(first)) {
+            turn_in(level, [0, 1, 2, 3].map(|r| direct(first + r).unwrap_or_default()), width, first, extra);
+            // the next block of keys of the same rows: rows are far apart, and no processor guesses that
+            for r in first..first + 4 {
+                simd::ask_for(level, next(r));
+            }
+            continue;
+        }
         for (r, line) in lines.chunks_exact_mut(n).take(count).enumerate() {
             fill(first + r, line);
         }
@@ -245,10 +263,13 @@ pub(super) fn fill_extra(
     Seen::Some
 }
 
-fn any_and_all(mask: &[bool], start: usize, stride: usize, n: usize) -> (bool, bool) {
+fn any_and_all(level: SimdLevel, mask: &[bool], start: usize, stride: usize, n: usize) -> (bool, bool) {
     match stride {
         0 => (mask[start], mask[start]),
-        1 => mask[start..start + n].iter().fold((false, true), |(any, all), &m| (any | m, all & m)),
+        1 => {
+            let allowed = simd::count(level, &mask[start..][..n]);
+            (allowed > 0, allowed == n)
+        }
         _ => (0..n).fold((false, true), |(any, all), j| {
             let m = mask[start + j * stride];
             (any | m, all & m)

@@ -86,7 +86,7 @@ impl Job<'_> {
                     ScoreStage::Scaled | ScoreStage::Capped => {
                         self.dots(tile, key, n, key, &mut scoring);
                         if let (ScoreStage::Capped, Some(cap)) = (stage, problem.spec().softcap) {
-                            simd::add_terms(level, tile.vectors, n, scoring.scores, cap, &[], &[], &[]);
+                            simd::add_terms(level, tile.vectors, n, scoring.scores, cap, &[], false, &[], &[]);
                         }
                     }
                     ScoreStage::Masked | ScoreStage::Probs => {

@@ -105,7 +105,11 @@ impl Job<'_> {
         }
         self.dots(tile, key, n, value, scratch);
         let softcap = problem.spec().softcap.unwrap_or(0.0);
-        let extra: &[f32] = if seen == Seen::Some { scratch.extra } else { &[] };
+        let extra: &[f32] = match seen {
+            Seen::Some => scratch.extra,
+            Seen::Alike => &scratch.extra[..n],
+            Seen::Everything | Seen::Nothing => &[],
+        };
         if let Some(slopes) = inputs.alibi_slopes {
             for r in 0..tile.rows {
                 let [b, h, i] = places(r);
@@ -114,7 +118,9 @@ impl Job<'_> {
             }
         }
         if softcap > 0.0 || !extra.is_empty() || inputs.alibi_slopes.is_some() {
-            simd::add_terms(level, tile.vectors, n, scratch.scores, softcap, extra, scratch.slope, scratch.diagonal);
+            let alike = seen == Seen::Alike;
+            let (scores, slope) = (&mut *scratch.scores, &*scratch.slope);
+            simd::add_terms(level, tile.vectors, n, scores, softcap, extra, alike, slope, scratch.diagonal);
         }
         let row_keys = &scratch.keys[tile.first_row..][..tile.rows];
         let full = row_keys.iter().all(|&[start, end]| start <= keys.start && keys.end <= end);
@@ -157,6 +163,7 @@ impl Job<'_> {
             let block = start.max(first)..(start + plan.block_kv).min(end);
             let key = rows::block(inputs.key, &spec.key, kv_head, block.clone(), &mut scratch.key_block);
             let value = rows::block(inputs.value, &spec.value, kv_head, block.clone(), &mut scratch.value_block);
+            let mut finite = None;
             let mut scoring = Scoring {
                 scale,
                 query: &scratch.query,
@@ -189,8 +196,10 @@ impl Job<'_> {
                 };
                 let n = keys.len();
                 let grew = simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state, self.binary());
-                let hidden = !full && !all_finite(original, n, v_dim);
-                let value = if hidden { clean(original, n, v_dim, &mut scratch.clean_block) } else { original };
+                // of the whole block, once for all tiles
+                let hidden =
+                    !full && !*finite.get_or_insert_with(|| simd::all_finite(level, value, block.len(), v_dim));
+                let weighed = if hidden { clean(original, n, v_dim, &mut scratch.clean_block) } else { original };
                 let fresh = std::mem::replace(&mut scratch.fresh[tile.number], false);
                 let weights: &[f32] = scoring.scores;
                 if self.few() {
@@ -198,13 +207,13 @@ impl Job<'_> {
                         simd::rescale_rows(&mut scratch.acc, padded, &scratch.rescale[..tile.rows]);
                     }
                     let acc = &mut scratch.acc;
-                    simd::weigh(level, weights, tile.width, tile.rows, value, n, v_dim, acc, padded);
+                    simd::weigh(level, weights, tile.width, tile.rows, weighed, n, v_dim, acc, padded);
                 } else {
                     let acc = &mut scratch.acc[at * v_dim..];
                     if grew && !fresh {
                         simd::scale_lanes(level, tile.vectors, v_dim, acc, &scratch.rescale);
                     }
-                    simd::accumulate(level, tile.vectors, weights, value, n, v_dim, acc, fresh);
+                    simd::accumulate(level, tile.vectors, weights, weighed, n, v_dim, acc, fresh);
                 }
                 if hidden {
                     let acc = if self.few() { &mut scratch.acc[..] } else { &mut scratch.acc[at * v_dim..] };
@@ -282,10 +291,6 @@ pub(super) fn union(keys: &[[usize; 2]]) -> [usize; 2] {
 
 fn from_row(of: Strided<'_>, row: usize) -> Strided<'_> {
     Strided { data: &of.data[row * of.stride..], stride: of.stride }
-}
-
-fn all_finite(value: Strided<'_>, n: usize, dim: usize) -> bool {
-    (0..n).all(|j| value.data[j * value.stride..][..dim].iter().fold(true, |all, x| all & x.is_finite()))
 }
 
 /// The block with zeros in the places of what is not finite: 0 * NaN would carry it to rows that must not see it.

@@ -13,6 +13,7 @@
 
 mod exp;
 mod few;
+mod masks;
 #[cfg(feature = "native")]
 mod peak;
 mod portable;
@@ -24,6 +25,7 @@ mod turn;
 mod x86;
 
 pub(super) use few::{dots, rescale_rows, weigh};
+pub(super) use masks::{all_finite, ask_for, count, forbid};
 #[cfg(feature = "native")]
 pub(super) use peak::{flops_per_round, fma_chains, read_all};
 pub(super) use softmax::{RowState, add_terms, exp_all, keep_in_range, merge_into, scale_lanes, soften};

@@ -19,8 +19,9 @@ dispatch! {
 }
 
 dispatch! {
-    /// Softcap (0: none), then `extra[key][row]` (empty: none; -inf forbids), then ALiBi (empty: none).
-    fn add_terms(vectors: usize, n: usize, scores: &mut [f32], softcap: f32, extra: &[f32], slope: &[f32],
+    /// Softcap (0: none), then `extra[key][row]`, or `extra[key]` if `alike` (empty: none; -inf forbids), then ALiBi (empty:
+    /// none).
+    fn add_terms(vectors: usize, n: usize, scores: &mut [f32], softcap: f32, extra: &[f32], alike: bool, slope: &[f32],
         diagonal: &[f32]) = add_terms_on
 }
 
@@ -190,11 +191,12 @@ fn add_terms_on<S: Simd>(
     scores: &mut [f32],
     softcap: f32,
     extra: &[f32],
+    alike: bool,
     slope: &[f32],
     diagonal: &[f32],
 ) {
     let rows = vectors * S::LANES;
-    assert!(scores.len() >= n * rows && (extra.is_empty() || extra.len() >= n * rows));
+    assert!(scores.len() >= n * rows && (extra.is_empty() || extra.len() >= if alike { n } else { n * rows }));
     assert!(slope.is_empty() || slope.len() >= rows && diagonal.len() >= rows);
     let (lowest, forbidden) = (s.splat(f32::MIN), s.splat(f32::NEG_INFINITY));
     for j in 0..n {
@@ -208,7 +210,11 @@ fn add_terms_on<S: Simd>(
                 if softcap > 0.0 {
                     x = s.mul(s.splat(softcap), tanh(s, s.div(x, s.splat(softcap))));
                 }
-                let extra_at = if extra.is_empty() { s.splat(0.0) } else { s.load(extra.as_ptr().add(j * rows + v)) };
+                let extra_at = match extra {
+                    [] => s.splat(0.0),
+                    extra if alike => s.splat(*extra.as_ptr().add(j)),
+                    extra => s.load(extra.as_ptr().add(j * rows + v)),
+                };
                 x = s.add(x, extra_at);
                 if !slope.is_empty() {
                     let distance = s.sub(s.load(diagonal.as_ptr().add(v)), key);

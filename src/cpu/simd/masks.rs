@@ -1,0 +1,76 @@
+//! What boolean masks, and values that must stay hidden, are asked.
+
+use super::{Simd, Strided, dispatch};
+
+dispatch! {
+    /// How many keys a line of a mask allows.
+    fn count(mask: &[bool]) -> usize = count_on
+}
+
+dispatch! {
+    /// Makes every element negative infinity whose key is not allowed; `mask` and `line` have one length.
+    fn forbid(mask: &[bool], line: &mut [f32]) = forbid_on
+}
+
+dispatch! {
+    /// Whether the first `n` rows have neither infinity nor NaN in their first `dim` elements.
+    fn all_finite(rows: Strided<'_>, n: usize, dim: usize) -> bool = all_finite_on
+}
+
+dispatch! {
+    /// Asks for a line of memory that will be read.
+    fn ask_for(line: &[f32]) = ask_for_on
+}
+
+// plain loops, compiled for each unit
+#[inline(always)]
+fn count_on<S: Simd>(_: S, mask: &[bool]) -> usize {
+    // by no more than a byte can count
+    mask.chunks(128).map(|part| usize::from(part.iter().fold(0, |n: u8, &m| n + u8::from(m)))).sum()
+}
+
+#[inline(always)]
+fn forbid_on<S: Simd>(_: S, mask: &[bool], line: &mut [f32]) {
+    for (x, &allowed) in line.iter_mut().zip(mask) {
+        *x = if allowed { *x } else { f32::NEG_INFINITY };
+    }
+}
+
+#[inline(always)]
+fn all_finite_on<S: Simd>(s: S, rows: Strided<'_>, n: usize, dim: usize) -> bool {
+    rows.check(n, dim);
+    // 0 * x is 0 but for infinity and NaN
+    let zero = s.splat(0.0);
+    let mut all = [zero; 4];
+    let mut rest = 0.0;
+    for j in 0..n {
+        // SAFETY: row j < n has dim elements, as compared above
+        unsafe {
+            let row = rows.data.as_ptr().add(j * rows.stride);
+            let mut d = 0;
+            while dim - d >= 4 * S::LANES {
+                for k in 0..4 {
+                    all[k] = s.fma(s.load(row.add(d + k * S::LANES)), zero, all[k]);
+                }
+                d += 4 * S::LANES;
+            }
+            while dim - d >= S::LANES {
+                all[0] = s.fma(s.load(row.add(d)), zero, all[0]);
+                d += S::LANES;
+            }
+            for d in d..dim {
+                rest += 0.0 * *row.add(d);
+            }
+        }
+    }
+    let mut lanes = [0.0; 16];
+    // SAFETY: no vector has more than 16 lanes
+    unsafe { s.store(lanes.as_mut_ptr(), s.add(s.add(all[0], all[1]), s.add(all[2], all[3]))) };
+    rest == 0.0 && lanes.iter().all(|&x| x == 0.0)
+}
+
+#[inline(always)]
+fn ask_for_on<S: Simd>(s: S, line: &[f32]) {
+    // 64 bytes is a line of every cache here
+    line.iter().step_by(16).for_each(|x| s.prefetch(x));
+}
