@@ -30,6 +30,14 @@ pub(crate) enum Error {
     SameOutput { first: PathBuf, second: PathBuf, output: PathBuf },
     #[error("{output} is an input; name another output")]
     OutputIsInput { output: PathBuf },
+    #[error("{path} is not empty; name another folder, or write into it with --force")]
+    NotEmpty { path: PathBuf },
+    #[error("cannot write {path}: {written} of {count} shaders are there, manifest.json is not")]
+    PartlyWritten { path: PathBuf, written: usize, count: usize, source: std::io::Error },
+    #[error("{what} has no shaders; name a GPU kernel, and an adapter or a class of devices")]
+    NoShaders { what: &'static str },
+    #[error("{shader} cannot be written as {target}, this is a fault of the program: {reason}")]
+    Translate { shader: &'static str, target: String, reason: String },
     #[error("cannot write into {path}; several inputs, or a folder, need a folder to write to")]
     OutputFolder { path: PathBuf, source: std::io::Error },
     #[error("cannot write {path}")]
