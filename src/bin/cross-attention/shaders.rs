@@ -2,23 +2,24 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
 use cross_attention::kernels::{Shader, Slot};
 use cross_attention::plan::{CatalogEntry, DeviceKind, Step, Variant, catalog};
 use cross_attention::{AttentionProblem, Device, DeviceCaps, DeviceClass, DeviceRequest, KernelChoice, Plan};
+use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::error::Error;
 use crate::explain::terms;
-use crate::file::{self, Wish, temporary_beside};
+use crate::file::{self, Wish, temporary_beside, write_whole};
 use crate::options::{ElementName, OptionFlags};
 use crate::run::shape;
 use crate::shape::ShapeFlags;
 use crate::terminal::Terminal;
-use crate::translate::{Target, Translated, translate};
+use crate::translate::{Source, Target};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -49,9 +50,9 @@ pub(crate) struct Args {
     /// The folder to write to, made if need be
     #[arg(short, long = "output", value_name = "FOLDER")]
     output: PathBuf,
-    /// What to write
-    #[arg(long, value_enum, default_value = "wgsl")]
-    target: Target,
+    /// What to write; several with commas between
+    #[arg(long = "target", value_enum, value_delimiter = ',', default_value = "wgsl")]
+    targets: Vec<Target>,
     /// Every shader that plans choose over a grid of shapes, element types, layouts, terms and devices
     #[arg(long, conflicts_with_all = ["input", "shape", "kernel", "device", "device_class", "workgroup_memory"])]
     all: bool,
@@ -119,41 +120,91 @@ struct Job {
     chosen_for: Vec<DeviceKind>,
 }
 
+impl Job {
+    /// Workgroup memory, in bytes.
+    fn workgroup_bytes(&self) -> u64 {
+        self.step.as_ref().map_or(0, |step| step.workgroup_bytes)
+    }
+
+    fn fits(&self, target: Target) -> bool {
+        self.workgroup_bytes() <= target.max_workgroup_bytes()
+    }
+}
+
 /// Writes the shaders and the list.
 ///
 /// # Errors
 /// A shape, file or device that is refused, a plan that can't be made, a folder that can't be written to. The error says
-/// how many files were written before.
+/// if some files were written before.
 pub(crate) fn shaders(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
     let jobs = if args.all { every_shader() } else { planned(args)? };
+    let mut targets = args.targets.clone();
+    targets.sort_unstable();
+    targets.dedup();
+    if !args.all {
+        check_targets(&jobs, &targets)?;
+    }
     make_folder(&args.output, args.force)?;
     terminal.start_bar(jobs.len());
-    // all that can go wrong but for the writing itself goes wrong before anything is written
-    let mut files = vec![];
-    for job in &jobs {
-        let name = name(job);
-        terminal.bar().set_message(name.clone());
-        files.push((format!("{name}.{}", args.target.extension()), translate(&job.variant, args.target)?));
-        terminal.bar().inc(1);
-    }
+    let (done, bar) = (AtomicUsize::new(0), terminal.bar());
+    let listed: Result<Vec<Value>, Error> = jobs
+        .par_iter()
+        .map(|job| {
+            let listed = write_one(job, &targets, &args.output)?;
+            done.fetch_add(1, Ordering::Relaxed);
+            bar.inc(1);
+            Ok(listed)
+        })
+        .collect();
     terminal.end_bar();
-    let listed: Vec<Value> = jobs.iter().zip(&files).map(|(job, (file, shader))| listed(job, file, shader)).collect();
+    let partly = |source: Error| {
+        let (written, count) = (done.load(Ordering::Relaxed), jobs.len());
+        Error::PartlyWritten { path: args.output.clone(), written, count, source: Box::new(source) }
+    };
+    // the list comes last: where it is, all that it lists is
     let manifest = json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "target": args.target.name(),
-        "shaders": listed,
+        "targets": targets.iter().map(|target| target.name()).collect::<Vec<_>>(),
+        "shaders": listed.map_err(partly)?,
     });
-    let manifest = format!("{manifest:#}\n").into_bytes();
-    let count = files.len();
-    remove_manifest(&args.output)?;
-    let contents = files.into_iter().map(|(file, shader)| (file, shader.bytes));
-    // the list comes last: where it is, all that it lists is
-    for (written, (file, bytes)) in contents.chain([(MANIFEST.to_owned(), manifest)]).enumerate() {
-        let path = args.output.join(file);
-        write(&path, &bytes).map_err(|source| Error::PartlyWritten { path, written, count, source })?;
-    }
+    write_whole(&args.output.join(MANIFEST), format!("{manifest:#}\n").as_bytes()).map_err(partly)?;
     let folder = args.output.display();
-    terminal.line(format_args!("{folder}: {count} shaders and {MANIFEST}"))
+    terminal.line(format_args!("{folder}: {} shaders and {MANIFEST}", jobs.len()))?;
+    for target in targets {
+        let left_out = jobs.iter().filter(|job| !job.fits(target)).count();
+        if left_out > 0 {
+            let most = target.max_workgroup_bytes();
+            terminal.line(format_args!(
+                "{left_out} of them are not there as {target}: they need more than {most} bytes of workgroup memory"
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether every target can take the shaders of a plan. Of all shaders, those that do not fit are left out, and said to be.
+fn check_targets(jobs: &[Job], targets: &[Target]) -> Result<(), Error> {
+    for job in jobs {
+        if let Some(target) = targets.iter().find(|target| !job.fits(**target)) {
+            let (needed, found) = (job.workgroup_bytes(), target.max_workgroup_bytes());
+            return Err(Error::TargetMemory { shader: name(job), target: target.name(), needed, found });
+        }
+    }
+    Ok(())
+}
+
+/// Writes one shader for every target that can take it; its entry in the list.
+fn write_one(job: &Job, targets: &[Target], folder: &Path) -> Result<Value, Error> {
+    let name = name(job);
+    let source = Source::new(&job.variant)?;
+    let mut files = vec![];
+    for &target in targets.iter().filter(|target| job.fits(**target)) {
+        let (bytes, entry_point) = source.write(target)?;
+        let file = format!("{name}.{}", target.extension());
+        write_whole(&folder.join(&file), &bytes)?;
+        files.push(json!({ "target": target.name(), "file": file, "entry_point": entry_point }));
+    }
+    Ok(listed(job, &source, &files))
 }
 
 fn every_shader() -> Vec<Job> {
@@ -260,13 +311,14 @@ fn element_types(job: &Job) -> Vec<(&'static str, &'static str)> {
     slots.filter_map(|slot| Some((slot.name(), element(slot)?.name()))).collect()
 }
 
-fn listed(job: &Job, file: &str, shader: &Translated) -> Value {
+/// What the list says of a shader.
+fn listed(job: &Job, source: &Source<'_>, files: &[Value]) -> Value {
     let pairs = |pairs: &[(&'static str, u32)]| -> serde_json::Map<String, Value> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect()
     };
     let elements: serde_json::Map<String, Value> =
         element_types(job).into_iter().map(|(name, element)| (name.to_owned(), json!(element))).collect();
-    let buffers: Vec<Value> = shader
+    let buffers: Vec<Value> = source
         .buffers
         .iter()
         .map(|buffer| {
@@ -274,7 +326,8 @@ fn listed(job: &Job, file: &str, shader: &Translated) -> Value {
                 "name": buffer.name,
                 "binding": buffer.binding,
                 "space": buffer.space.name(),
-                "place": buffer.place,
+                "hlsl": buffer.register,
+                "msl": format!("buffer({})", buffer.slot),
             })
         })
         .collect();
@@ -284,16 +337,15 @@ fn listed(job: &Job, file: &str, shader: &Translated) -> Value {
         .map(|kind| json!({ "class": kind.class.name(), "workgroup_memory": kind.workgroup_memory }))
         .collect();
     json!({
-        "file": file,
+        "files": files,
         "kernel": job.kernel,
         "shader": job.variant.shader.name(),
         "variant": job.variant.snippets,
         "constants": pairs(&job.variant.constants),
         "overrides": pairs(&job.variant.overrides),
-        "entry_point": shader.entry_point,
         "buffers": buffers,
-        "workgroup_size": shader.workgroup_size,
-        "workgroup_bytes": job.step.as_ref().map_or(0, |step| step.workgroup_bytes),
+        "workgroup_size": source.workgroup_size,
+        "workgroup_bytes": job.workgroup_bytes(),
         "elements": elements,
         "head_dim": job.problem.as_ref().map(AttentionProblem::head_dim),
         "v_head_dim": job.problem.as_ref().map(AttentionProblem::v_head_dim),
@@ -310,23 +362,11 @@ fn make_folder(folder: &Path, force: bool) -> Result<(), Error> {
     if !force && std::fs::read_dir(folder).map_err(failed)?.next().is_some() {
         return Err(Error::NotEmpty { path: folder.to_owned() });
     }
-    temporary_beside(&folder.join(MANIFEST)).map(drop).map_err(failed)
-}
-
-/// Takes away an older list, which will no longer be so.
-fn remove_manifest(folder: &Path) -> Result<(), Error> {
-    match std::fs::remove_file(folder.join(MANIFEST)) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::OutputFolder { path: folder.to_owned(), source })
-        }
+    let manifest = folder.join(MANIFEST);
+    temporary_beside(&manifest).map_err(failed)?;
+    // what an older list says will no longer be so
+    match std::fs::remove_file(manifest) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
         _ => Ok(()),
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = temporary_beside(path)?;
-    file.write_all(bytes)?;
-    file.flush()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
 }

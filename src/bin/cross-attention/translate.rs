@@ -12,7 +12,7 @@ use naga::{AddressSpace, Module, ResourceBinding, ShaderStage, StorageAccess};
 use crate::error::Error;
 
 /// What a shader is written as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Target {
     /// WGSL as wgpu reads it, overrides open
     Wgsl,
@@ -30,7 +30,8 @@ impl Target {
     /// The ending of a file's name.
     pub(crate) const fn extension(self) -> &'static str {
         match self {
-            Self::Wgsl | Self::WgslWeb => "wgsl",
+            Self::Wgsl => "wgsl",
+            Self::WgslWeb => "web.wgsl",
             Self::Spirv => "spv",
             Self::Hlsl => "hlsl",
             Self::Msl => "metal",
@@ -38,20 +39,42 @@ impl Target {
     }
 
     /// The value of the flag.
-    pub(crate) fn name(self) -> String {
-        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Wgsl => "wgsl",
+            Self::WgslWeb => "wgsl-web",
+            Self::Spirv => "spirv",
+            Self::Hlsl => "hlsl",
+            Self::Msl => "msl",
+        }
+    }
+
+    /// Workgroup memory that the target allows at most, in bytes: what DX12 has on every device.
+    pub(crate) const fn max_workgroup_bytes(self) -> u64 {
+        match self {
+            Self::Hlsl => 32768,
+            Self::Wgsl | Self::WgslWeb | Self::Spirv | Self::Msl => u64::MAX,
+        }
     }
 }
 
-/// A shader in a target's language.
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A shader that was read and whose overrides are given.
 #[derive(Debug)]
-pub(crate) struct Translated {
-    pub(crate) bytes: Vec<u8>,
-    /// The name of the entry point; HLSL and MSL may rename it.
-    pub(crate) entry_point: String,
+pub(crate) struct Source<'a> {
+    variant: &'a Variant,
+    text: String,
+    module: Module,
+    info: ModuleInfo,
+    /// In the order of their numbers, which is the order in which wgpu lays them out.
+    pub(crate) buffers: Vec<Buffer>,
     /// Invocations along x, y and z.
     pub(crate) workgroup_size: [u32; 3],
-    pub(crate) buffers: Vec<Buffer>,
 }
 
 /// A buffer that the shader binds.
@@ -61,8 +84,10 @@ pub(crate) struct Buffer {
     pub(crate) space: Space,
     /// The number in WGSL and SPIR-V, in group (descriptor set) 0.
     pub(crate) binding: u32,
-    /// The place in the target's own numbering, as wgpu lays it out: `t0`, `u1`, `b0` in HLSL, `buffer(3)` in MSL.
-    pub(crate) place: Option<String>,
+    /// The register in HLSL: `b0`, `t0`, `u0`, each kind counted apart.
+    pub(crate) register: String,
+    /// The slot in MSL: all buffers counted, and behind them the slot of their sizes.
+    pub(crate) slot: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,31 +110,38 @@ impl Space {
 const ENTRY_POINT: &str = "main";
 const STAGE: ShaderStage = ShaderStage::Compute;
 
-/// Translates a variant.
-///
-/// # Errors
-/// [`Error::Translate`], which is a fault of ours: tests translate every variant.
-pub(crate) fn translate(variant: &Variant, target: Target) -> Result<Translated, Error> {
-    let shader = variant.shader.name();
-    let failed = |reason: String| Error::Translate { shader, target: target.name(), reason };
-    let text = variant.wgsl();
-    let (module, info) = resolve(variant, &text).map_err(failed)?;
-    let workgroup_size = module.entry_points.first().map_or([0; 3], |entry| entry.workgroup_size);
-    let mut buffers = buffers(&module);
-    let (bytes, entry_point) = match target {
-        Target::Wgsl => (text.into_bytes(), ENTRY_POINT.to_owned()),
-        Target::WgslWeb => (variant.wgsl_web().into_bytes(), ENTRY_POINT.to_owned()),
-        Target::Spirv => (spirv(&module, &info).map_err(failed)?, ENTRY_POINT.to_owned()),
-        Target::Hlsl => {
-            let (text, entry_point) = hlsl(&module, &info, &mut buffers).map_err(failed)?;
-            (text.into_bytes(), entry_point)
-        }
-        Target::Msl => {
-            let (text, entry_point) = msl(&module, &info, &mut buffers).map_err(failed)?;
-            (text.into_bytes(), entry_point)
-        }
-    };
-    Ok(Translated { bytes, entry_point, workgroup_size, buffers })
+impl<'a> Source<'a> {
+    /// Reads a variant.
+    ///
+    /// # Errors
+    /// [`Error::Translate`], which is a fault of ours: tests read every variant.
+    pub(crate) fn new(variant: &'a Variant) -> Result<Self, Error> {
+        let text = variant.wgsl();
+        let (module, info) = resolve(variant, &text).map_err(|reason| failed(variant, Target::Wgsl, reason))?;
+        let workgroup_size = module.entry_points.first().map_or([0; 3], |entry| entry.workgroup_size);
+        let buffers = buffers(&module);
+        Ok(Self { variant, text, module, info, buffers, workgroup_size })
+    }
+
+    /// The bytes of a file, and the name of the entry point in it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn write(&self, target: Target) -> Result<(Vec<u8>, String), Error> {
+        let main = || ENTRY_POINT.to_owned();
+        let written = match target {
+            Target::Wgsl => Ok((self.text.clone().into_bytes(), main())),
+            Target::WgslWeb => Ok((self.variant.wgsl_web().into_bytes(), main())),
+            Target::Spirv => self.spirv().map(|bytes| (bytes, main())),
+            Target::Hlsl => self.hlsl().map(|(text, name)| (text.into_bytes(), name)),
+            Target::Msl => self.msl().map(|(text, name)| (text.into_bytes(), name)),
+        };
+        written.map_err(|reason| failed(self.variant, target, reason))
+    }
+}
+
+fn failed(variant: &Variant, target: Target, reason: String) -> Error {
+    Error::Translate { shader: variant.shader.name(), target: target.name(), reason }
 }
 
 /// The module with its overrides given, as wgpu hands it to a backend.
@@ -127,119 +159,121 @@ fn resolve(variant: &Variant, text: &str) -> Result<(Module, ModuleInfo), String
     Ok((module.into_owned(), info.into_owned()))
 }
 
-/// The buffers in the order of their numbers, which is the order in which wgpu lays them out.
 fn buffers(module: &Module) -> Vec<Buffer> {
-    let mut buffers: Vec<Buffer> = module
-        .global_variables
-        .iter()
-        .filter_map(|(_, variable)| {
-            let space = match variable.space {
-                AddressSpace::Uniform => Space::Uniform,
-                AddressSpace::Storage { access } if access.contains(StorageAccess::STORE) => Space::ReadWrite,
-                AddressSpace::Storage { .. } => Space::Read,
-                _ => return None,
-            };
-            let name = variable.name.clone().unwrap_or_default();
-            Some(Buffer { name, space, binding: variable.binding?.binding, place: None })
-        })
-        .collect();
-    buffers.sort_by_key(|buffer| buffer.binding);
-    buffers
-}
-
-/// As wgpu's Vulkan backend on a driver with robustBufferAccess2, but for the version, which is the least that will do.
-fn spirv(module: &Module, info: &ModuleInfo) -> Result<Vec<u8>, String> {
-    let options = spv::Options {
-        lang_version: (1, 3),
-        flags: spv::WriterFlags::LABEL_VARYINGS | spv::WriterFlags::FORCE_POINT_SIZE,
-        bounds_check_policies: BoundsCheckPolicies {
-            index: BoundsCheckPolicy::Restrict,
-            ..BoundsCheckPolicies::default()
-        },
-        zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
-        fake_missing_bindings: false,
-        force_loop_bounding: true,
-        binding_map: buffers(module)
-            .iter()
-            .map(|buffer| {
-                let binding = buffer.binding;
-                let info = spv::BindingInfo { descriptor_set: 0, binding, binding_array_size: None };
-                (resource(buffer), info)
-            })
-            .collect(),
-        ..spv::Options::default()
-    };
-    let pipeline = spv::PipelineOptions { shader_stage: STAGE, entry_point: ENTRY_POINT.to_owned() };
-    let words = spv::write_vec(module, info, &options, Some(&pipeline)).map_err(|error| error.to_string())?;
-    Ok(words.into_iter().flat_map(u32::to_le_bytes).collect())
-}
-
-/// As wgpu's DX12 backend: registers of each kind are numbered in the order of the bindings.
-fn hlsl(module: &Module, info: &ModuleInfo, buffers: &mut [Buffer]) -> Result<(String, String), String> {
-    let mut next: BTreeMap<char, u32> = BTreeMap::new();
-    let mut binding_map = hlsl::BindingMap::default();
-    for buffer in buffers {
-        let kind = match buffer.space {
+    let mut found: Vec<(u32, Space, String)> = vec![];
+    for (_, variable) in module.global_variables.iter() {
+        let space = match variable.space {
+            AddressSpace::Uniform => Space::Uniform,
+            AddressSpace::Storage { access } if access.contains(StorageAccess::STORE) => Space::ReadWrite,
+            AddressSpace::Storage { .. } => Space::Read,
+            _ => continue,
+        };
+        if let Some(binding) = variable.binding {
+            found.push((binding.binding, space, variable.name.clone().unwrap_or_default()));
+        }
+    }
+    found.sort_by_key(|(binding, _, _)| *binding);
+    let mut registers: BTreeMap<char, u32> = BTreeMap::new();
+    let place = |(slot, (binding, space, name)): (u8, (u32, Space, String))| {
+        let kind = match space {
             Space::Uniform => 'b',
             Space::Read => 't',
             Space::ReadWrite => 'u',
         };
-        let register = next.entry(kind).or_default();
-        binding_map.insert(resource(buffer), hlsl::BindTarget { register: *register, ..Default::default() });
-        buffer.place = Some(format!("{kind}{register}"));
-        *register += 1;
-    }
-    let options = hlsl::Options {
-        shader_model: hlsl::ShaderModel::V6_0,
-        binding_map,
-        fake_missing_bindings: false,
-        zero_initialize_workgroup_memory: false,
-        restrict_indexing: true,
-        force_loop_bounding: true,
-        ..hlsl::Options::default()
+        let number = registers.entry(kind).or_default();
+        let register = format!("{kind}{number}");
+        *number += 1;
+        Buffer { name, space, binding, register, slot }
     };
-    let pipeline = hlsl::PipelineOptions { entry_point: Some((STAGE, ENTRY_POINT.to_owned())) };
-    let mut text = String::new();
-    let written = hlsl::Writer::new(&mut text, &options, &pipeline)
-        .write(module, info, None)
-        .map_err(|error| error.to_string())?;
-    Ok((text, name(written.entry_point_names)?))
+    (0..).zip(found).map(place).collect()
 }
 
-/// As wgpu's Metal backend: buffers are numbered in the order of the bindings, and their sizes come last.
-fn msl(module: &Module, info: &ModuleInfo, buffers: &mut [Buffer]) -> Result<(String, String), String> {
-    let mut resources = msl::EntryPointResources::default();
-    let mut slot = 0;
-    for buffer in buffers {
-        let mutable = buffer.space == Space::ReadWrite;
-        let target = msl::BindTarget { buffer: Some(slot), mutable, ..Default::default() };
-        resources.resources.insert(resource(buffer), target);
-        buffer.place = Some(format!("buffer({slot})"));
-        slot += 1;
+impl Source<'_> {
+    /// As wgpu's Vulkan backend on a driver with robustBufferAccess2, but for the version, which is the least that will do.
+    fn spirv(&self) -> Result<Vec<u8>, String> {
+        let binding = |buffer: &Buffer| {
+            let info = spv::BindingInfo { descriptor_set: 0, binding: buffer.binding, binding_array_size: None };
+            (buffer.resource(), info)
+        };
+        let options = spv::Options {
+            lang_version: (1, 3),
+            flags: spv::WriterFlags::LABEL_VARYINGS | spv::WriterFlags::FORCE_POINT_SIZE,
+            bounds_check_policies: BoundsCheckPolicies {
+                index: BoundsCheckPolicy::Restrict,
+                ..BoundsCheckPolicies::default()
+            },
+            zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
+            fake_missing_bindings: false,
+            force_loop_bounding: true,
+            binding_map: self.buffers.iter().map(binding).collect(),
+            ..spv::Options::default()
+        };
+        let pipeline = spv::PipelineOptions { shader_stage: STAGE, entry_point: ENTRY_POINT.to_owned() };
+        let words =
+            spv::write_vec(&self.module, &self.info, &options, Some(&pipeline)).map_err(|error| error.to_string())?;
+        Ok(words.into_iter().flat_map(u32::to_le_bytes).collect())
     }
-    resources.sizes_buffer = Some(slot);
-    let checked = BoundsCheckPolicy::Restrict;
-    let options = msl::Options {
-        lang_version: (2, 4),
-        per_entry_point_map: [(ENTRY_POINT.to_owned(), resources)].into_iter().collect(),
-        fake_missing_bindings: false,
-        bounds_check_policies: BoundsCheckPolicies {
-            index: checked,
-            buffer: checked,
-            image_load: checked,
-            binding_array: BoundsCheckPolicy::Unchecked,
-        },
-        zero_initialize_workgroup_memory: false,
-        force_loop_bounding: true,
-        ..msl::Options::default()
-    };
-    let pipeline = msl::PipelineOptions { entry_point: Some((STAGE, ENTRY_POINT.to_owned())), ..Default::default() };
-    let (text, written) = msl::write_string(module, info, &options, &pipeline).map_err(|error| error.to_string())?;
-    Ok((text, name(written.entry_point_names)?))
+
+    /// As wgpu's DX12 backend.
+    fn hlsl(&self) -> Result<(String, String), String> {
+        let mut binding_map = hlsl::BindingMap::default();
+        for buffer in &self.buffers {
+            let register = buffer.register[1..].parse().map_err(|_| format!("register {}", buffer.register))?;
+            binding_map.insert(buffer.resource(), hlsl::BindTarget { register, ..Default::default() });
+        }
+        let options = hlsl::Options {
+            shader_model: hlsl::ShaderModel::V6_0,
+            binding_map,
+            fake_missing_bindings: false,
+            zero_initialize_workgroup_memory: false,
+            restrict_indexing: true,
+            force_loop_bounding: true,
+            ..hlsl::Options::default()
+        };
+        let pipeline = hlsl::PipelineOptions { entry_point: Some((STAGE, ENTRY_POINT.to_owned())) };
+        let mut text = String::new();
+        let written = hlsl::Writer::new(&mut text, &options, &pipeline)
+            .write(&self.module, &self.info, None)
+            .map_err(|error| error.to_string())?;
+        Ok((text, name(written.entry_point_names)?))
+    }
+
+    /// As wgpu's Metal backend.
+    fn msl(&self) -> Result<(String, String), String> {
+        let mut resources = msl::EntryPointResources::default();
+        for buffer in &self.buffers {
+            let mutable = buffer.space == Space::ReadWrite;
+            let target = msl::BindTarget { buffer: Some(buffer.slot), mutable, ..Default::default() };
+            resources.resources.insert(buffer.resource(), target);
+        }
+        resources.sizes_buffer = self.buffers.iter().map(|buffer| buffer.slot + 1).max();
+        let checked = BoundsCheckPolicy::Restrict;
+        let options = msl::Options {
+            lang_version: (2, 4),
+            per_entry_point_map: [(ENTRY_POINT.to_owned(), resources)].into_iter().collect(),
+            fake_missing_bindings: false,
+            bounds_check_policies: BoundsCheckPolicies {
+                index: checked,
+                buffer: checked,
+                image_load: checked,
+                binding_array: BoundsCheckPolicy::Unchecked,
+            },
+            zero_initialize_workgroup_memory: false,
+            force_loop_bounding: true,
+            ..msl::Options::default()
+        };
+        let pipeline =
+            msl::PipelineOptions { entry_point: Some((STAGE, ENTRY_POINT.to_owned())), ..Default::default() };
+        let (text, written) =
+            msl::write_string(&self.module, &self.info, &options, &pipeline).map_err(|error| error.to_string())?;
+        Ok((text, name(written.entry_point_names)?))
+    }
 }
 
-fn resource(buffer: &Buffer) -> ResourceBinding {
-    ResourceBinding { group: 0, binding: buffer.binding }
+impl Buffer {
+    const fn resource(&self) -> ResourceBinding {
+        ResourceBinding { group: 0, binding: self.binding }
+    }
 }
 
 /// The name of the one entry point.
