@@ -205,7 +205,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 let j = first_key + key_lane * KEYS + c;
                 score[r][c] = exponent_score(row, j, score[r][c]);
                 if ROW_MASKS {
-                    allowed[r][c] = j >= keys[r].x && j < keys[r].y && key_allowed(row, j);
+                    allowed[r][c] = (j >= keys[r].x) & (j < keys[r].y) & key_allowed(row, j);
                     score[r][c] = select(MASKED_SCORE, score[r][c], allowed[r][c]);
                 }
             }

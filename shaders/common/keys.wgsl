@@ -38,5 +38,5 @@ fn row_keys(row: Row) -> vec2u {
 
 // Whether a key within the row's interval is left by mask and bias too; needs mask_*, bias_*.
 fn key_allowed(row: Row, j: u32) -> bool {
-    return mask_allows(row, j) && bias_allows(row, j);
+    return mask_allows(row, j) & bias_allows(row, j);
 }
