@@ -3,7 +3,7 @@
 //! The grid: `head_dim` 16 to 256, 192 with values of 128 and 576 with values of 512; all tensors f32 or all f16; many
 //! queries, few queries, few queries over many keys, and grouped heads; no term at all, or every term and the log-sum-exp
 //! with rows that are read four elements at a time or one by one; every class of device, with 16 to 64 KiB of workgroup
-//! memory. Problems outside of it may need others: `head_dim`, and how often the keys are split, are part of a shader.
+//! memory, without subgroups and with subgroups of 32. Problems outside of it may need others: `head_dim`, and how often the keys are split, are part of a shader.
 
 use std::collections::HashMap;
 
@@ -20,6 +20,8 @@ const DIMS: [[usize; 2]; 10] =
 const SHAPES: [[usize; 4]; 4] = [[8, 8, 4096, 77], [8, 8, 4, 77], [8, 8, 1, 1500], [32, 8, 1, 8192]];
 /// Bytes of workgroup memory: WebGPU's own limit, and what GPUs have.
 const WORKGROUP_MEMORY: [u32; 4] = [16384, 32768, 49152, 65536];
+/// None, and those of most GPUs.
+const SUBGROUPS: [Option<(u32, u32)>; 2] = [None, Some((32, 32))];
 
 /// A kind of device, as far as the choice of a shader goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,14 +30,21 @@ pub struct DeviceKind {
     pub class: DeviceClass,
     /// Its limit of workgroup memory, in bytes.
     pub workgroup_memory: u32,
+    /// Smallest and largest subgroup, where kernels may use subgroups.
+    pub subgroups: Option<(u32, u32)>,
 }
 
 impl DeviceKind {
     /// Every kind of the grid.
     #[must_use]
     pub fn all() -> Vec<Self> {
-        let of = |class| WORKGROUP_MEMORY.map(|workgroup_memory| Self { class, workgroup_memory });
-        DeviceClass::ALL.into_iter().flat_map(of).collect()
+        let mut kinds = vec![];
+        for class in DeviceClass::ALL {
+            for workgroup_memory in WORKGROUP_MEMORY {
+                kinds.extend(SUBGROUPS.map(|subgroups| Self { class, workgroup_memory, subgroups }));
+            }
+        }
+        kinds
     }
 
     /// Such a device with WebGPU's default limits otherwise.
@@ -44,6 +53,7 @@ impl DeviceKind {
         DeviceCaps {
             class: self.class,
             max_compute_workgroup_storage_size: self.workgroup_memory,
+            subgroups: self.subgroups,
             ..DeviceCaps::webgpu_defaults()
         }
     }

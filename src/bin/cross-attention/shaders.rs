@@ -54,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long = "target", value_enum, value_delimiter = ',', default_value = "wgsl")]
     targets: Vec<Target>,
     /// Every shader that plans choose over a grid of shapes, element types, layouts, terms and devices
-    #[arg(long, conflicts_with_all = ["input", "shape", "kernel", "device", "device_class", "workgroup_memory"])]
+    #[arg(long, conflicts_with_all = ["input", "shape", "kernel", "device", "device_class", "workgroup_memory", "subgroup_size"])]
     all: bool,
     /// Write into a folder that is not empty, over files of the same names
     #[arg(long)]
@@ -63,7 +63,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", default_value = "auto")]
     kernel: KernelChoice,
     /// Plan for this adapter: gpu, or part of its name
-    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["device_class", "workgroup_memory"])]
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["device_class", "workgroup_memory", "subgroup_size"])]
     device: Option<DeviceRequest>,
     /// Plan for a device of this class that has WebGPU's default limits
     #[arg(long, value_enum, value_name = "CLASS", default_value = "unknown")]
@@ -71,6 +71,9 @@ pub(crate) struct Args {
     /// Workgroup memory of that device
     #[arg(long, value_name = "BYTES", default_value_t = 16384)]
     workgroup_memory: u32,
+    /// Subgroups of that device, if kernels may use them
+    #[arg(long, value_name = "INVOCATIONS")]
+    subgroup_size: Option<u32>,
     /// A safetensors file as `run` takes it; without one, the shape is given by flags
     #[arg(value_name = "INPUT", conflicts_with = "shape")]
     input: Option<PathBuf>,
@@ -243,7 +246,11 @@ fn planned(args: &Args) -> Result<Vec<Job>, Error> {
     };
     let plan = Plan::new(&problem, &caps, kernel).map_err(cross_attention::Error::from)?;
     let chosen = kernel.is_none() || Plan::new(&problem, &caps, None).is_ok_and(|own| own.kernel() == plan.kernel());
-    let kind = DeviceKind { class: caps.class, workgroup_memory: caps.max_compute_workgroup_storage_size };
+    let kind = DeviceKind {
+        class: caps.class,
+        workgroup_memory: caps.max_compute_workgroup_storage_size,
+        subgroups: caps.subgroups,
+    };
     let mut seen = HashSet::new();
     let jobs = plan.steps().iter().filter(|step| seen.insert(step.variant.clone())).map(|step| Job {
         kernel: plan.kernel().name(),
@@ -257,7 +264,11 @@ fn planned(args: &Args) -> Result<Vec<Job>, Error> {
 
 fn caps(args: &Args) -> Result<DeviceCaps, Error> {
     let Some(request) = &args.device else {
-        let kind = DeviceKind { class: args.device_class.0, workgroup_memory: args.workgroup_memory };
+        let kind = DeviceKind {
+            class: args.device_class.0,
+            workgroup_memory: args.workgroup_memory,
+            subgroups: args.subgroup_size.map(|size| (size, size)),
+        };
         return Ok(kind.caps());
     };
     match Device::choose_blocking(request)?.device {
@@ -334,7 +345,13 @@ fn listed(job: &Job, source: &Source<'_>, files: &[Value]) -> Value {
     let devices: Vec<Value> = job
         .chosen_for
         .iter()
-        .map(|kind| json!({ "class": kind.class.name(), "workgroup_memory": kind.workgroup_memory }))
+        .map(|kind| {
+            json!({
+                "class": kind.class.name(),
+                "workgroup_memory": kind.workgroup_memory,
+                "subgroups": kind.subgroups.map(|(smallest, largest)| [smallest, largest]),
+            })
+        })
         .collect();
     json!({
         "files": files,
