@@ -32,6 +32,9 @@ pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
     let named = |name: &str| table.iter().find(|case| case.name == name).expect("a case of the table").clone();
     for case in CASES.map(named) {
         for (limit, caps) in limits(adapter.context.caps(), kernel, &case) {
+            if limit == "gpu_tiles" && adapter.sparing {
+                continue;
+            }
             let (on, case) = (adapter.clone(), case.clone());
             let name = format!("{limit}_{}", case.name);
             trials.push(trial(adapter, kernel.name(), &name, move || planned_for(&on, kernel, &caps, &case)));
