@@ -127,7 +127,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 let j = first_key + lane + c * LANES;
                 allowed[r][c] = j < uniform_span.y;
                 if ROW_MASKS {
-                    allowed[r][c] = allowed[r][c] && j >= keys[r].x && j < keys[r].y && key_allowed(row, j);
+                    allowed[r][c] = allowed[r][c] & (j >= keys[r].x) & (j < keys[r].y) & key_allowed(row, j);
                 }
                 score[r][c] = select(MASKED_SCORE, full_score(row, j, score[r][c]), allowed[r][c]);
                 prob_tile[r][lane + c * LANES] = score[r][c];

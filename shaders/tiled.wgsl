@@ -205,7 +205,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 let j = first_key + key_lane * KEYS + c;
                 score[r][c] = exponent_score(row, j, score[r][c]);
                 if ROW_MASKS {
-                    allowed[r][c] = j >= keys[r].x && j < keys[r].y && key_allowed(row, j);
+                    allowed[r][c] = (j >= keys[r].x) & (j < keys[r].y) & key_allowed(row, j);
                     score[r][c] = select(MASKED_SCORE, score[r][c], allowed[r][c]);
                 }
             }
@@ -282,7 +282,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                                 element = select(vec4f(0.0), element, first_key + key_in_block < uniform_span.y);
                             }
                             if ROW_MASKS {
-                                wild = wild || any((bitcast<vec4u>(element) & vec4u(0x7f800000u)) == vec4u(0x7f800000u));
+                                wild = wild | any((bitcast<vec4u>(element) & vec4u(0x7f800000u)) == vec4u(0x7f800000u));
                             }
                             kv_tile[part][key_lane][slot + n] = element;
                         }
@@ -320,7 +320,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                             {
                                 let j = first_key + t * KEYS + c;
                                 let row = Row(b, h, first_row + row_lane + r * ROW_LANES, kv_h);
-                                allowed[r][c] = j >= keys[r].x && j < keys[r].y && key_allowed(row, j);
+                                allowed[r][c] = (j >= keys[r].x) & (j < keys[r].y) & key_allowed(row, j);
                             }
                             // end
                             // repeat n < COLUMN_GROUP

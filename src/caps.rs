@@ -16,6 +16,21 @@ pub enum DeviceClass {
 }
 
 impl DeviceClass {
+    /// Every class.
+    pub const ALL: [Self; 5] = [Self::Discrete, Self::Integrated, Self::Virtual, Self::Software, Self::Unknown];
+
+    /// `discrete`, `integrated`, `virtual`, `software`, `unknown`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Discrete => "discrete",
+            Self::Integrated => "integrated",
+            Self::Virtual => "virtual",
+            Self::Software => "software",
+            Self::Unknown => "unknown",
+        }
+    }
+
     /// Whether this is a GPU as far as one can know.
     #[must_use]
     pub const fn is_hardware(self) -> bool {

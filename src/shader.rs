@@ -86,11 +86,28 @@ pub(crate) fn peak_copy(vectors: u32) -> String {
     repeat::expand(&text, &[("VECTORS", vectors)])
 }
 
+/// Who reads the WGSL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    Naga,
+    Browser,
+}
+
 impl Variant {
     /// The shader as WGSL. Overrides stay open: they are given when the pipeline is made.
     #[must_use]
     pub fn wgsl(&self) -> String {
-        let mut text = format!("// assembled: {}.wgsl with {}\n\n", self.shader.name(), self.snippets.join(", "));
+        self.assemble(Reader::Naga)
+    }
+
+    /// The same for browsers: they want a directive where subgroups are used, which naga 30 does not know.
+    #[must_use]
+    pub fn wgsl_web(&self) -> String {
+        self.assemble(Reader::Browser)
+    }
+
+    fn assemble(&self, reader: Reader) -> String {
+        let mut text = String::new();
         for (name, value) in &self.constants {
             // writing to a String cannot fail
             let _ = writeln!(text, "const {name}: u32 = {value}u;");
@@ -103,6 +120,41 @@ impl Variant {
         }
         text.push('\n');
         text.push_str(kernel_file(self.shader));
-        repeat::expand(&text, &self.constants)
+        let head = format!("// assembled: {}.wgsl with {}\n\n", self.shader.name(), self.snippets.join(", "));
+        format!("{head}{}{}", directives(&text, reader), repeat::expand(&text, &self.constants))
+    }
+}
+
+/// The directives that a text needs; WGSL wants them before everything but comments.
+fn directives(text: &str, reader: Reader) -> String {
+    let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+    let (mut f16, mut subgroups) = (false, false);
+    for word in code.flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')) {
+        f16 |= word == "f16" || matches!(word, "vec2h" | "vec3h" | "vec4h");
+        subgroups |= word.starts_with("subgroup");
+    }
+    let mut directives = String::new();
+    if f16 {
+        directives.push_str("enable f16;\n");
+    }
+    if subgroups && reader == Reader::Browser {
+        directives.push_str("enable subgroups;\n");
+    }
+    directives
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directives_follow_what_is_used() {
+        let subgroups = "let sum = subgroupAdd(x); // f16 is not used";
+        assert_eq!(directives(subgroups, Reader::Naga), "");
+        assert_eq!(directives(subgroups, Reader::Browser), "enable subgroups;\n");
+        assert_eq!(directives("var x: vec4<f16>; // subgroups", Reader::Browser), "enable f16;\n");
+        assert_eq!(directives("var x: vec4h;", Reader::Naga), "enable f16;\n");
+        // most kernels do without
+        assert_eq!(Variant::merge().wgsl(), Variant::merge().wgsl_web());
     }
 }

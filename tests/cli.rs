@@ -353,6 +353,55 @@ fn a_plan_is_explained() {
 }
 
 #[test]
+fn shaders_of_a_plan_are_written_with_a_list() {
+    let folder = Folder::new();
+    let shape = ["shaders", "--q-heads", "8", "--q-len", "1", "--kv-len", "1500", "--head-dim", "64"];
+    let written = |name: &str, flags: &[&str]| {
+        let out = folder.at(name);
+        let said = good(&[&shape[..], flags, &["-o", &out]].concat());
+        let list: serde_json::Value =
+            serde_json::from_slice(&fs::read(format!("{out}/manifest.json")).unwrap()).unwrap();
+        (said, list["shaders"].as_array().unwrap().clone())
+    };
+    // the keys are split over workgroups and merged
+    let (said, shaders) =
+        written("split", &["--device-class", "discrete", "--target", "hlsl,spirv", "--element", "f16"]);
+    assert!(said.contains("2 shaders"), "{said}");
+    assert_eq!((shaders.len(), folder.list("split").len()), (2, 5));
+    assert_eq!(shaders[0]["elements"], serde_json::json!({ "query": "f16", "key": "f16", "value": "f16" }));
+    assert_eq!(shaders[0]["chosen_for"][0]["class"], "discrete");
+    let spirv = shaders[0]["files"].as_array().unwrap().iter().find(|file| file["target"] == "spirv").unwrap();
+    let bytes = fs::read(folder.at(&format!("split/{}", spirv["file"].as_str().unwrap()))).unwrap();
+    assert_eq!(bytes[..4], 0x0723_0203u32.to_le_bytes());
+    // a kernel that is asked for by name, and would not be chosen
+    let (_, shaders) = written("fused", &["--kernel", "fused", "--target", "wgsl"]);
+    assert_eq!((&shaders[0]["kernel"], &shaders[0]["chosen_for"]), (&"fused".into(), &serde_json::json!([])));
+    let (_, shaders) = written("subgroups", &["--kernel", "tiled", "--subgroup-size", "32", "--target", "wgsl-web"]);
+    let text =
+        fs::read_to_string(folder.at(&format!("subgroups/{}", shaders[0]["files"][0]["file"].as_str().unwrap())));
+    assert!(text.unwrap().contains("\nenable subgroups;\n"));
+}
+
+#[test]
+fn shaders_that_cannot_be_written_are_refused() {
+    let folder = Folder::new();
+    let shape = ["shaders", "--q-heads", "8", "--q-len", "70", "--kv-len", "77", "--head-dim", "256"];
+    let refused = |name: &str, flags: &[&str]| bad(&[&shape[..], flags, &["-o", &folder.at(name)]].concat());
+    good(&[&shape[..], &["-o", &folder.at("full")]].concat());
+    assert!(refused("full", &[]).contains("--force"));
+    good(&[&shape[..], &["--force", "-o", &folder.at("full")]].concat());
+    assert!(refused("full/manifest.json", &[]).contains("cannot write into"));
+    assert!(refused("cpu", &["--kernel", "cpu_fused"]).contains("has no shaders"));
+    assert!(refused("cpu", &["--device", "cpu"]).contains("has no shaders"));
+    let large = ["--kernel", "tiled", "--device-class", "discrete", "--workgroup-memory", "65536", "--target", "hlsl"];
+    assert!(refused("large", &large).contains("--workgroup-memory 32768"));
+    assert!(refused("narrow", &["--workgroup-memory", "64"]).contains("no kernel can compute this"));
+    for name in ["cpu", "large", "narrow"] {
+        assert!(!Path::new(&folder.at(name)).exists(), "{name}");
+    }
+}
+
+#[test]
 fn timings_are_lines_of_json() {
     let said = good(&["bench", "whisper_decode", "qformer", "--device", "cpu", "--seconds", "0.05", "--json"]);
     assert_eq!(said.lines().count(), 2);

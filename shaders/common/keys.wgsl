@@ -37,6 +37,7 @@ fn row_keys(row: Row) -> vec2u {
 }
 
 // Whether a key within the row's interval is left by mask and bias too; needs mask_*, bias_*.
+// Without a short circuit: kernels write this out many times, and each would be a branch.
 fn key_allowed(row: Row, j: u32) -> bool {
-    return mask_allows(row, j) && bias_allows(row, j);
+    return mask_allows(row, j) & bias_allows(row, j);
 }

@@ -189,7 +189,9 @@ impl Pipeline {
         driver_cache: Option<&wgpu::PipelineCache>,
     ) -> Self {
         let constants: Vec<_> = variant.overrides.iter().map(|(name, value)| (*name, f64::from(*value))).collect();
-        Self::from_wgsl(device, variant.shader.name(), variant.wgsl(), &constants, binds, driver_cache)
+        let in_browser = device.adapter_info().backend == wgpu::Backend::BrowserWebGpu;
+        let wgsl = if in_browser { variant.wgsl_web() } else { variant.wgsl() };
+        Self::from_wgsl(device, variant.shader.name(), wgsl, &constants, binds, driver_cache)
     }
 
     /// Errors are those of the scope around this.

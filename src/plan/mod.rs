@@ -1,12 +1,14 @@
 //! From a problem and a device's capabilities to a plan: which kernel, which dispatches, how much memory.
 
 pub(crate) mod bindings;
+mod catalog;
 mod choice;
 mod select;
 pub(crate) mod split;
 pub(crate) mod variant;
 
 pub use bindings::{Binding, RowDataMap};
+pub use catalog::{CatalogEntry, DeviceKind, catalog};
 pub use choice::{PlanChoice, TileShape};
 pub use variant::Variant;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use cross_attention::DeviceClass;
 use cross_attention::gpu::{self, AdapterRequest, Context};
 use wgpu::Backend;
 
@@ -11,6 +12,8 @@ pub(crate) struct Adapter {
     /// The name as it stands in trials: `llvmpipe`.
     pub(crate) slug: String,
     pub(crate) context: Context,
+    /// Whether it is a software driver beside another one, and is spared some of what that one runs.
+    pub(crate) sparing: bool,
     ran: Arc<Mutex<BTreeMap<String, usize>>>,
 }
 
@@ -54,9 +57,15 @@ pub(crate) fn open() -> (Vec<Adapter>, Option<String>) {
         let request = AdapterRequest::Named(summary.info.name.clone());
         let opened = pollster::block_on(async { gpu::choose(&request).await?.open().await });
         match opened {
-            Ok(context) => adapters.push(Adapter { slug, context, ran: Arc::default() }),
+            Ok(context) => adapters.push(Adapter { slug, context, sparing: false, ran: Arc::default() }),
             Err(error) => notes.push(format!("{title}: {error}")),
         }
+    }
+    // of several software drivers the one that can do more runs all
+    adapters.sort_by_key(|adapter| !adapter.context.caps().shader_f16);
+    let software = adapters.iter_mut().filter(|adapter| adapter.context.caps().class == DeviceClass::Software);
+    for adapter in software.skip(1) {
+        adapter.sparing = true;
     }
     let missing = adapters.is_empty().then(|| {
         if notes.is_empty() { "no adapter found".to_string() } else { format!("no adapter: {}", notes.join("; ")) }

@@ -1,8 +1,9 @@
 //! Every GPU kernel on every adapter: one trial per adapter, kernel and case, `llvmpipe/fused/causal_gqa_odd`.
 //!
 //! Adapters are those that `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` leave; GL only if `WGPU_BACKEND` names it. Without
-//! an adapter all trials are ignored; with `REQUIRE_GPU=1` that is a failure. Trials run one after another unless
-//! `--test-threads` says otherwise: a software driver uses all cores for one.
+//! an adapter all trials are ignored; with `REQUIRE_GPU=1` that is a failure. There are as many threads as adapters unless
+//! `--test-threads` says otherwise: a software driver compiles on one core and computes on all. Where there are several
+//! software drivers, the lesser is spared some trials of the kernels that take long to compile; alone it runs all.
 
 #![expect(
     clippy::expect_used,
@@ -28,9 +29,9 @@ use libtest_mimic::{Arguments, Conclusion, Trial};
 
 fn main() -> std::process::ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads = arguments.test_threads.or(Some(1));
     let (adapters, missing) = adapters::open();
-    let mut trials: Vec<Trial> = adapters.iter().flat_map(trials::of_adapter).collect();
+    arguments.test_threads = arguments.test_threads.or(Some(adapters.len().max(1)));
+    let mut trials = in_turns(adapters.iter().map(trials::of_adapter).collect());
     if let Some(reason) = missing {
         trials.extend(trials::without_adapter(&reason));
     }
@@ -39,6 +40,13 @@ fn main() -> std::process::ExitCode {
         summary(&adapters, &conclusion);
     }
     conclusion.exit_code()
+}
+
+/// One of each list after another, so that the threads work on different adapters most of the time.
+fn in_turns(lists: Vec<Vec<Trial>>) -> Vec<Trial> {
+    let mut lists: Vec<_> = lists.into_iter().map(Vec::into_iter).collect();
+    let longest = lists.iter().map(ExactSizeIterator::len).max().unwrap_or_default();
+    (0..longest).flat_map(|_| lists.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>()).collect()
 }
 
 fn summary(adapters: &[adapters::Adapter], conclusion: &Conclusion) {

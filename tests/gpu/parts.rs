@@ -1,6 +1,6 @@
 //! Problems cut into parts to fit small limits, plans for less than the device has, and the same bits twice.
 
-use cross_attention::{DeviceCaps, Kernel, Plan};
+use cross_attention::{DeviceCaps, DeviceClass, Kernel, Plan};
 use libtest_mimic::Trial;
 
 use super::adapters::Adapter;
@@ -32,6 +32,9 @@ pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
     let named = |name: &str| table.iter().find(|case| case.name == name).expect("a case of the table").clone();
     for case in CASES.map(named) {
         for (limit, caps) in limits(adapter.context.caps(), kernel, &case) {
+            if limit == "gpu_tiles" && adapter.sparing {
+                continue;
+            }
             let (on, case) = (adapter.clone(), case.clone());
             let name = format!("{limit}_{}", case.name);
             trials.push(trial(adapter, kernel.name(), &name, move || planned_for(&on, kernel, &caps, &case)));
@@ -48,15 +51,21 @@ pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
 }
 
 /// Capabilities below those of the device: few workgroups, bindings half as large as the case would like, and what
-/// WebGPU has everywhere.
-fn limits(of: &DeviceCaps, kernel: Kernel, case: &Case) -> [(&'static str, DeviceCaps); 3] {
+/// WebGPU has everywhere. And the tiles that a GPU would get, for a software driver gets smaller ones.
+fn limits(of: &DeviceCaps, kernel: Kernel, case: &Case) -> [(&'static str, DeviceCaps); 4] {
     let few_groups = DeviceCaps { max_compute_workgroups_per_dimension: 5, ..of.clone() };
     let bindings = Plan::new(&case.problem(), of, Some(kernel)).into_iter().flat_map(|plan| plan.steps().to_vec());
     let largest = bindings.flat_map(|step| step.bindings).map(|binding| binding.size_bytes).max();
     let half = largest.map_or(of.max_storage_buffer_binding_size, |bytes| bytes / 2);
     let small_bindings = DeviceCaps { max_storage_buffer_binding_size: half, ..of.clone() };
     let webgpu = DeviceCaps { class: of.class, ..DeviceCaps::webgpu_defaults() };
-    [("few_groups", few_groups), ("small_bindings", small_bindings), ("webgpu_limits", webgpu)]
+    let gpu_tiles = DeviceCaps { class: DeviceClass::Discrete, ..of.clone() };
+    [
+        ("few_groups", few_groups),
+        ("small_bindings", small_bindings),
+        ("webgpu_limits", webgpu),
+        ("gpu_tiles", gpu_tiles),
+    ]
 }
 
 fn planned_for(adapter: &Adapter, kernel: Kernel, caps: &DeviceCaps, case: &Case) -> Result<(), String> {

@@ -30,6 +30,18 @@ pub(crate) enum Error {
     SameOutput { first: PathBuf, second: PathBuf, output: PathBuf },
     #[error("{output} is an input; name another output")]
     OutputIsInput { output: PathBuf },
+    #[error("{path} is not empty; name another folder, or write into it with --force")]
+    NotEmpty { path: PathBuf },
+    #[error("{path} holds {written} of {count} shaders, without manifest.json")]
+    PartlyWritten { path: PathBuf, written: usize, count: usize, source: Box<Error> },
+    #[error("{what} has no shaders; name a GPU kernel, and an adapter or a class of devices")]
+    NoShaders { what: &'static str },
+    #[error(
+        "{shader} needs {needed} bytes of workgroup memory, {target} allows {found}; plan with --workgroup-memory {found}"
+    )]
+    TargetMemory { shader: String, target: &'static str, needed: u64, found: u64 },
+    #[error("{shader} cannot be written as {target}, this is a fault of the program: {reason}")]
+    Translate { shader: &'static str, target: &'static str, reason: String },
     #[error("cannot write into {path}; several inputs, or a folder, need a folder to write to")]
     OutputFolder { path: PathBuf, source: std::io::Error },
     #[error("cannot write {path}")]

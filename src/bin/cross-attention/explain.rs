@@ -85,6 +85,14 @@ fn extras(problem: &AttentionProblem) -> String {
         ),
         format!("scale {}", problem.scale()),
     ];
+    words.extend(terms(problem));
+    words.join(", ")
+}
+
+/// What the problem has besides query, key, value and output.
+pub(crate) fn terms(problem: &AttentionProblem) -> Vec<String> {
+    let spec = problem.spec();
+    let mut words = vec![];
     words.extend(spec.softcap.map(|softcap| format!("softcap {softcap}")));
     words.extend(spec.causal.map(|diagonal| format!("causal {diagonal}")));
     words.extend(spec.window_left.map(|tokens| format!("window_left {tokens}")));
@@ -108,7 +116,7 @@ fn extras(problem: &AttentionProblem) -> String {
             words.push(word.to_owned());
         }
     }
-    words.join(", ")
+    words
 }
 
 #[cfg(test)]

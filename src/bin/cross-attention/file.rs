@@ -229,10 +229,17 @@ pub(crate) fn write(
     probs: bool,
     about: HashMap<String, String>,
 ) -> Result<(), Error> {
-    let bytes = serialize(path, request, results, probs, about)?;
+    write_whole(path, &serialize(path, request, results, probs, about)?)
+}
+
+/// Writes beside `path` and then moves what is written there.
+///
+/// # Errors
+/// [`Error::Write`].
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let failed = |source| Error::Write { path: path.to_owned(), source };
     let mut file = temporary_beside(path).map_err(failed)?;
-    file.write_all(&bytes).and_then(|()| file.flush()).map_err(failed)?;
+    file.write_all(bytes).and_then(|()| file.flush()).map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     Ok(())
 }

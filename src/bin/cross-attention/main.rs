@@ -10,9 +10,11 @@ mod file;
 mod open;
 mod options;
 mod run;
+mod shaders;
 mod shape;
 mod show;
 mod terminal;
+mod translate;
 mod tune;
 mod tuned;
 
@@ -38,6 +40,7 @@ enum Command {
     Explain(Box<explain::Args>),
     Bench(bench::Args),
     Tune(Box<tune::Args>),
+    Shaders(Box<shaders::Args>),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::explain(args, &mut terminal).map(|()| true),
         Command::Bench(args) => bench::bench(args, started, &mut terminal),
         Command::Tune(args) => tune::tune(args, &mut terminal),
+        Command::Shaders(args) => shaders::shaders(args, &mut terminal).map(|()| true),
     };
     terminal.end_bar();
     match all_well {
