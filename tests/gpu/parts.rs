@@ -62,7 +62,9 @@ fn limits(of: &DeviceCaps, kernel: Kernel, case: &Case) -> [(&'static str, Devic
     let largest = bindings.flat_map(|step| step.bindings).map(|binding| binding.size_bytes).max();
     let half = largest.map_or(of.max_storage_buffer_binding_size, |bytes| bytes / 2);
     let small_bindings = DeviceCaps { max_storage_buffer_binding_size: half, ..of.clone() };
-    let webgpu = DeviceCaps { class: of.class, ..DeviceCaps::webgpu_defaults() };
+    // subgroups are no limit, and the rows kernel runs nowhere without
+    let subgroups = if kernel == Kernel::Rows { of.subgroups } else { None };
+    let webgpu = DeviceCaps { class: of.class, subgroups, ..DeviceCaps::webgpu_defaults() };
     [("few_groups", few_groups), ("small_bindings", small_bindings), ("webgpu_limits", webgpu)]
 }
 
