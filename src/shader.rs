@@ -62,6 +62,7 @@ const SNIPPETS: &[(&str, &str)] = files!(
 
 const fn kernel_file(shader: Shader) -> &'static str {
     match shader {
+        Shader::Rows => include_str!("../shaders/rows.wgsl"),
         Shader::Fused => include_str!("../shaders/fused.wgsl"),
         Shader::Split => include_str!("../shaders/split.wgsl"),
         Shader::Combine => include_str!("../shaders/combine.wgsl"),

@@ -4,6 +4,7 @@ pub(crate) mod fused;
 pub(crate) mod merge;
 pub(crate) mod params;
 pub(crate) mod plain;
+pub(crate) mod rows;
 pub(crate) mod split;
 pub(crate) mod tiled;
 
@@ -18,6 +19,8 @@ use crate::problem::AttentionProblem;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "tune", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Kernel {
+    /// Whole rows in the registers of each lane, keys and values handed round in a subgroup, for software drivers.
+    Rows,
     /// The keys split over workgroups and merged, the query heads of a group taken together, for few queries.
     Split,
     /// One pass with register tiles, for many queries; scores are never stored.
@@ -30,12 +33,13 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel, in the order in which they are preferred where several would do.
-    pub const ALL: [Self; 4] = [Self::Split, Self::Tiled, Self::Fused, Self::Plain];
+    pub const ALL: [Self; 5] = [Self::Rows, Self::Split, Self::Tiled, Self::Fused, Self::Plain];
 
-    /// `split`, `tiled`, `fused`, `plain`.
+    /// `rows`, `split`, `tiled`, `fused`, `plain`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Rows => "rows",
             Self::Split => "split",
             Self::Tiled => "tiled",
             Self::Fused => "fused",
@@ -59,10 +63,11 @@ impl Kernel {
         choice: &PlanChoice,
     ) -> Result<Tiling, Unsupported> {
         params::supports(problem)?;
-        if let (Some(found), true) = (choice.num_splits, self != Self::Split) {
+        if let (Some(found), true) = (choice.num_splits, !matches!(self, Self::Rows | Self::Split)) {
             return Err(Unsupported::NotSplit { found });
         }
         match self {
+            Self::Rows => rows::tiling(problem, caps, choice).map(Tiling::Rows),
             Self::Split => split::tiling(problem, caps, choice).map(Tiling::Split),
             Self::Tiled => tiled::tiling(problem, caps, choice.tile).map(Tiling::Tiled),
             Self::Fused => fused::tiling(problem, caps, choice.tile).map(Tiling::Fused),
@@ -73,6 +78,7 @@ impl Kernel {
     /// The choices of this kernel that are worth a try, its rule's own not always among them.
     pub(crate) fn candidates(self, problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
         match self {
+            Self::Rows => rows::candidates(problem, caps),
             Self::Split => split::candidates(problem, caps),
             Self::Tiled => tiled::candidates(problem, caps),
             Self::Fused => fused::candidates(problem, caps),
@@ -84,6 +90,7 @@ impl Kernel {
 /// How a kernel lays a problem over workgroups: a choice that was found to fit problem and device.
 #[derive(Clone, Debug)]
 pub(crate) enum Tiling {
+    Rows(rows::Tiles),
     Split(split::Tiling),
     Tiled(tiled::Tiles),
     Fused(fused::Tiles),
@@ -94,6 +101,7 @@ impl Tiling {
     /// The choice with nothing left open, as it is for a part.
     pub(crate) fn choice(&self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> PlanChoice {
         match self {
+            Self::Rows(tiles) => tiles.choice(),
             Self::Split(tiling) => tiling.choice(problem, caps, part),
             Self::Tiled(tiles) => PlanChoice { tile: Some(tiles.shape()), ..PlanChoice::of(Kernel::Tiled) },
             Self::Fused(tiles) => PlanChoice { tile: Some(tiles.shape()), ..PlanChoice::of(Kernel::Fused) },
@@ -104,7 +112,7 @@ impl Tiling {
     /// Query rows of the smallest part that the problem can be cut into.
     pub(crate) const fn block_rows(&self) -> usize {
         match self {
-            Self::Split(_) => 1,
+            Self::Rows(_) | Self::Split(_) => 1,
             Self::Tiled(tiles) => tiles.block_q(),
             Self::Fused(tiles) => tiles.rows,
             // its softmax takes a workgroup a row
@@ -115,6 +123,7 @@ impl Tiling {
     /// Workgroups along each dimension for every dispatch of a part.
     pub(crate) fn grids(&self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<[u64; 3]> {
         match self {
+            Self::Rows(tiles) => rows::grids(problem, part, tiles),
             Self::Split(tiling) => split::grids(problem, caps, part, tiling),
             Self::Tiled(tiles) => vec![tiled::grid(part, tiles)],
             Self::Fused(tiles) => vec![fused::grid(part, tiles)],
@@ -125,6 +134,7 @@ impl Tiling {
     /// The dispatches that compute a part.
     pub(crate) fn steps(&self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
         match self {
+            Self::Rows(tiles) => rows::steps(problem, caps, part, tiles),
             Self::Split(tiling) => split::steps(problem, caps, part, tiling),
             Self::Tiled(tiles) => tiled::steps(problem, caps, part, tiles),
             Self::Fused(tiles) => fused::steps(problem, caps, part, tiles),
@@ -150,6 +160,12 @@ pub enum Unsupported {
         needed: u32,
         /// What the device has.
         found: u32,
+    },
+    /// The kernel is written for subgroups of one known size.
+    #[error("needs subgroups of one size, a power of two from 4 to 128, the device has {}", subgroups(*.found))]
+    Subgroups {
+        /// Smallest and largest subgroup of the device, where kernels may use subgroups.
+        found: Option<(u32, u32)>,
     },
     /// The tiles do not fit workgroup memory.
     #[error("needs {needed} bytes of workgroup memory for head_dim {head_dim}, the device has {found}")]
@@ -223,9 +239,15 @@ pub enum Unsupported {
     },
 }
 
+fn subgroups(found: Option<(u32, u32)>) -> String {
+    found.map_or_else(|| "none".to_owned(), |(min, max)| format!("{min} to {max}"))
+}
+
 /// A WGSL file with an entry point `main`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Shader {
+    /// Attention with whole rows in each lane of a subgroup.
+    Rows,
     /// Attention over a part of the keys.
     Split,
     /// Merge of the parts of the keys.
@@ -246,7 +268,8 @@ pub enum Shader {
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
+        Self::Rows,
         Self::Split,
         Self::Combine,
         Self::Tiled,
@@ -261,6 +284,7 @@ impl Shader {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Rows => "rows",
             Self::Split => "split",
             Self::Combine => "combine",
             Self::Tiled => "tiled",
@@ -277,7 +301,8 @@ impl Shader {
     pub const fn param_fields(self) -> &'static [(&'static str, usize)] {
         match self {
             Self::Merge => merge::Params::FIELDS,
-            Self::Split
+            Self::Rows
+            | Self::Split
             | Self::Combine
             | Self::Tiled
             | Self::Fused

@@ -88,9 +88,7 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let query_vecs = problem.head_dim().div_ceil(4);
     let column_lanes = value_vecs.min(LANES);
     let columns = value_vecs.div_ceil(column_lanes);
-    let whole_groups =
-        part.heads.start.is_multiple_of(problem.group_size()) && part.heads.len().is_multiple_of(problem.group_size());
-    let group = if whole_groups { problem.group_size() } else { 1 };
+    let group = heads_together(problem, part);
     let row_count = group * part.rows.len();
     let of = |rows: usize| {
         let words = [rows * query_vecs * 4, rows * KEYS * LANES, rows * (LANES / rows), LANES * 4, rows, 2];
@@ -110,6 +108,13 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let rows = (1..=max_rows(columns, row_count)).rev().find(|rows| of(*rows).workgroup_bytes <= budget).unwrap_or(1);
     // the same number of blocks, evenly filled
     of(row_count.div_ceil(row_count.div_ceil(rows).max(1)).max(1))
+}
+
+/// Query heads whose rows are taken together: those of a group, where the part has whole ones.
+pub(crate) fn heads_together(problem: &AttentionProblem, part: &Part) -> usize {
+    let group = problem.group_size();
+    let whole = part.heads.start.is_multiple_of(group) && part.heads.len().is_multiple_of(group);
+    if whole { group } else { 1 }
 }
 
 fn whole(problem: &AttentionProblem) -> Part {
@@ -183,7 +188,7 @@ fn split_grid(tiles: &Tiles, part: &Part) -> [u64; 3] {
     [tiles.splits as u64, kv_heads * tiles.row_blocks as u64, part.batch.len() as u64]
 }
 
-fn combine_grid(part: &Part) -> [u64; 3] {
+pub(crate) fn combine_grid(part: &Part) -> [u64; 3] {
     [part.rows.len() as u64, part.heads.len() as u64, part.batch.len() as u64]
 }
 
@@ -191,24 +196,15 @@ fn combine_grid(part: &Part) -> [u64; 3] {
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiling: &Tiling) -> Vec<Step> {
     let spec = problem.spec();
     let tiles = tiles(problem, caps, part, tiling);
-    let rows = part.batch.len() * part.heads.len() * part.rows.len();
-    let words = tiles.splits.saturating_mul(rows).saturating_mul(problem.v_head_dim() + 1);
-    let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let in_workspace = |mut params: Params| {
-        let (heads, len) = (part.heads.len(), part.rows.len());
-        params.scores_strides = [narrow(heads * len), narrow(len), 1, 0];
-        params.scores_offset = narrow(rows);
-        params
-    };
     let split = tiles.splits > 1;
 
     let mut bindings = Bindings::new(problem, part, caps);
-    bindings.workspace(words).read(&[Slot::Query, Slot::Key, Slot::Value]).read_terms();
+    bindings.read(&[Slot::Query, Slot::Key, Slot::Value]).read_terms();
     let mut variant = Variant::new(Shader::Split);
     variant.query_vec(spec).key_vec(spec).value_vec(spec).terms(spec);
     variant.snippets(&["keys", "score", "row_end", "numerics"]);
     if split {
-        bindings.write(Slot::Workspace);
+        bindings.workspace(state_words(problem, part, tiles.splits)).write(Slot::Workspace);
         variant.snippets(&["split_end_partial", "part_state"]);
     } else {
         bindings.write(Slot::Output);
@@ -225,23 +221,47 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     let mut params = Params::new(problem, part, &bindings);
     if split {
-        params = in_workspace(params);
+        params = with_states(params, part);
     }
     let mut steps = vec![Step::new(variant, bindings, params, split_grid(&tiles, part), tiles.workgroup_bytes)];
     if split {
-        let mut bindings = Bindings::new(problem, part, caps);
-        if spec.sinks {
-            bindings.read(&[Slot::RowData]);
-        }
-        bindings.workspace(words).write(Slot::Workspace).write(Slot::Output);
-        if spec.lse {
-            bindings.write(Slot::Lse);
-        }
-        let mut variant = Variant::new(Shader::Combine);
-        variant.output(spec).row_data(spec.sinks).lse(spec.lse).snippets(&["row_end", "numerics", "part_state"]);
-        variant.sink_override(spec).constant("SPLITS", tiles.splits).size("V_HEAD_DIM", problem.v_head_dim());
-        let params = in_workspace(Params::new(problem, part, &bindings));
-        steps.push(Step::new(variant, bindings, params, combine_grid(part), 0));
+        steps.push(combine(problem, caps, part, tiles.splits));
     }
     steps
+}
+
+/// The merge of the states of the parts of the keys.
+pub(crate) fn combine(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, splits: usize) -> Step {
+    let spec = problem.spec();
+    let mut bindings = Bindings::new(problem, part, caps);
+    if spec.sinks {
+        bindings.read(&[Slot::RowData]);
+    }
+    bindings.workspace(state_words(problem, part, splits)).write(Slot::Workspace).write(Slot::Output);
+    if spec.lse {
+        bindings.write(Slot::Lse);
+    }
+    let mut variant = Variant::new(Shader::Combine);
+    variant.output(spec).row_data(spec.sinks).lse(spec.lse).snippets(&["row_end", "numerics", "part_state"]);
+    variant.sink_override(spec).constant("SPLITS", splits).size("V_HEAD_DIM", problem.v_head_dim());
+    let params = with_states(Params::new(problem, part, &bindings), part);
+    Step::new(variant, bindings, params, combine_grid(part), 0)
+}
+
+fn row_count(part: &Part) -> usize {
+    part.batch.len() * part.heads.len() * part.rows.len()
+}
+
+/// Words that the states take: an output and a log-sum-exp for each row and part of the keys.
+pub(crate) fn state_words(problem: &AttentionProblem, part: &Part, splits: usize) -> usize {
+    splits.saturating_mul(row_count(part)).saturating_mul(problem.v_head_dim() + 1)
+}
+
+/// The parameters with the places of the states.
+pub(crate) fn with_states(mut params: Params, part: &Part) -> Params {
+    let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let (heads, len) = (part.heads.len(), part.rows.len());
+    params.scores_strides = [narrow(heads * len), narrow(len), 1, 0];
+    params.scores_offset = narrow(row_count(part));
+    params
 }

@@ -13,7 +13,8 @@ pub struct PlanChoice {
     pub kernel: Kernel,
     /// Its tile; [`Kernel::Plain`] has none to choose.
     pub tile: Option<TileShape>,
-    /// Parts that the keys are split into, each computed by workgroups of its own; [`Kernel::Split`] alone has them.
+    /// Parts that the keys are split into, each computed by workgroups of its own; [`Kernel::Split`] and [`Kernel::Rows`]
+    /// alone have them.
     pub num_splits: Option<u32>,
 }
 
@@ -21,7 +22,8 @@ pub struct PlanChoice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "tune", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct TileShape {
-    /// Query rows of a workgroup; for [`Kernel::Split`] those of all query heads of a group together.
+    /// Query rows of a workgroup; for [`Kernel::Split`] and [`Kernel::Rows`] those of all query heads of a group
+    /// together.
     pub block_q: u32,
     /// Keys of a block.
     pub block_kv: u32,

@@ -12,7 +12,7 @@ pub use catalog::{CatalogEntry, DeviceKind, catalog};
 pub use choice::{PlanChoice, TileShape};
 pub use variant::Variant;
 
-use crate::caps::DeviceCaps;
+use crate::caps::{DeviceCaps, DeviceClass};
 use crate::kernels::params::Params;
 use crate::kernels::{Kernel, Slot, Unsupported};
 use crate::problem::AttentionProblem;
@@ -275,6 +275,12 @@ pub enum Rejection {
     /// The kernel cannot.
     #[error(transparent)]
     Unsupported(#[from] Unsupported),
+    /// The kernel is made for software drivers, and runs on others only where it is asked for by name.
+    #[error("made for software drivers, on a {class} it runs where it is asked for by name")]
+    ByNameOnly {
+        /// What the device is.
+        class: DeviceClass,
+    },
     /// A binding is too large, and the problem cannot be cut so that it fits.
     #[error("{} needs a binding of {needed} bytes for the smallest part, the device allows {found}", .slot.name())]
     Binding {

@@ -16,10 +16,14 @@ pub(super) fn plan(problem: &AttentionProblem, caps: &DeviceCaps, forced: Option
         if forced.is_some_and(|forced| forced != kernel) {
             continue;
         }
+        if forced.is_none() && kernel == Kernel::Rows && caps.class != DeviceClass::Software {
+            refused.push((kernel, Rejection::ByNameOnly { class: caps.class }));
+            continue;
+        }
         match cut(problem, caps, &PlanChoice::of(kernel)) {
             Ok(cut) => {
                 let why = if forced.is_some() { "asked for by name" } else { why };
-                let against = |other| reason_against(other, kernel, forced, &refused);
+                let against = |other| reason_against(other, kernel, forced, caps.class, &refused);
                 return Ok(assemble(problem, caps, cut, why, against));
             }
             Err(rejection) => refused.push((kernel, rejection)),
@@ -85,9 +89,11 @@ const FEW_ROWS: usize = 16;
 const MANY_KEYS: usize = 256;
 
 /// The kernels in the order in which they are tried, each with the reason for its place.
-fn preference(problem: &AttentionProblem, class: DeviceClass) -> [(Kernel, &'static str); 4] {
+fn preference(problem: &AttentionProblem, class: DeviceClass) -> [(Kernel, &'static str); 5] {
     let plain = (Kernel::Plain, "the others cannot; this one stores q_len * kv_len scores for every head");
     let fused = (Kernel::Fused, "the faster ones cannot; one pass, no scores stored");
+    // where this stands, it runs only by name
+    let rows = (Kernel::Rows, "made for software drivers");
     // all scores are computed and stored anyway: the plain kernel does it once, the others would again
     if problem.spec().scores == Some(ScoreStage::Probs) {
         return [
@@ -95,38 +101,52 @@ fn preference(problem: &AttentionProblem, class: DeviceClass) -> [(Kernel, &'sta
             (Kernel::Tiled, "the plain kernel cannot; the probabilities are computed a second time to return them"),
             (Kernel::Split, "the others cannot; the probabilities are computed a second time to return them"),
             (Kernel::Fused, "the others cannot; the probabilities are computed a second time to return them"),
+            (Kernel::Rows, "the others cannot; the probabilities are computed a second time to return them"),
         ];
     }
-    // llvmpipe 22.3.6, 2 heads of 33 x 70, head_dim 128: the tiled kernel is compiled in 2.9 s and runs in 3.1 ms, the
-    // fused one in 0.4 s and 3.2 ms; at head_dim 256 it is 6.1 s against 0.5 s. GPUs are not concerned.
+    // llvmpipe 22.3.6 on two cores that other work shared, GFLOP/s by CPU time, rows / fused: sd15_64 40 / 1.2, whisper_prefill
+    // 55 / 1.4, whisper_decode 4.9 / 0.4. CPU time to compile: rows 0.35 s at head_dim 64 with one row a lane, 0.6 s at 40 and
+    // 1.0 s at 64 with four, small problems 0.1 s; fused 0.1 s; tiled 2.9 s at 128 (wall time of an idle machine). GPUs are
+    // not concerned.
     if class == DeviceClass::Software {
-        let fused = (Kernel::Fused, "a software driver compiles the others for seconds");
-        return [fused, (Kernel::Split, "the fused kernel cannot"), (Kernel::Tiled, "the fused kernel cannot"), plain];
+        let rows = (Kernel::Rows, "a software driver: loads are dear to it, shuffles in a subgroup are not");
+        let fused = (Kernel::Fused, "the rows kernel cannot; a software driver compiles the others for seconds");
+        let last = "the rows and the fused kernel cannot";
+        return [rows, fused, (Kernel::Split, last), (Kernel::Tiled, last), plain];
     }
-    let rows = problem.group_size() * problem.q_len();
-    if rows <= FEW_ROWS && problem.kv_len() >= MANY_KEYS {
+    let row_count = problem.group_size() * problem.q_len();
+    if row_count <= FEW_ROWS && problem.kv_len() >= MANY_KEYS {
         let split = (Kernel::Split, "few queries and many keys: the keys are split over workgroups");
-        [split, (Kernel::Tiled, "the split kernel cannot; one pass with register tiles"), fused, plain]
+        [split, (Kernel::Tiled, "the split kernel cannot; one pass with register tiles"), fused, plain, rows]
     } else {
         let tiled = (Kernel::Tiled, "many queries or few keys: one pass with register tiles");
-        [tiled, fused, (Kernel::Split, "the tiled and the fused kernel cannot"), plain]
+        [tiled, fused, (Kernel::Split, "the tiled and the fused kernel cannot"), plain, rows]
     }
 }
 
-fn reason_against(other: Kernel, chosen: Kernel, forced: Option<Kernel>, refused: &[(Kernel, Rejection)]) -> String {
+fn reason_against(
+    other: Kernel,
+    chosen: Kernel,
+    forced: Option<Kernel>,
+    class: DeviceClass,
+    refused: &[(Kernel, Rejection)],
+) -> String {
     if let Some((_, rejection)) = refused.iter().find(|(kernel, _)| *kernel == other) {
         return rejection.to_string();
     }
+    let software = class == DeviceClass::Software;
     match (forced, chosen, other) {
         (Some(_), _, _) => format!("{chosen} was asked for by name"),
         (None, _, Kernel::Plain) => "stores q_len * kv_len scores for every head".to_owned(),
+        (None, _, Kernel::Rows) if !software => Rejection::ByNameOnly { class }.to_string(),
         (None, Kernel::Plain, _) => "computes the scores a second time to return them".to_owned(),
-        (None, Kernel::Fused, _) => "a software driver compiles it for seconds".to_owned(),
+        (None, Kernel::Rows, Kernel::Fused) => "loads far more, which a software driver pays dearly for".to_owned(),
+        (None, Kernel::Rows | Kernel::Fused, _) if software => "a software driver compiles it for seconds".to_owned(),
         (None, _, Kernel::Split) => "made for few queries and many keys".to_owned(),
         (None, Kernel::Split, Kernel::Tiled) => {
             "made for many queries: it would leave most of its rows empty".to_owned()
         }
-        (None, _, Kernel::Tiled | Kernel::Fused) => format!("{chosen} reads keys and values less often"),
+        (None, _, Kernel::Rows | Kernel::Tiled | Kernel::Fused) => format!("{chosen} reads keys and values less often"),
     }
 }
 

@@ -85,8 +85,10 @@ const DOUBLE: &str = "
 /// the query is doubled before, the output after, all in one command buffer.
 fn between_own_passes(_: &Context, adapter: &str) -> Result<(), String> {
     let adapter = same_adapter(adapter)?;
-    let (device, queue) =
-        pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).map_err(text)?;
+    // with what kernels may use
+    let features = adapter.features() & Context::FEATURES;
+    let wanted = wgpu::DeviceDescriptor { required_features: features, ..Default::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&wanted)).map_err(text)?;
     let context = Context::from_device_blocking(device.clone(), queue.clone()).map_err(text)?;
     let problem = problem();
     let data = Data::of(&problem);
@@ -115,7 +117,7 @@ fn between_own_passes(_: &Context, adapter: &str) -> Result<(), String> {
         pass.dispatch_workgroups(64, 1, 1);
     };
 
-    for kernel in Kernel::ALL {
+    for kernel in Kernel::ALL.into_iter().filter(|kernel| kernel.supports(&problem, context.caps()).is_ok()) {
         let prepared = context.prepare_blocking(&problem, Some(kernel)).map_err(text)?;
         let tensors = pollster::block_on(prepared.upload(&data.inputs())).map_err(text)?;
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());

@@ -39,6 +39,11 @@ pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
             let name = format!("{limit}_{}", case.name);
             trials.push(trial(adapter, kernel.name(), &name, move || planned_for(&on, kernel, &caps, &case)));
         }
+        if kernel == Kernel::Rows {
+            let (on, case) = (adapter.clone(), case.clone());
+            let name = format!("cut_bits_{}", case.name);
+            trials.push(trial(adapter, kernel.name(), &name, move || cut_bits(&on, kernel, &case)));
+        }
         let on = adapter.clone();
         let name = format!("twice_{}", case.name);
         trials.push(trial(adapter, kernel.name(), &name, move || twice(&on, kernel, &case)));
@@ -53,12 +58,16 @@ pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
 /// Capabilities below those of the device: few workgroups, bindings half as large as the case would like, and what
 /// WebGPU has everywhere. And the tiles that a GPU would get, for a software driver gets smaller ones.
 fn limits(of: &DeviceCaps, kernel: Kernel, case: &Case) -> [(&'static str, DeviceCaps); 4] {
-    let few_groups = DeviceCaps { max_compute_workgroups_per_dimension: 5, ..of.clone() };
+    // the rows kernel needs few
+    let most = if kernel == Kernel::Rows { 1 } else { 5 };
+    let few_groups = DeviceCaps { max_compute_workgroups_per_dimension: most, ..of.clone() };
     let bindings = Plan::new(&case.problem(), of, Some(kernel)).into_iter().flat_map(|plan| plan.steps().to_vec());
     let largest = bindings.flat_map(|step| step.bindings).map(|binding| binding.size_bytes).max();
     let half = largest.map_or(of.max_storage_buffer_binding_size, |bytes| bytes / 2);
     let small_bindings = DeviceCaps { max_storage_buffer_binding_size: half, ..of.clone() };
-    let webgpu = DeviceCaps { class: of.class, ..DeviceCaps::webgpu_defaults() };
+    // subgroups are no limit, and the rows kernel runs nowhere without
+    let subgroups = if kernel == Kernel::Rows { of.subgroups } else { None };
+    let webgpu = DeviceCaps { class: of.class, subgroups, ..DeviceCaps::webgpu_defaults() };
     let gpu_tiles = DeviceCaps { class: DeviceClass::Discrete, ..of.clone() };
     [
         ("few_groups", few_groups),
@@ -75,6 +84,19 @@ fn planned_for(adapter: &Adapter, kernel: Kernel, caps: &DeviceCaps, case: &Case
         let prepared = pollster::block_on(context.prepare_plan(plan)).map_err(|error| message(&error))?;
         prepared.run_blocking(inputs).map_err(|error| message(&error))
     })
+}
+
+/// A row's bits do not depend on the rows beside it, so cutting over batch, heads and rows changes none.
+fn cut_bits(adapter: &Adapter, kernel: Kernel, case: &Case) -> Result<(), String> {
+    let (problem, data) = (case.problem(), case.data());
+    let [(_, few_groups), ..] = limits(adapter.context.caps(), kernel, case);
+    let run = |caps: &DeviceCaps| {
+        let plan = Plan::new(&problem, caps, Some(kernel)).map_err(|error| message(&error.into()))?;
+        let prepared = pollster::block_on(adapter.context.prepare_plan(plan)).map_err(|error| message(&error))?;
+        prepared.run_blocking(&data.as_inputs()).map_err(|error| message(&error))
+    };
+    let (whole, cut) = (run(adapter.context.caps())?, run(&few_groups)?);
+    check::same_bits(&whole, &cut).map_err(|error| format!("{case}\ncut: {error}"))
 }
 
 /// The limits above cut many of the cases, else those trials guard nothing.

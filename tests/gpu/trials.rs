@@ -74,7 +74,7 @@ fn in_turn(kernel: Kernel, check: usize) -> bool {
     match kernel {
         Kernel::Split => check.is_multiple_of(2),
         Kernel::Tiled => !check.is_multiple_of(2),
-        Kernel::Fused | Kernel::Plain => true,
+        Kernel::Rows | Kernel::Fused | Kernel::Plain => true,
     }
 }
 

@@ -81,9 +81,61 @@ fn the_kernel_follows_the_regime() {
         let found = [&few_queries, &beams_of_groups, &few_keys, &both_long].map(kernel);
         assert_eq!(found, [Kernel::Split, Kernel::Split, Kernel::Tiled, Kernel::Tiled], "{class}");
     }
+}
+
+#[test]
+fn software_drivers_get_the_rows_kernel_and_no_other_device_does() {
+    let mut caps = DeviceCaps::webgpu_defaults();
+    let shared = problem([1, 12, 4096, 128], [1, 12, 512, 128], 128);
+    let wide = problem([1, 2, 9, 576], [1, 1, 70, 576], 512);
+    for class in [DeviceClass::Discrete, DeviceClass::Integrated, DeviceClass::Virtual, DeviceClass::Unknown] {
+        (caps.class, caps.subgroups) = (class, Some((32, 32)));
+        let plan = Plan::new(&shared, &caps, None).expect("a plan");
+        assert_eq!(plan.kernel(), Kernel::Tiled);
+        assert!(plan.to_string().contains("not rows: made for software drivers"), "{plan}");
+        assert_eq!(Plan::new(&shared, &caps, Some(Kernel::Rows)).expect("by name").kernel(), Kernel::Rows);
+    }
+    caps.class = DeviceClass::Software;
+    for lanes in [4, 8, 32, 128] {
+        caps.subgroups = Some((lanes, lanes));
+        assert_eq!(Plan::new(&shared, &caps, None).expect("a plan").kernel(), Kernel::Rows);
+        assert_eq!(Plan::new(&wide, &caps, None).expect("a plan").kernel(), Kernel::Fused);
+    }
+    for subgroups in [None, Some((8, 32)), Some((2, 2)), Some((12, 12)), Some((256, 256))] {
+        caps.subgroups = subgroups;
+        let plan = Plan::new(&shared, &caps, None).expect("a plan");
+        assert_eq!(plan.kernel(), Kernel::Fused);
+        assert!(plan.to_string().contains("not rows: needs subgroups of one size"), "{plan}");
+    }
+}
+
+#[test]
+fn rows_are_laid_over_the_lanes_of_a_subgroup() {
     let mut caps = DeviceCaps::webgpu_defaults();
     caps.class = DeviceClass::Software;
-    assert_eq!(Plan::new(&both_long, &caps, None).expect("a plan").kernel(), Kernel::Fused);
+    // subgroup; query, key -> rows of a lane, lanes of rows, lanes of keys, parts of the keys, grid
+    let table = [
+        (8, [1, 8, 4096, 40], [1, 8, 77, 40], 4, 8, 1, 1, [128, 8, 1]),
+        (4, [1, 8, 4096, 40], [1, 8, 77, 40], 4, 4, 1, 1, [256, 8, 1]),
+        (32, [1, 8, 4096, 40], [1, 8, 77, 40], 4, 8, 4, 1, [128, 8, 1]),
+        // few rows leave lanes for keys, and few heads leave threads for parts of them
+        (8, [1, 8, 1, 64], [1, 8, 1500, 64], 1, 1, 8, 1, [1, 8, 1]),
+        (8, [1, 2, 1, 64], [1, 2, 1500, 64], 1, 1, 8, 2, [1, 4, 1]),
+        // heads of a group are taken together
+        (8, [1, 32, 1, 128], [1, 8, 2048, 128], 2, 2, 4, 1, [1, 8, 1]),
+        // wide rows: fewer a lane; a small problem: less to compile
+        (8, [1, 8, 256, 128], [1, 8, 2048, 128], 2, 8, 1, 1, [16, 8, 1]),
+        (8, [1, 8, 256, 512], [1, 8, 2048, 512], 1, 8, 1, 1, [32, 8, 1]),
+        (8, [1, 2, 9, 64], [1, 2, 70, 64], 1, 8, 1, 1, [2, 2, 1]),
+    ];
+    for (lanes, query, key, rows, row_lanes, key_lanes, splits, grid) in table {
+        caps.subgroups = Some((lanes, lanes));
+        let plan = Plan::new(&problem(query, key, key[3]), &caps, None).expect("a plan");
+        let found = ["ROWS", "ROW_LANES", "KEY_LANES", "SPLITS"].map(|name| constant(&plan, name));
+        assert_eq!(found, [rows, row_lanes, key_lanes, splits].map(Some), "{plan}");
+        assert_eq!(plan.steps()[0].grid, grid, "{plan}");
+        assert_eq!(plan.steps().len(), if splits > 1 { 2 } else { 1 }, "{plan}");
+    }
 }
 
 #[test]
@@ -118,13 +170,16 @@ fn a_plan_says_why_not() {
     let plan =
         Plan::new(&problem([1, 1, 2, 8], [1, 1, 3, 8], 8), &DeviceCaps::webgpu_defaults(), None).expect("a plan");
     let rejected: Vec<_> = plan.rejected().iter().map(|(kernel, _)| *kernel).collect();
-    assert_eq!((plan.kernel(), rejected), (Kernel::Tiled, vec![Kernel::Fused, Kernel::Split, Kernel::Plain]));
+    let others = vec![Kernel::Fused, Kernel::Split, Kernel::Plain, Kernel::Rows];
+    assert_eq!((plan.kernel(), rejected), (Kernel::Tiled, others));
     assert!(plan.to_string().contains("not plain: stores q_len * kv_len scores"), "{plan}");
 }
 
 #[test]
 fn parts_fit_every_limit() {
     let mut caps = DeviceCaps::webgpu_defaults();
+    // the rows kernel asks for one size of subgroups
+    caps.subgroups = Some((8, 8));
     let problem = problem([3, 6, 100, 16], [3, 2, 20, 16], 24);
     for (binding, grid) in [(1 << 20, 65535), (30_000, 65535), (1 << 20, 5), (4096, 4)] {
         caps.max_storage_buffer_binding_size = binding;
@@ -206,6 +261,7 @@ fn candidates_are_distinct_and_run_as_they_say() {
         for (memory, binding) in [(16384, 1 << 27), (49152, 1 << 27), (16384, 4 << 20)] {
             let mut caps = DeviceCaps::webgpu_defaults();
             caps.class = class;
+            caps.subgroups = Some((8, 8));
             caps.max_compute_workgroup_storage_size = memory;
             caps.max_storage_buffer_binding_size = binding;
             for problem in regimes() {
@@ -225,6 +281,7 @@ fn candidates_are_distinct_and_run_as_they_say() {
                     }
                 }
                 let kernels: std::collections::BTreeSet<_> = choices.iter().map(|choice| choice.kernel).collect();
+                assert!(class == DeviceClass::Software || !kernels.contains(&Kernel::Rows), "{choices:?}");
                 assert!(problem.is_empty() || kernels.len() >= 3, "{choices:?}");
                 assert!(choices.len() <= 64, "{} candidates", choices.len());
             }
@@ -257,7 +314,8 @@ fn candidates_range_over_tiles_and_splits() {
 
 #[test]
 fn a_choice_that_does_not_fit_is_refused() {
-    let caps = DeviceCaps::webgpu_defaults();
+    let mut caps = DeviceCaps::webgpu_defaults();
+    caps.subgroups = Some((8, 8));
     let problem = problem([1, 8, 4, 64], [1, 8, 1000, 64], 64);
     let refused = |choice: PlanChoice| match Plan::with_choice(&problem, &caps, &choice) {
         Err(PlanError::Choice { choice: found, reason: Rejection::Unsupported(reason) }) if found == choice => reason,
@@ -272,7 +330,9 @@ fn a_choice_that_does_not_fit_is_refused() {
         for num_splits in [Some(0), Some(9), Some(u32::MAX)] {
             let reason = refused(PlanChoice { num_splits, ..PlanChoice::of(kernel) });
             match kernel {
-                Kernel::Split => assert!(matches!(reason, Unsupported::NumSplits { max: 8, .. }), "{reason}"),
+                Kernel::Rows | Kernel::Split => {
+                    assert!(matches!(reason, Unsupported::NumSplits { max: 8, .. }), "{reason}");
+                }
                 _ => assert!(matches!(reason, Unsupported::NotSplit { .. }), "{reason}"),
             }
         }

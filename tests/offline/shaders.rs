@@ -11,10 +11,25 @@ use cross_attention::{
 };
 use naga::back::PipelineConstants;
 use naga::proc::Layouter;
-use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 
 /// Nothing beyond core WGSL: naga counts even `unpack2x16float` as a capability, since old GLSL lacks it.
 const CORE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
+/// Whether a shader is built with subgroup operations.
+fn needs_subgroups(variant: &Variant) -> bool {
+    variant.shader == Shader::Rows || variant.snippets.contains(&"row_parts_subgroup")
+}
+
+/// Core WGSL, and subgroups where a shader is made for them.
+fn validator(variant: &Variant) -> Validator {
+    if !needs_subgroups(variant) {
+        return Validator::new(ValidationFlags::all(), CORE);
+    }
+    let mut validator = Validator::new(ValidationFlags::all(), CORE | Capabilities::SUBGROUP);
+    validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
+    validator
+}
 
 /// Query length, `head_dim`, `v_head_dim`: every tile that a plan can choose, and widths that fit no tile.
 const SHAPES: [(usize, usize, usize); 9] = [
@@ -83,21 +98,35 @@ fn spec(snippets: usize, overrides: usize) -> AttentionSpec {
 
 /// Steps with different variants, of every kernel, for the smallest device and for a larger one.
 fn steps() -> Vec<Step> {
+    let smallest = DeviceCaps::webgpu_defaults();
+    // the rows kernel runs nowhere else
+    let with_subgroups = DeviceCaps { subgroups: Some((8, 8)), ..smallest.clone() };
     let mut larger = DeviceCaps::webgpu_defaults();
     larger.class = DeviceClass::Discrete;
     larger.max_compute_workgroup_storage_size = 32768;
+    larger.subgroups = Some((32, 32));
     let mut seen = HashSet::new();
     let mut steps = vec![];
     for (n, spec) in specs().into_iter().enumerate() {
         let problem = AttentionProblem::new(spec).expect("a sound spec");
-        let caps = if n % 4 == 3 { &larger } else { &DeviceCaps::webgpu_defaults() };
         for kernel in Kernel::ALL {
-            // its loops are written out, so it takes long to read; a spread of what it shares with the others will do
-            if kernel == Kernel::Tiled && n % 11 > 0 {
+            let caps = match kernel {
+                _ if n % 4 == 3 => &larger,
+                Kernel::Rows => &with_subgroups,
+                Kernel::Split | Kernel::Tiled | Kernel::Fused | Kernel::Plain => &smallest,
+            };
+            // their loops are written out, so they take long to read; a spread of what they share with the others will do
+            let spread = match kernel {
+                Kernel::Tiled => 11,
+                Kernel::Rows => 37,
+                Kernel::Split | Kernel::Fused | Kernel::Plain => 1,
+            };
+            if n % spread > 0 {
                 continue;
             }
             let Ok(plan) = Plan::new(&problem, caps, Some(kernel)) else {
-                assert_eq!(problem.head_dim(), 2000, "{kernel} refuses {problem:?}");
+                let max = if kernel == Kernel::Rows { 512 } else { 576 };
+                assert!(problem.head_dim() > max, "{kernel} refuses {problem:?}");
                 continue;
             };
             for step in plan.steps() {
@@ -117,7 +146,7 @@ fn resolve(variant: &Variant) -> (naga::Module, ModuleInfo) {
     let numbered = || text.lines().zip(1..).map(|(line, n)| format!("{n:4} {line}\n")).collect::<String>();
     let module = naga::front::wgsl::parse_str(&text)
         .unwrap_or_else(|error| panic!("{}\n{}", error.emit_to_string(&text), numbered()));
-    let info = Validator::new(ValidationFlags::all(), CORE)
+    let info = validator(variant)
         .validate(&module)
         .unwrap_or_else(|error| panic!("{}\n{}", error.emit_to_string(&text), numbered()));
     let declared: HashSet<_> = module.overrides.iter().filter_map(|(_, o)| o.name.clone()).collect();
@@ -131,9 +160,7 @@ fn resolve(variant: &Variant) -> (naga::Module, ModuleInfo) {
     let (module, _) = naga::back::pipeline_constants::process_overrides(&module, &info, entry, &constants)
         .unwrap_or_else(|error| panic!("{error}\n{}", numbered()));
     let module = module.into_owned();
-    let info = Validator::new(ValidationFlags::all(), CORE)
-        .validate(&module)
-        .unwrap_or_else(|error| panic!("{error:?}\n{}", numbered()));
+    let info = validator(variant).validate(&module).unwrap_or_else(|error| panic!("{error:?}\n{}", numbered()));
     (module, info)
 }
 
@@ -152,7 +179,7 @@ fn every_variant_is_valid_and_host_and_shader_agree() {
         assert_eq!(workgroup_bytes(&module), step.workgroup_bytes, "{:?}", step.variant);
         // translation is the slow part, and depends little on single values: a spread of them
         if n % 16 == 0 {
-            translate(&module, &info);
+            translate(&module, &info, needs_subgroups(&step.variant));
         }
     }
 }
@@ -163,6 +190,8 @@ fn every_candidate_is_valid() {
     let mut larger = DeviceCaps::webgpu_defaults();
     larger.class = DeviceClass::Discrete;
     larger.max_compute_workgroup_storage_size = 49152;
+    let software =
+        DeviceCaps { class: DeviceClass::Software, subgroups: Some((8, 8)), ..DeviceCaps::webgpu_defaults() };
     let mut seen = HashSet::new();
     for (q_len, kv_len, head_dim, v_head_dim) in
         [(1, 600, 64, 64), (70, 77, 40, 40), (70, 600, 128, 96), (9, 70, 7, 5), (70, 70, 192, 128), (9, 70, 256, 256)]
@@ -176,7 +205,7 @@ fn every_candidate_is_valid() {
         spec.lse = true;
         spec.causal = Some(Diagonal::BottomRight);
         let problem = AttentionProblem::new(spec).expect("a sound spec");
-        for caps in [&larger, &DeviceCaps::webgpu_defaults()] {
+        for caps in [&larger, &DeviceCaps::webgpu_defaults(), &software] {
             for choice in Plan::candidates(&problem, caps) {
                 let plan = Plan::with_choice(&problem, caps, &choice).expect("a candidate runs");
                 for step in plan.steps() {
@@ -188,7 +217,7 @@ fn every_candidate_is_valid() {
                     assert_eq!(workgroup_bytes(&module), step.workgroup_bytes, "{choice}");
                     assert!(module.entry_points[0].workgroup_size.iter().product::<u32>() <= 256);
                     if seen.len() % 8 == 0 {
-                        translate(&module, &info);
+                        translate(&module, &info, needs_subgroups(&step.variant));
                     }
                 }
             }
@@ -202,7 +231,7 @@ fn merge_is_valid_and_host_and_shader_agree() {
     let (module, info) = resolve(&Variant::merge());
     compare_params(&module, Shader::Merge);
     assert_eq!(workgroup_bytes(&module), 0);
-    translate(&module, &info);
+    translate(&module, &info, false);
 }
 
 /// Binding numbers, access and names of the storage buffers.
@@ -255,13 +284,23 @@ fn workgroup_bytes(module: &naga::Module) -> u64 {
     variables.map(|(_, variable)| u64::from(layouter[variable.ty].size).next_multiple_of(16)).sum()
 }
 
-fn translate(module: &naga::Module, info: &ModuleInfo) {
+fn translate(module: &naga::Module, info: &ModuleInfo, subgroups: bool) {
     let pipeline =
         naga::back::spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: "main".into() };
-    naga::back::spv::write_vec(module, info, &naga::back::spv::Options::default(), Some(&pipeline)).expect("SPIR-V");
-    let options = naga::back::msl::Options { fake_missing_bindings: true, ..Default::default() };
+    let mut options = naga::back::spv::Options::default();
+    if subgroups {
+        options.lang_version = (1, 3);
+    }
+    naga::back::spv::write_vec(module, info, &options, Some(&pipeline)).expect("SPIR-V");
+    let mut options = naga::back::msl::Options { fake_missing_bindings: true, ..Default::default() };
+    if subgroups {
+        options.lang_version = (2, 1);
+    }
     naga::back::msl::write_string(module, info, &options, &naga::back::msl::PipelineOptions::default()).expect("MSL");
-    let options = naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
+    let mut options = naga::back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
+    if subgroups {
+        options.shader_model = naga::back::hlsl::ShaderModel::V6_0;
+    }
     let mut text = String::new();
     naga::back::hlsl::Writer::new(&mut text, &options, &naga::back::hlsl::PipelineOptions::default())
         .write(module, info, None)
@@ -280,7 +319,10 @@ fn tint_accepts_the_shaders() {
     let mut seen = HashSet::new();
     let variants = steps().into_iter().map(|step| step.variant).chain([Variant::merge()]);
     // one of each combination of snippets: overrides are open in the text, and tint checks them as such
-    let texts = variants.filter(|v| seen.insert((v.shader, v.snippets.clone()))).map(|v| v.wgsl());
+    let variants = variants.filter(|v| seen.insert((v.shader, v.snippets.clone())));
+    // naga does not know the directive, browsers need it
+    let directive = |variant: &Variant| if needs_subgroups(variant) { "enable subgroups;\n" } else { "" };
+    let texts = variants.map(|v| format!("{}{}", directive(&v), v.wgsl()));
     for text in texts.step_by(7) {
         let file = folder.path().join("shader.wgsl");
         std::fs::write(&file, &text).expect("a file");

@@ -1,0 +1,195 @@
+//! The rows kernel (shaders/rows.wgsl): how rows and keys are laid over the lanes of a subgroup, limits, dispatch.
+
+use super::params::Params;
+use super::{Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, split, storage_buffers};
+use crate::caps::{DeviceCaps, DeviceClass};
+use crate::plan::bindings::Bindings;
+use crate::plan::split::Part;
+use crate::plan::variant::Variant;
+use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
+use crate::problem::AttentionProblem;
+
+/// Query rows of one lane, at most.
+const MAX_ROWS: usize = 4;
+/// Lanes that share keys, at most.
+const MAX_ROW_LANES: usize = 8;
+/// vec4s of a lane's query rows, at most; the same of its outputs. They are written out, and compiled for each problem.
+const MAX_VECS: usize = 64;
+/// The same where compiling would take longer than computing.
+const MAX_VECS_SMALL: usize = 16;
+/// Multiplications from which on a problem is not small.
+const SMALL: usize = 1 << 23;
+/// The widest row that is written out.
+const MAX_DIM: usize = 512;
+/// Workgroup memory: the span of keys.
+const SPAN_BYTES: u64 = 16;
+/// Sizes of a subgroup that the lanes can be laid over.
+const SUBGROUPS: std::ops::RangeInclusive<u32> = 4..=128;
+/// Keys of a lane whose sums are kept apart.
+const BLOCK_KEYS: usize = 64;
+/// Workgroups that keep the threads of a software driver busy.
+const WANTED_WORKGROUPS: usize = 8;
+/// Fewest keys that are worth a workgroup of their own.
+const MIN_SPLIT: usize = 512;
+
+/// How a problem is laid over subgroups. Parts of it are laid in the same way, so that cutting changes no bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tiles {
+    pub(crate) subgroup: usize,
+    /// Query rows of one lane.
+    pub(crate) rows: usize,
+    /// Lanes that share keys.
+    pub(crate) row_lanes: usize,
+    /// Parts of the keys.
+    pub(crate) splits: usize,
+}
+
+impl Tiles {
+    /// Query rows of a workgroup.
+    const fn block_q(&self) -> usize {
+        self.rows * self.row_lanes
+    }
+
+    const fn key_lanes(&self) -> usize {
+        self.subgroup / self.row_lanes
+    }
+
+    fn shape(&self) -> TileShape {
+        TileShape::new(self.block_q(), self.key_lanes(), false)
+    }
+
+    /// As a choice with nothing left open.
+    pub(crate) fn choice(&self) -> PlanChoice {
+        let num_splits = u32::try_from(self.splits).unwrap_or(u32::MAX);
+        PlanChoice { tile: Some(self.shape()), num_splits: Some(num_splits), ..PlanChoice::of(Kernel::Rows) }
+    }
+}
+
+fn subgroup(caps: &DeviceCaps) -> Result<u32, Unsupported> {
+    match caps.subgroups {
+        Some((min, max)) if min == max && min.is_power_of_two() && SUBGROUPS.contains(&min) => Ok(min),
+        found => Err(Unsupported::Subgroups { found }),
+    }
+}
+
+fn vecs(problem: &AttentionProblem) -> usize {
+    problem.head_dim().max(problem.v_head_dim()).div_ceil(4)
+}
+
+/// Parts of the keys, at most: each has a block of keys.
+fn max_splits(problem: &AttentionProblem, key_lanes: usize) -> usize {
+    problem.kv_len().div_ceil(BLOCK_KEYS * key_lanes).max(1)
+}
+
+/// The most rows a lane first, for whatever is loaded serves them all; then as many lanes as the rest of the rows need.
+fn tiles(problem: &AttentionProblem, subgroup: usize) -> Tiles {
+    let dims = problem.head_dim() + problem.v_head_dim();
+    let small = problem.rows().saturating_mul(problem.kv_len()).saturating_mul(dims) < SMALL;
+    let max_rows = (if small { MAX_VECS_SMALL } else { MAX_VECS } / vecs(problem)).clamp(1, MAX_ROWS);
+    let row_count = (problem.group_size() * problem.q_len()).max(1);
+    let row_lanes = row_count.div_ceil(max_rows).next_power_of_two().min(subgroup).min(MAX_ROW_LANES);
+    let rows = row_count.div_ceil(row_lanes).min(max_rows);
+    let workgroups = problem.batch() * problem.kv_heads() * row_count.div_ceil(rows * row_lanes);
+    let splits = WANTED_WORKGROUPS.div_ceil(workgroups.max(1)).min(problem.kv_len() / MIN_SPLIT).max(1);
+    Tiles { subgroup, rows, row_lanes, splits }
+}
+
+/// Every layout of rows over lanes that the shader can be built for, with the keys in one part.
+fn all(problem: &AttentionProblem, subgroup: usize) -> impl Iterator<Item = Tiles> + use<> {
+    let max_rows = (MAX_VECS / vecs(problem)).clamp(1, MAX_ROWS);
+    let of = move |row_lanes| (1..=max_rows).map(move |rows| Tiles { subgroup, rows, row_lanes, splits: 1 });
+    [1, 2, 4, MAX_ROW_LANES].into_iter().filter(move |lanes| *lanes <= subgroup).flat_map(of)
+}
+
+/// The preferred layout, one with half the rows a lane and one with more, each with the keys in the preferred number of
+/// parts and in one; on software drivers only.
+pub(crate) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
+    let Some(lanes) = subgroup(caps).ok().filter(|_| caps.class == DeviceClass::Software) else { return vec![] };
+    let preferred = tiles(problem, lanes as usize);
+    let wanted = [preferred.rows, preferred.rows / 2, preferred.rows * 2];
+    let near = all(problem, lanes as usize).filter(|tiles| tiles.row_lanes == preferred.row_lanes);
+    let near = near.filter(|tiles| wanted.contains(&tiles.rows));
+    near.flat_map(|tiles| [Tiles { splits: preferred.splits, ..tiles }, tiles]).map(|tiles| tiles.choice()).collect()
+}
+
+/// What was asked for, or the kernel's rules, if it fits.
+pub(crate) fn tiling(problem: &AttentionProblem, caps: &DeviceCaps, choice: &PlanChoice) -> Result<Tiles, Unsupported> {
+    let lanes = subgroup(caps)?;
+    check_invocations(lanes, caps)?;
+    check_storage_buffers(storage_buffers(problem), caps)?;
+    for (name, found) in [("head_dim", problem.head_dim()), ("v_head_dim", problem.v_head_dim())] {
+        if found > MAX_DIM {
+            return Err(Unsupported::Dim { name, found, max: MAX_DIM });
+        }
+    }
+    let mut tiles = tiles(problem, lanes as usize);
+    if let Some(found) = choice.tile {
+        let splits = tiles.splits;
+        let forced = all(problem, lanes as usize).find(|tiles| tiles.shape() == found).ok_or_else(|| {
+            let possible: Vec<_> = all(problem, lanes as usize).map(|tiles| tiles.shape().to_string()).collect();
+            Unsupported::Tile { found, possible: possible.join("; ") }
+        })?;
+        tiles = Tiles { splits, ..forced };
+    }
+    if let Some(found) = choice.num_splits {
+        let max = u32::try_from(max_splits(problem, tiles.key_lanes())).unwrap_or(u32::MAX);
+        if found == 0 || found > max {
+            return Err(Unsupported::NumSplits { found, max });
+        }
+        tiles.splits = found as usize;
+    }
+    Ok(tiles)
+}
+
+pub(crate) fn grids(problem: &AttentionProblem, part: &Part, tiles: &Tiles) -> Vec<[u64; 3]> {
+    let mut grids = vec![rows_grid(problem, tiles, part)];
+    if tiles.splits > 1 {
+        grids.push(split::combine_grid(part));
+    }
+    grids
+}
+
+fn rows_grid(problem: &AttentionProblem, tiles: &Tiles, part: &Part) -> [u64; 3] {
+    let group = split::heads_together(problem, part);
+    let kv_heads = part.heads.len() / group;
+    [ceil_div(group * part.rows.len(), tiles.block_q()), (kv_heads * tiles.splits) as u64, part.batch.len() as u64]
+}
+
+/// The parts of the keys, and their merge where there is more than one.
+pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
+    let spec = problem.spec();
+    let split = tiles.splits > 1;
+    let mut bindings = Bindings::new(problem, part, caps);
+    bindings.read(&[Slot::Query, Slot::Key, Slot::Value]).read_terms();
+    let mut variant = Variant::new(Shader::Rows);
+    variant.query_vec(spec).key_vec(spec).value_vec(spec).terms(spec);
+    variant.snippets(&["keys", "score", "row_end", "numerics"]);
+    if split {
+        bindings.workspace(split::state_words(problem, part, tiles.splits)).write(Slot::Workspace);
+        variant.snippets(&["split_end_partial", "part_state"]);
+    } else {
+        bindings.write(Slot::Output);
+        if spec.lse {
+            bindings.write(Slot::Lse);
+        }
+        variant.snippets(&["split_end_whole"]).output_vec(spec).lse(spec.lse);
+    }
+    variant.key_overrides(problem).score_overrides(spec).sink_override(spec).row_masks_override(spec);
+    let (key_vecs, value_vecs) = (problem.head_dim().div_ceil(4), problem.v_head_dim().div_ceil(4));
+    variant.constant("SUBGROUP", tiles.subgroup).constant("ROWS", tiles.rows).constant("ROW_LANES", tiles.row_lanes);
+    variant.constant("KEY_LANES", tiles.key_lanes()).constant("KEY_LEVELS", tiles.key_lanes().ilog2() as usize);
+    variant.constant("KEY_VECS", key_vecs).constant("KEY_LOADS", key_vecs.div_ceil(tiles.row_lanes));
+    variant.constant("VALUE_VECS", value_vecs).constant("VALUE_LOADS", value_vecs.div_ceil(tiles.row_lanes));
+    variant.constant("BLOCK_KV", BLOCK_KEYS * tiles.key_lanes()).constant("SPLITS", tiles.splits);
+    variant.constant("GROUP", split::heads_together(problem, part));
+    variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
+    let mut params = Params::new(problem, part, &bindings);
+    if split {
+        params = split::with_states(params, part);
+    }
+    let mut steps = vec![Step::new(variant, bindings, params, rows_grid(problem, tiles, part), SPAN_BYTES)];
+    if split {
+        steps.push(split::combine(problem, caps, part, tiles.splits));
+    }
+    steps
+}
