@@ -7,7 +7,7 @@
 // memory     none
 // needs      nothing
 // constants  SPLITS
-// bindings   0 params (uniform)  6 row_data  9 workspace (read)  7 output  8 lse (read_write)
+// bindings   0 params (uniform)  6 row_data  9 states (read)  7 output  8 lse (read_write)
 // snippets   output_* row_data_* lse_* row_end numerics part_state
 
 const LANES: u32 = 64u;
@@ -20,14 +20,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     // an empty part (negative infinity) is neutral: nothing of it enters arithmetic
     var top = MASKED_SCORE;
     for (var part = 0u; part < SPLITS; part++) {
-        let value = workspace[part_lse_at(row, part)];
+        let value = states[part_lse_at(row, part)];
         if !is_negative_infinity(value) {
             top = max(top, value);
         }
     }
     var total = 0.0;
     for (var part = 0u; part < SPLITS; part++) {
-        let value = workspace[part_lse_at(row, part)];
+        let value = states[part_lse_at(row, part)];
         if !is_negative_infinity(value) {
             total += exp(value - top);
         }
@@ -40,9 +40,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     for (var d = lane; d < V_HEAD_DIM; d += LANES) {
         var sum = 0.0;
         for (var part = 0u; part < SPLITS; part++) {
-            let value = workspace[part_lse_at(row, part)];
+            let value = states[part_lse_at(row, part)];
             if !is_negative_infinity(value) {
-                sum += exp(value - top) * workspace[part_output_at(row, part) + d];
+                sum += exp(value - top) * states[part_output_at(row, part) + d];
             }
         }
         store_output(to + d * params.output_strides.w, sum * end.factor);

@@ -20,7 +20,7 @@
 //            KEY_VECS, VALUE_VECS: vec4s of a row   KEY_LOADS, VALUE_LOADS: how many of them a lane loads
 //            GROUP: query heads taken together, SPLITS
 // bindings   0 params (uniform)  1 query  2 key  3 value  4 bias  5 mask  6 row_data (read)
-//            7 output  8 lse (read_write), or 9 workspace (read_write) where SPLITS > 1
+//            7 output  8 lse (read_write), or 9 states (read_write) where SPLITS > 1
 // snippets   query_vec_* key_vec_* value_vec_* bias_* mask_* row_data_* keys score row_end numerics, and
 //            split_end_partial, or split_end_whole with output_vec_* lse_*
 

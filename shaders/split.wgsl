@@ -3,18 +3,19 @@
 //   S = scale * Q K^T   P = softmax(S)   O = P V     online softmax over blocks of keys
 //   Flash-Decoding, Dao, Haziza, Massa, Sizov 2023; m, l, O as in FlashAttention-2 (arXiv:2307.08691).
 //
-// The rows of all query heads of a group are taken together, so that keys and values are read once for all of them.
+// The rows of all query heads of a group are taken together, and those of all batch entries where these share keys and
+// values (SHARED_BATCH), so that keys and values are read once for all of them.
 // For the scores an invocation owns KEYS keys of a block; for the output it owns value columns of every KEY_GROUPS-th
 // key, and the groups are added up at the end.
 //
-// grid       workgroup_id = (part of the keys, kv head * ROW_BLOCKS + block of rows, batch)
+// grid       workgroup_id = (part of the keys, group of heads * ROW_BLOCKS + block of rows, batch entry, or all of them)
 // workgroup  LANES invocations
 // memory     query_tile: ROWS * QUERY_VECS vec4   prob_tile: ROWS * BLOCK_KV f32   partial: ROWS * LANES_PER_ROW f32
 //            reduce_tile: LANES vec4   row_total: ROWS f32   block_span: 2 u32; each written before it is read
 // needs      ROWS <= LANES; every barrier in uniform control flow
 // constants  ROWS, ROW_BLOCKS, GROUP: query heads taken together, KEYS, QUERY_VECS, COLUMN_LANES, COLUMNS, SPLITS
 // bindings   0 params (uniform)  1 query  2 key  3 value  4 bias  5 mask  6 row_data (read)
-//            7 output  8 lse (read_write), or 9 workspace (read_write) where SPLITS > 1
+//            7 output  8 lse (read_write), or 9 states (read_write) where SPLITS > 1
 // snippets   query_vec_* key_vec_* value_vec_* bias_* mask_* row_data_* keys score row_end numerics, and
 //            split_end_partial, or split_end_whole with output_vec_* lse_*
 
@@ -27,6 +28,8 @@ override HEAD_DIM: u32;
 override V_HEAD_DIM: u32;
 // rows may see different keys
 override ROW_MASKS: bool;
+// all batch entries read the same keys and values
+override SHARED_BATCH: bool;
 
 // every vec4 of a row is within the row
 const KEY_RAGGED: bool = false;
@@ -39,9 +42,13 @@ var<workgroup> reduce_tile: array<vec4f, LANES>;
 var<workgroup> row_total: array<f32, ROWS>;
 var<workgroup> block_span: vec2u;
 
-// Row n of the workgroup: heads of the group one after another.
+// Row n of those taken together: heads of the group one after another, and so for each batch entry.
 fn folded_row(b: u32, first_head: u32, n: u32, kv_h: u32) -> Row {
-    return Row(b, first_head + n / params.q_len, n % params.q_len, kv_h);
+    let head = n / params.q_len;
+    if SHARED_BATCH {
+        return Row(head / GROUP, first_head + head % GROUP, n % params.q_len, kv_h);
+    }
+    return Row(b, first_head + head, n % params.q_len, kv_h);
 }
 
 @compute @workgroup_size(LANES)
@@ -49,7 +56,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let b = group.z;
     let first_head = group.y / ROW_BLOCKS * GROUP;
     let first_row = group.y % ROW_BLOCKS * ROWS;
-    let row_count = GROUP * params.q_len;
+    let row_count = select(1u, params.batch, SHARED_BATCH) * GROUP * params.q_len;
     let kv_h = row_at(b, first_head, 0u).kv_h;
     let key_start = params.key_offset + b * params.key_strides.x + kv_h * params.key_strides.y;
     let value_start = params.value_offset + b * params.value_strides.x + kv_h * params.value_strides.y;
@@ -57,7 +64,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     // the query rows; behind the last one it stands again, and is not stored
     for (var at = lane; at < ROWS * QUERY_VECS; at += LANES) {
         let row = folded_row(b, first_head, min(first_row + at / QUERY_VECS, row_count - 1u), kv_h);
-        let start = offset_4(params.query_offset, params.query_strides, b, row.h, row.i);
+        let start = offset_4(params.query_offset, params.query_strides, row.b, row.h, row.i);
         query_tile[at / QUERY_VECS][at % QUERY_VECS] = load_query_vec(start, at % QUERY_VECS);
     }
 

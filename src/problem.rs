@@ -313,6 +313,19 @@ impl AttentionProblem {
         self.spec.value.layout.shape[3]
     }
 
+    /// The same attention as one of several states to be merged: an f32 output without gaps and its lse; a sink comes in
+    /// when all are merged, and scores are returned apart.
+    #[must_use]
+    pub(crate) fn partial(&self) -> Self {
+        let mut partial = self.clone();
+        let [batch, heads, len, _] = self.spec.query.layout.shape;
+        partial.spec.output = TensorSpec::f32(Layout::bhld([batch, heads, len, self.v_head_dim()]));
+        partial.spec.lse = true;
+        partial.spec.sinks = false;
+        partial.spec.scores = None;
+        partial
+    }
+
     /// The factor on the dot products, default filled in.
     #[must_use]
     pub const fn scale(&self) -> f32 {

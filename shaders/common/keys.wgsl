@@ -8,12 +8,13 @@ override ROW_RANGES: bool = false;
 // the diagonal counts from the end of each batch entry's keys
 override END_OF_KEYS: bool = false;
 
+// Of the whole problem, not of the part.
 fn batch_kv_len(b: u32) -> u32 {
     if KV_LENS {
         // a length beyond the keys would reach into the next head
-        return min(row_data_word(params.kv_lens_at + params.batch_base + b), params.kv_len);
+        return min(row_data_word(params.kv_lens_at + params.batch_base + b), params.kv_len_whole);
     }
-    return params.kv_len;
+    return params.kv_len_whole;
 }
 
 // Row i of the part, counted from the point that begin_shift, end_shift and diagonal_shift refer to.
@@ -21,19 +22,20 @@ fn row_position(row: Row, kv_len: u32) -> i32 {
     return i32(params.row_base + row.i) + select(0, i32(kv_len), END_OF_KEYS);
 }
 
-// First key and one past the last; equal where there is none.
+// First key of the part and one past the last, counted from key_base; equal where there is none.
 fn row_keys(row: Row) -> vec2u {
     let kv_len = batch_kv_len(row.b);
     let position = row_position(row, kv_len);
-    var begin = max(position + params.begin_shift, 0);
-    var end = min(position + params.end_shift, i32(kv_len));
+    let first = i32(params.key_base);
+    var begin = max(position + params.begin_shift, first);
+    var end = min(position + params.end_shift, min(i32(kv_len), first + i32(params.kv_len)));
     if ROW_RANGES {
         let at = (params.batch_base + row.b) * params.q_len_whole + params.row_base + row.i;
         begin = max(begin, bitcast<i32>(row_data_word(params.row_start_at + at)));
         end = min(end, bitcast<i32>(row_data_word(params.row_end_at + at)));
     }
-    end = max(end, 0);
-    return vec2u(u32(min(begin, end)), u32(end));
+    end = max(end, first);
+    return vec2u(u32(min(begin, end) - first), u32(end - first));
 }
 
 // Whether a key within the row's interval is left by mask and bias too; needs mask_*, bias_*.

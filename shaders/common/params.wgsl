@@ -1,9 +1,9 @@
 // params.wgsl: what changes from call to call, shared by all attention kernels (src/kernels/params.rs).
 //
 // One dispatch covers a part of the problem: `batch` entries from batch_base on, `q_heads` heads from
-// head_base on, `q_len` rows from row_base on. Offsets and strides count elements of the bound range,
-// so index arithmetic uses indices within the part; positions that masks and row data speak of are
-// global, base added.
+// head_base on, `q_len` rows from row_base on, `kv_len` keys from key_base on. Offsets and strides count
+// elements of the bound range, so index arithmetic uses indices within the part; positions that masks and
+// row data speak of are global, base added.
 
 struct Params {
     query_strides: vec4u,
@@ -25,9 +25,12 @@ struct Params {
     batch_base: u32,
     head_base: u32,
     row_base: u32,
+    key_base: u32,
+    batch: u32,
     q_len: u32,
     kv_len: u32,
     q_len_whole: u32,
+    kv_len_whole: u32,
     group_size: u32,
     begin_shift: i32,
     end_shift: i32,

@@ -1,11 +1,14 @@
-// part_state.wgsl: where the states of the parts lie in the workspace: outputs [SPLITS, rows, V_HEAD_DIM], then
-// log-sum-exps [SPLITS, rows].
+// part_state.wgsl: where the states of parts of the keys lie: outputs [state, rows, V_HEAD_DIM], then log-sum-exps
+// [state, rows].
+//
+// scores_strides is of batch entry, head and state here, and then the place of the log-sum-exps; scores_offset is the
+// first row of this dispatch's first state.
 
-@group(0) @binding(9) var<storage, read_write> workspace: array<f32>;
+@group(0) @binding(9) var<storage, read_write> states: array<f32>;
 
 fn part_row(row: Row, part: u32) -> u32 {
-    // scores_strides is of [batch, q_heads, q_len, 1] here, scores_offset the number of rows
-    return part * params.scores_offset + row.b * params.scores_strides.x + row.h * params.scores_strides.y + row.i;
+    let of_state = row.b * params.scores_strides.x + row.h * params.scores_strides.y + row.i;
+    return params.scores_offset + part * params.scores_strides.z + of_state;
 }
 
 fn part_output_at(row: Row, part: u32) -> u32 {
@@ -13,5 +16,5 @@ fn part_output_at(row: Row, part: u32) -> u32 {
 }
 
 fn part_lse_at(row: Row, part: u32) -> u32 {
-    return SPLITS * params.scores_offset * V_HEAD_DIM + part_row(row, part);
+    return params.scores_strides.w + part_row(row, part);
 }

@@ -16,7 +16,7 @@ fn full_score(row: Row, j: u32, dot: f32) -> f32 {
     if ALIBI {
         let slope = bitcast<f32>(row_data_word(params.alibi_at + params.head_base + row.h));
         let position = row_position(row, batch_kv_len(row.b)) + params.diagonal_shift;
-        score -= slope * f32(abs(position - i32(j)));
+        score -= slope * f32(abs(position - i32(params.key_base + j)));
     }
     return score;
 }

@@ -8,14 +8,14 @@ fn split_end(row: Row, row_max: f32, row_sum: f32) -> RowEnd {
 }
 
 fn store_split_lse(row: Row, part: u32, value: f32) {
-    workspace[part_lse_at(row, part)] = value;
+    states[part_lse_at(row, part)] = value;
 }
 
 fn store_split_vec(row: Row, part: u32, d: u32, elements: vec4f) {
     let start = part_output_at(row, part);
     for (var n = 0u; n < 4u; n++) {
         if d * 4u + n < V_HEAD_DIM {
-            workspace[start + d * 4u + n] = elements[n];
+            states[start + d * 4u + n] = elements[n];
         }
     }
 }

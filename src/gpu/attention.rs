@@ -25,6 +25,7 @@ pub struct PreparedAttention {
     params: wgpu::Buffer,
     params_stride: u64,
     scores: Option<wgpu::Buffer>,
+    states: Option<wgpu::Buffer>,
     row_data: Option<wgpu::Buffer>,
 }
 
@@ -63,11 +64,24 @@ impl Context {
             0 => None,
             bytes => Some(self.allocate("workspace", bytes).await?),
         };
+        let states = match plan.states_bytes() {
+            0 => None,
+            bytes => Some(self.allocate("states", bytes).await?),
+        };
         let row_data = match plan.row_data().words {
             0 => None,
             words => Some(self.allocate("row_data", u64::from(words) * 4).await?),
         };
-        Ok(PreparedAttention { context: self.clone(), plan, pipelines, params, params_stride, scores, row_data })
+        Ok(PreparedAttention {
+            context: self.clone(),
+            plan,
+            pipelines,
+            params,
+            params_stride,
+            scores,
+            states,
+            row_data,
+        })
     }
 
     /// [`prepare_plan`](Self::prepare_plan), blocking.
@@ -194,6 +208,7 @@ impl PreparedAttention {
             let slice = match binding.slot {
                 Slot::RowData => row_data,
                 Slot::Workspace => self.scores.as_ref().map(|scores| scores.slice(..)),
+                Slot::States | Slot::PartOutput | Slot::PartLse => self.states.as_ref().map(|states| states.slice(..)),
                 slot => buffers.slice(slot),
             };
             let resource = match (slice, wgpu::BufferSize::new(binding.size_bytes)) {

@@ -58,7 +58,7 @@ pub(super) fn needed_bytes(problem: &AttentionProblem, slot: Slot) -> u64 {
         Slot::Mask => spec.mask.and_then(|mask| mask.extent()).unwrap_or(0) as u64,
         Slot::Lse => problem.rows() as u64 * 4,
         Slot::Scores => problem.rows() as u64 * problem.kv_len() as u64 * 4,
-        Slot::RowData | Slot::Workspace => 0,
+        Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartLse => 0,
     };
     bytes.next_multiple_of(4)
 }
@@ -74,7 +74,7 @@ impl<'a> AttentionBuffers<'a> {
             Slot::Output => Some(self.output),
             Slot::Lse => self.lse,
             Slot::Scores => self.scores,
-            Slot::RowData | Slot::Workspace => None,
+            Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartLse => None,
         }
     }
 

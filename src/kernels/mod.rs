@@ -1,5 +1,6 @@
 //! The kernels: what the host must know of each shader, and which shaders make up a kernel.
 
+pub(crate) mod combine;
 pub(crate) mod fused;
 pub(crate) mod merge;
 pub(crate) mod params;
@@ -117,6 +118,15 @@ impl Tiling {
             Self::Fused(tiles) => tiles.rows,
             // its softmax takes a workgroup a row
             Self::Plain => 1,
+        }
+    }
+
+    /// Partial states that the kernel makes of a part of the keys.
+    pub(crate) fn states(&self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> usize {
+        match self {
+            Self::Rows(tiles) => tiles.splits,
+            Self::Split(tiling) => split::tiles(problem, caps, part, tiling).splits,
+            Self::Tiled(_) | Self::Fused(_) | Self::Plain => 1,
         }
     }
 
@@ -250,7 +260,7 @@ pub enum Shader {
     Rows,
     /// Attention over a part of the keys.
     Split,
-    /// Merge of the parts of the keys.
+    /// Merge of the states of parts of the keys.
     Combine,
     /// The whole attention with register tiles.
     Tiled,
@@ -336,6 +346,12 @@ pub enum Slot {
     Scores,
     /// Scores between passes, in the plan's workspace.
     Workspace,
+    /// Outputs and log-sum-exps over parts of the keys, in the plan's workspace.
+    States,
+    /// The outputs of one of those parts.
+    PartOutput,
+    /// The log-sum-exps of one of those parts.
+    PartLse,
 }
 
 impl Slot {
@@ -353,10 +369,14 @@ impl Slot {
             Self::Lse => "lse",
             Self::Scores => "scores",
             Self::Workspace => "workspace",
+            Self::States => "states",
+            Self::PartOutput => "part_output",
+            Self::PartLse => "part_lse",
         }
     }
 
-    /// The binding number in every attention shader. Workspace and returned scores are the same to a shader.
+    /// The binding number in every attention shader. To a shader, scores are the same in the workspace and returned, output and
+    /// log-sum-exp the same of all keys and of a part of them.
     pub(crate) const fn binding(self) -> u32 {
         match self {
             Self::Query => 1,
@@ -365,9 +385,9 @@ impl Slot {
             Self::Bias => 4,
             Self::Mask => 5,
             Self::RowData => 6,
-            Self::Output => 7,
-            Self::Lse => 8,
-            Self::Scores | Self::Workspace => 9,
+            Self::Output | Self::PartOutput => 7,
+            Self::Lse | Self::PartLse => 8,
+            Self::Scores | Self::Workspace | Self::States => 9,
         }
     }
 }

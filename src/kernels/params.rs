@@ -33,9 +33,12 @@ pub struct Params {
     pub(crate) batch_base: u32,
     pub(crate) head_base: u32,
     pub(crate) row_base: u32,
+    pub(crate) key_base: u32,
+    pub(crate) batch: u32,
     pub(crate) q_len: u32,
     pub(crate) kv_len: u32,
     pub(crate) q_len_whole: u32,
+    pub(crate) kv_len_whole: u32,
     pub(crate) group_size: u32,
     pub(crate) begin_shift: i32,
     pub(crate) end_shift: i32,
@@ -49,8 +52,6 @@ pub struct Params {
     pub(crate) exponent_scale: f32,
     pub(crate) softcap: f32,
     pub(crate) negative_infinity: f32,
-    /// To a multiple of 16 bytes, as the shader's struct has it.
-    padding: [u32; 3],
 }
 
 const _: () = assert!(size_of::<Params>().is_multiple_of(16));
@@ -83,9 +84,12 @@ impl Params {
         batch_base,
         head_base,
         row_base,
+        key_base,
+        batch,
         q_len,
         kv_len,
         q_len_whole,
+        kv_len_whole,
         group_size,
         begin_shift,
         end_shift,
@@ -110,9 +114,12 @@ impl Params {
             batch_base: narrow(part.batch.start),
             head_base: narrow(part.heads.start),
             row_base: narrow(part.rows.start),
+            key_base: narrow(part.keys.start),
+            batch: narrow(part.batch.len()),
             q_len: narrow(part.rows.len()),
-            kv_len: narrow(problem.kv_len()),
+            kv_len: narrow(part.keys.len()),
             q_len_whole: narrow(problem.q_len()),
+            kv_len_whole: narrow(problem.kv_len()),
             group_size: narrow(problem.group_size()),
             begin_shift: shifts.begin,
             end_shift: shifts.end,
@@ -137,9 +144,13 @@ impl Params {
                 Slot::Value => (params.value_strides, params.value_offset) = (strides, offset),
                 Slot::Bias => (params.bias_strides, params.bias_offset) = (strides, offset),
                 Slot::Mask => (params.mask_strides, params.mask_offset) = (strides, offset),
-                Slot::Output => (params.output_strides, params.output_offset) = (strides, offset),
-                Slot::Lse => (params.lse_strides, params.lse_offset) = ([strides[0], strides[1]], offset),
-                Slot::Scores | Slot::Workspace => (params.scores_strides, params.scores_offset) = (strides, offset),
+                Slot::Output | Slot::PartOutput => (params.output_strides, params.output_offset) = (strides, offset),
+                Slot::Lse | Slot::PartLse => {
+                    (params.lse_strides, params.lse_offset) = ([strides[0], strides[1]], offset);
+                }
+                Slot::Scores | Slot::Workspace | Slot::States => {
+                    (params.scores_strides, params.scores_offset) = (strides, offset);
+                }
                 Slot::RowData => {}
             }
         }

@@ -30,21 +30,15 @@ pub(crate) fn tiling(
 pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
     check_invocations(256, caps)?;
     check_storage_buffers(6, caps)?;
-    check_workgroup_memory(TILES_BYTES, problem, caps)?;
-    let needed = ceil_div(problem.kv_len(), TILE);
-    let found = u64::from(caps.max_compute_workgroups_per_dimension);
-    if needed > found {
-        return Err(Unsupported::Grid { kv_len: problem.kv_len(), needed, found });
-    }
-    Ok(())
+    check_workgroup_memory(TILES_BYTES, problem, caps)
 }
 
 pub(crate) fn grids(problem: &AttentionProblem, part: &Part) -> Vec<[u64; 3]> {
-    vec![scores_grid(problem, part), softmax_grid(part), weighted_sum_grid(problem, part)]
+    vec![scores_grid(part), softmax_grid(part), weighted_sum_grid(problem, part)]
 }
 
-fn scores_grid(problem: &AttentionProblem, part: &Part) -> [u64; 3] {
-    [ceil_div(problem.kv_len(), TILE), ceil_div(part.rows.len(), TILE), part.planes()]
+fn scores_grid(part: &Part) -> [u64; 3] {
+    [ceil_div(part.keys.len(), TILE), ceil_div(part.rows.len(), TILE), part.planes()]
 }
 
 fn softmax_grid(part: &Part) -> [u64; 3] {
@@ -69,16 +63,17 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) 
     steps
 }
 
-/// The passes that return scores beside a kernel that does not hold any.
-pub(crate) fn returned_scores(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
-    match problem.spec().scores {
-        None => vec![],
-        Some(ScoreStage::Probs) => vec![
-            scores(problem, caps, part, Slot::Scores, ScoreStage::Masked),
-            softmax(problem, caps, part, Slot::Scores, false),
-        ],
-        Some(stage) => vec![scores(problem, caps, part, Slot::Scores, stage)],
-    }
+/// The pass that returns scores beside a kernel that does not hold any, of some of the keys; probabilities are the masked
+/// scores until [`returned_softmax`].
+pub(crate) fn returned_scores(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Option<Step> {
+    let stage = problem.spec().scores?;
+    Some(scores(problem, caps, part, Slot::Scores, stage))
+}
+
+/// The pass that turns returned scores into probabilities, where those are asked for; the part has all keys.
+pub(crate) fn returned_softmax(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Option<Step> {
+    let wanted = problem.spec().scores == Some(ScoreStage::Probs);
+    wanted.then(|| softmax(problem, caps, part, Slot::Scores, false))
 }
 
 fn scores(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slot, stage: ScoreStage) -> Step {
@@ -105,7 +100,7 @@ fn scores(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slo
     };
     variant.size("STAGE", stage);
     let params = Params::new(problem, part, &bindings);
-    Step::new(variant, bindings, params, scores_grid(problem, part), TILES_BYTES)
+    Step::new(variant, bindings, params, scores_grid(part), TILES_BYTES)
 }
 
 fn softmax(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slot, lse: bool) -> Step {

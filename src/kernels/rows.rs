@@ -1,10 +1,12 @@
 //! The rows kernel (shaders/rows.wgsl): how rows and keys are laid over the lanes of a subgroup, limits, dispatch.
 
 use super::params::Params;
-use super::{Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, split, storage_buffers};
+use super::{
+    Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, combine, split, storage_buffers,
+};
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
-use crate::plan::split::Part;
+use crate::plan::split::{Part, States};
 use crate::plan::variant::Variant;
 use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
@@ -143,8 +145,8 @@ pub(crate) fn tiling(problem: &AttentionProblem, caps: &DeviceCaps, choice: &Pla
 
 pub(crate) fn grids(problem: &AttentionProblem, part: &Part, tiles: &Tiles) -> Vec<[u64; 3]> {
     let mut grids = vec![rows_grid(problem, tiles, part)];
-    if tiles.splits > 1 {
-        grids.push(split::combine_grid(part));
+    if tiles.splits > 1 && part.states.is_none() {
+        grids.push(combine::grid(part));
     }
     grids
 }
@@ -155,7 +157,7 @@ fn rows_grid(problem: &AttentionProblem, tiles: &Tiles, part: &Part) -> [u64; 3]
     [ceil_div(group * part.rows.len(), tiles.block_q()), (kv_heads * tiles.splits) as u64, part.batch.len() as u64]
 }
 
-/// The parts of the keys, and their merge where there is more than one.
+/// The parts of the keys, and their merge where there is more than one and this part is not itself one of several.
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
     let spec = problem.spec();
     let split = tiles.splits > 1;
@@ -165,7 +167,8 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.query_vec(spec).key_vec(spec).value_vec(spec).terms(spec);
     variant.snippets(&["keys", "score", "row_end", "numerics"]);
     if split {
-        bindings.workspace(split::state_words(problem, part, tiles.splits)).write(Slot::Workspace);
+        let all = States { first: 0, count: tiles.splits };
+        bindings.states(part.states.unwrap_or(all)).write(Slot::States);
         variant.snippets(&["split_end_partial", "part_state"]);
     } else {
         bindings.write(Slot::Output);
@@ -174,7 +177,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
         }
         variant.snippets(&["split_end_whole"]).output_vec(spec).lse(spec.lse);
     }
-    variant.key_overrides(problem).score_overrides(spec).sink_override(spec).row_masks_override(spec);
+    variant.key_overrides(problem).score_overrides(spec).sink_override(spec).row_masks_override(spec, false);
     let (key_vecs, value_vecs) = (problem.head_dim().div_ceil(4), problem.v_head_dim().div_ceil(4));
     variant.constant("SUBGROUP", tiles.subgroup).constant("ROWS", tiles.rows).constant("ROW_LANES", tiles.row_lanes);
     variant.constant("KEY_LANES", tiles.key_lanes()).constant("KEY_LEVELS", tiles.key_lanes().ilog2() as usize);
@@ -183,13 +186,10 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.constant("BLOCK_KV", BLOCK_KEYS * tiles.key_lanes()).constant("SPLITS", tiles.splits);
     variant.constant("GROUP", split::heads_together(problem, part));
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
-    let mut params = Params::new(problem, part, &bindings);
-    if split {
-        params = split::with_states(params, part);
-    }
+    let params = Params::new(problem, part, &bindings);
     let mut steps = vec![Step::new(variant, bindings, params, rows_grid(problem, tiles, part), SPAN_BYTES)];
-    if split {
-        steps.push(split::combine(problem, caps, part, tiles.splits));
+    if split && part.states.is_none() {
+        steps.push(combine::step(problem, caps, part, tiles.splits));
     }
     steps
 }

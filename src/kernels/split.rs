@@ -2,12 +2,12 @@
 
 use super::params::Params;
 use super::{
-    Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory,
+    Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, combine,
     storage_buffers,
 };
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
-use crate::plan::split::Part;
+use crate::plan::split::{Part, States};
 use crate::plan::variant::Variant;
 use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
@@ -27,8 +27,10 @@ const MAX_TRIED_WORKGROUPS: usize = 1024;
 /// How a part of a problem is laid over workgroups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tiles {
-    /// Query heads taken together.
+    /// Query heads taken together: those of a group, or all where all read the same keys and values.
     pub(crate) group: usize,
+    /// Batch entries taken together: all where all read the same keys and values (beams, one context for the batch), else 1.
+    pub(crate) entries: usize,
     /// Folded query rows of a workgroup.
     pub(crate) rows: usize,
     /// Workgroups that share the rows of a group.
@@ -74,8 +76,8 @@ fn shape(rows: usize) -> TileShape {
 }
 
 /// Parts of the keys, at most: each has a block of keys.
-fn max_splits(problem: &AttentionProblem) -> usize {
-    problem.kv_len().div_ceil(KEYS * LANES).max(1)
+fn max_splits(keys: usize) -> usize {
+    keys.div_ceil(KEYS * LANES).max(1)
 }
 
 /// Folded rows of a workgroup that registers allow.
@@ -88,17 +90,20 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let query_vecs = problem.head_dim().div_ceil(4);
     let column_lanes = value_vecs.min(LANES);
     let columns = value_vecs.div_ceil(column_lanes);
-    let group = heads_together(problem, part);
-    let row_count = group * part.rows.len();
+    let shared = |axis: usize| [problem.spec().key, problem.spec().value].iter().all(|of| of.layout.strides[axis] == 0);
+    let group = if shared(1) { part.heads.len().max(1) } else { heads_together(problem, part) };
+    let entries = if shared(0) { part.batch.len().max(1) } else { 1 };
+    let row_count = entries * group * part.rows.len();
     let of = |rows: usize| {
         let words = [rows * query_vecs * 4, rows * KEYS * LANES, rows * (LANES / rows), LANES * 4, rows, 2];
         let workgroup_bytes = words.iter().map(|words| (*words as u64 * 4).next_multiple_of(16)).sum();
         let row_blocks = row_count.div_ceil(rows).max(1);
-        let workgroups = part.heads.len() / group * part.batch.len() * row_blocks;
+        let workgroups = part.heads.len() / group * (part.batch.len() / entries) * row_blocks;
         let wanted = wanted_workgroups(caps.class).div_ceil(workgroups.max(1));
-        let splits = wanted.min(problem.kv_len().div_ceil(MIN_SPLIT)).max(1);
-        let splits = forced.splits.unwrap_or(splits);
-        Tiles { group, rows, row_blocks, splits, column_lanes, columns, workgroup_bytes }
+        let splits = wanted.min(part.keys.len().div_ceil(MIN_SPLIT)).max(1);
+        // a range of the keys may have fewer blocks
+        let splits = forced.splits.map_or(splits, |splits| splits.min(max_splits(part.keys.len())));
+        Tiles { group, entries, rows, row_blocks, splits, column_lanes, columns, workgroup_bytes }
     };
     if let Some(rows) = forced.rows {
         // a part may have fewer
@@ -110,15 +115,11 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     of(row_count.div_ceil(row_count.div_ceil(rows).max(1)).max(1))
 }
 
-/// Query heads whose rows are taken together: those of a group, where the part has whole ones.
+/// Query heads of a group, whose rows are taken together where the part has whole ones.
 pub(crate) fn heads_together(problem: &AttentionProblem, part: &Part) -> usize {
     let group = problem.group_size();
     let whole = part.heads.start.is_multiple_of(group) && part.heads.len().is_multiple_of(group);
     if whole { group } else { 1 }
-}
-
-fn whole(problem: &AttentionProblem) -> Part {
-    Part { batch: 0..problem.batch(), heads: 0..problem.q_heads(), rows: 0..problem.q_len() }
 }
 
 /// What was asked for, or the kernel's rules, if it fits.
@@ -131,22 +132,22 @@ pub(crate) fn tiling(
     check_storage_buffers(storage_buffers(problem), caps)?;
     let mut tiling = Tiling::default();
     if let Some(found) = choice.num_splits {
-        let max = u32::try_from(max_splits(problem)).unwrap_or(u32::MAX);
+        let max = u32::try_from(max_splits(problem.kv_len())).unwrap_or(u32::MAX);
         if found == 0 || found > max {
             return Err(Unsupported::NumSplits { found, max });
         }
         tiling.splits = Some(found as usize);
     }
-    let preferred = tiles(problem, caps, &whole(problem), &tiling);
+    let preferred = tiles(problem, caps, &Part::whole(problem), &tiling);
     if let Some(found) = choice.tile {
-        let most = max_rows(preferred.columns, preferred.group * problem.q_len());
+        let most = max_rows(preferred.columns, preferred.entries * preferred.group * problem.q_len());
         let rows = (1..=most).find(|rows| shape(*rows) == found).ok_or_else(|| {
             let possible = format!("{}, block_q from 1 to {most}", shape(most));
             Unsupported::Tile { found, possible }
         })?;
         tiling.rows = Some(rows);
     }
-    let tiles = tiles(problem, caps, &whole(problem), &tiling);
+    let tiles = tiles(problem, caps, &Part::whole(problem), &tiling);
     if tiles.rows * tiles.columns > MAX_ACCUMULATORS {
         let max = MAX_ACCUMULATORS * LANES * 4;
         return Err(Unsupported::Dim { name: "v_head_dim", found: problem.v_head_dim(), max });
@@ -158,16 +159,16 @@ pub(crate) fn tiling(
 /// The preferred rows and half of them, each with the keys in 1, 2, 4, … parts, as long as the workgroups are not far more
 /// than keep a device busy.
 pub(crate) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
-    let preferred = tiles(problem, caps, &whole(problem), &Tiling::default()).rows;
+    let preferred = tiles(problem, caps, &Part::whole(problem), &Tiling::default()).rows;
     let mut choices = vec![];
     for rows in [preferred, preferred.div_ceil(2)] {
         let tiling = Tiling { rows: Some(rows), splits: Some(1) };
-        let tiles = tiles(problem, caps, &whole(problem), &tiling);
-        let workgroups = problem.q_heads() / tiles.group * problem.batch() * tiles.row_blocks;
+        let tiles = tiles(problem, caps, &Part::whole(problem), &tiling);
+        let workgroups = problem.q_heads() / tiles.group * (problem.batch() / tiles.entries) * tiles.row_blocks;
         let mut splits = 1;
-        while splits <= max_splits(problem) && (splits == 1 || workgroups * splits <= MAX_TRIED_WORKGROUPS) {
+        while splits <= max_splits(problem.kv_len()) && (splits == 1 || workgroups * splits <= MAX_TRIED_WORKGROUPS) {
             let tiling = Tiling { rows: Some(rows), splits: Some(splits) };
-            choices.push(tiling.choice(problem, caps, &whole(problem)));
+            choices.push(tiling.choice(problem, caps, &Part::whole(problem)));
             splits *= 2;
         }
     }
@@ -176,23 +177,19 @@ pub(crate) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<P
 
 pub(crate) fn grids(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiling: &Tiling) -> Vec<[u64; 3]> {
     let tiles = tiles(problem, caps, part, tiling);
-    let mut grids = vec![split_grid(&tiles, part)];
-    if tiles.splits > 1 {
-        grids.push(combine_grid(part));
+    let mut grids = vec![grid(&tiles, part)];
+    if tiles.splits > 1 && part.states.is_none() {
+        grids.push(combine::grid(part));
     }
     grids
 }
 
-fn split_grid(tiles: &Tiles, part: &Part) -> [u64; 3] {
+fn grid(tiles: &Tiles, part: &Part) -> [u64; 3] {
     let kv_heads = ceil_div(part.heads.len(), tiles.group);
-    [tiles.splits as u64, kv_heads * tiles.row_blocks as u64, part.batch.len() as u64]
+    [tiles.splits as u64, kv_heads * tiles.row_blocks as u64, ceil_div(part.batch.len(), tiles.entries)]
 }
 
-pub(crate) fn combine_grid(part: &Part) -> [u64; 3] {
-    [part.rows.len() as u64, part.heads.len() as u64, part.batch.len() as u64]
-}
-
-/// The parts of the keys, and their merge where there is more than one.
+/// The parts of the keys, and their merge where there is more than one and this part is not itself one of several.
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiling: &Tiling) -> Vec<Step> {
     let spec = problem.spec();
     let tiles = tiles(problem, caps, part, tiling);
@@ -204,7 +201,8 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.query_vec(spec).key_vec(spec).value_vec(spec).terms(spec);
     variant.snippets(&["keys", "score", "row_end", "numerics"]);
     if split {
-        bindings.workspace(state_words(problem, part, tiles.splits)).write(Slot::Workspace);
+        let all = States { first: 0, count: tiles.splits };
+        bindings.states(part.states.unwrap_or(all)).write(Slot::States);
         variant.snippets(&["split_end_partial", "part_state"]);
     } else {
         bindings.write(Slot::Output);
@@ -213,55 +211,19 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
         }
         variant.snippets(&["split_end_whole"]).output_vec(spec).lse(spec.lse);
     }
-    variant.key_overrides(problem).score_overrides(spec).sink_override(spec).row_masks_override(spec);
+    variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
+    // entries of the batch with key lengths of their own are rows that see different keys
+    variant.row_masks_override(spec, spec.kv_lens && tiles.entries > 1);
     variant.constant("ROWS", tiles.rows).constant("ROW_BLOCKS", tiles.row_blocks).constant("GROUP", tiles.group);
     variant.constant("KEYS", KEYS).constant("QUERY_VECS", problem.head_dim().div_ceil(4));
     variant.constant("COLUMN_LANES", tiles.column_lanes).constant("COLUMNS", tiles.columns);
     variant.constant("SPLITS", tiles.splits);
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
-    let mut params = Params::new(problem, part, &bindings);
-    if split {
-        params = with_states(params, part);
-    }
-    let mut steps = vec![Step::new(variant, bindings, params, split_grid(&tiles, part), tiles.workgroup_bytes)];
-    if split {
-        steps.push(combine(problem, caps, part, tiles.splits));
+    variant.switch("SHARED_BATCH", tiles.entries > 1);
+    let params = Params::new(problem, part, &bindings);
+    let mut steps = vec![Step::new(variant, bindings, params, grid(&tiles, part), tiles.workgroup_bytes)];
+    if split && part.states.is_none() {
+        steps.push(combine::step(problem, caps, part, tiles.splits));
     }
     steps
-}
-
-/// The merge of the states of the parts of the keys.
-pub(crate) fn combine(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, splits: usize) -> Step {
-    let spec = problem.spec();
-    let mut bindings = Bindings::new(problem, part, caps);
-    if spec.sinks {
-        bindings.read(&[Slot::RowData]);
-    }
-    bindings.workspace(state_words(problem, part, splits)).write(Slot::Workspace).write(Slot::Output);
-    if spec.lse {
-        bindings.write(Slot::Lse);
-    }
-    let mut variant = Variant::new(Shader::Combine);
-    variant.output(spec).row_data(spec.sinks).lse(spec.lse).snippets(&["row_end", "numerics", "part_state"]);
-    variant.sink_override(spec).constant("SPLITS", splits).size("V_HEAD_DIM", problem.v_head_dim());
-    let params = with_states(Params::new(problem, part, &bindings), part);
-    Step::new(variant, bindings, params, combine_grid(part), 0)
-}
-
-fn row_count(part: &Part) -> usize {
-    part.batch.len() * part.heads.len() * part.rows.len()
-}
-
-/// Words that the states take: an output and a log-sum-exp for each row and part of the keys.
-pub(crate) fn state_words(problem: &AttentionProblem, part: &Part, splits: usize) -> usize {
-    splits.saturating_mul(row_count(part)).saturating_mul(problem.v_head_dim() + 1)
-}
-
-/// The parameters with the places of the states.
-pub(crate) fn with_states(mut params: Params, part: &Part) -> Params {
-    let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let (heads, len) = (part.heads.len(), part.rows.len());
-    params.scores_strides = [narrow(heads * len), narrow(len), 1, 0];
-    params.scores_offset = narrow(row_count(part));
-    params
 }

@@ -306,7 +306,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.snippets(&["keys", "score", "exponent", "row_end", "numerics"]);
     variant.snippets(&[if tiles.query_resident { "tile_query_workgroup" } else { "tile_query_storage" }]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
-    variant.row_masks_override(spec).switch("RAW_SCORES", problem.exponent_scale().is_some());
+    variant.row_masks_override(spec, false).switch("RAW_SCORES", problem.exponent_scale().is_some());
     variant.constant("ROWS", tiles.rows).constant("KEYS", KEYS);
     variant.constant("ROW_LANES", tiles.row_lanes).constant("KEY_LANES", tiles.key_lanes);
     variant.constant("LANE_PASSES", tiles.lane_passes).constant("LANES_AT_ONCE", tiles.key_lanes / tiles.lane_passes);

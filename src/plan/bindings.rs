@@ -2,7 +2,7 @@
 
 use crate::caps::DeviceCaps;
 use crate::kernels::Slot;
-use crate::plan::split::Part;
+use crate::plan::split::{Part, States};
 use crate::problem::AttentionProblem;
 use crate::tensor::Layout;
 
@@ -28,23 +28,22 @@ pub struct Binding {
 pub(crate) struct Bindings<'a> {
     problem: &'a AttentionProblem,
     part: &'a Part,
+    states: States,
     alignment: usize,
-    workspace: Layout,
     list: Vec<Binding>,
 }
 
 impl<'a> Bindings<'a> {
-    /// The workspace holds the scores of the part, unless [`workspace`](Self::workspace) says otherwise.
     pub(crate) fn new(problem: &'a AttentionProblem, part: &'a Part, caps: &DeviceCaps) -> Self {
-        let workspace = Layout::bhld([part.batch.len(), part.heads.len(), part.rows.len(), problem.kv_len()]);
         // every element's size divides 4
         let alignment = (caps.min_storage_buffer_offset_alignment as usize).max(1).next_multiple_of(4);
-        Self { problem, part, alignment, workspace, list: vec![] }
+        let states = part.states.unwrap_or(States { first: 0, count: 1 });
+        Self { problem, part, states, alignment, list: vec![] }
     }
 
-    /// The workspace holds this many words of 4 bytes.
-    pub(crate) fn workspace(&mut self, words: usize) -> &mut Self {
-        self.workspace = Layout::bhld([1, 1, 1, words]);
+    /// The partial states that are meant, where the part does not say it.
+    pub(crate) fn states(&mut self, states: States) -> &mut Self {
+        self.states = states;
         self
     }
 
@@ -78,7 +77,13 @@ impl<'a> Bindings<'a> {
         self
     }
 
+    /// Output and log-sum-exp of a part that is one of several go to the partial states.
     pub(crate) fn write(&mut self, slot: Slot) -> &mut Self {
+        let slot = match (self.part.states, slot) {
+            (Some(_), Slot::Output) => Slot::PartOutput,
+            (Some(_), Slot::Lse) => Slot::PartLse,
+            (_, slot) => slot,
+        };
         self.add(slot, true);
         self
     }
@@ -88,6 +93,8 @@ impl<'a> Bindings<'a> {
         let [batch, q_heads, q_len, kv_len] = self.problem.score_shape();
         let rows_of = |layout: Layout, bytes: usize| (layout, self.rows_of(&layout), bytes);
         let keys_of = |layout: Layout, bytes: usize| (layout, self.keys_of(&layout), bytes);
+        let pairs_of = |layout: Layout, bytes: usize| (layout, self.pairs_of(&layout), bytes);
+        let dense = |layout: Layout| (layout, layout, 4);
         let (layout, slice, element_bytes) = match slot {
             Slot::Query => rows_of(spec.query.layout, spec.query.element.size_bytes()),
             Slot::Output => rows_of(spec.output.layout, spec.output.element.size_bytes()),
@@ -96,16 +103,19 @@ impl<'a> Bindings<'a> {
             Slot::Bias => {
                 // bound only where there is one
                 let bias = spec.bias.unwrap_or(spec.query);
-                rows_of(bias.layout, bias.element.size_bytes())
+                pairs_of(bias.layout, bias.element.size_bytes())
             }
-            Slot::Mask => rows_of(spec.mask.unwrap_or(spec.query.layout), 1),
+            Slot::Mask => pairs_of(spec.mask.unwrap_or(spec.query.layout), 1),
             Slot::Lse => rows_of(Layout::bhld([batch, q_heads, q_len, 1]), 4),
-            Slot::Scores => rows_of(Layout::bhld([batch, q_heads, q_len, kv_len]), 4),
-            Slot::Workspace => (self.workspace, self.workspace, 4),
-            Slot::RowData => {
-                let layout = Layout::bhld([1, 1, 1, RowDataMap::new(self.problem).words as usize]);
-                (layout, layout, 4)
+            Slot::Scores => pairs_of(Layout::bhld([batch, q_heads, q_len, kv_len]), 4),
+            Slot::Workspace => {
+                let Part { batch, heads, rows, keys, .. } = self.part;
+                dense(Layout::bhld([batch.len(), heads.len(), rows.len(), keys.len()]))
             }
+            Slot::States => dense(Layout::bhld([1, 1, 1, self.state_map().words])),
+            Slot::PartOutput => dense(self.state_map().output(self.part, self.states.first)),
+            Slot::PartLse => dense(self.state_map().lse(self.part, self.states.first)),
+            Slot::RowData => dense(Layout::bhld([1, 1, 1, RowDataMap::new(self.problem).words as usize])),
         };
         let mut binding = Binding { slot, written, start_bytes: 0, size_bytes: 0, offset: 0, strides: layout.strides };
         match slice.extent().and_then(|end| Some((end, end.checked_mul(element_bytes)?.checked_next_multiple_of(4)?))) {
@@ -119,12 +129,19 @@ impl<'a> Bindings<'a> {
             // a workspace beyond what can be counted is beyond every limit, and the part is cut
             None => binding.size_bytes = u64::MAX,
         }
+        if slot == Slot::States {
+            // states are found by row and number
+            let map = self.state_map();
+            let Part { heads, rows, .. } = self.part;
+            binding.strides = [heads.len() * rows.len(), rows.len(), map.rows, map.lse_at];
+            binding.offset = self.states.first * map.rows;
+        }
         self.list.push(binding);
     }
 
     /// The part's rows of a tensor that has a row for each query.
     fn rows_of(&self, layout: &Layout) -> Layout {
-        let Part { batch, heads, rows } = self.part;
+        let Part { batch, heads, rows, .. } = self.part;
         Layout {
             shape: [batch.len(), heads.len(), rows.len(), layout.shape[3]],
             strides: layout.strides,
@@ -132,17 +149,61 @@ impl<'a> Bindings<'a> {
         }
     }
 
-    /// All keys of the part's key/value heads.
+    /// The part's rows and keys of a tensor that has an element for each pair.
+    fn pairs_of(&self, layout: &Layout) -> Layout {
+        let Part { batch, heads, rows, keys, .. } = self.part;
+        Layout {
+            shape: [batch.len(), heads.len(), rows.len(), keys.len()],
+            strides: layout.strides,
+            offset: layout.index([batch.start, heads.start, rows.start, keys.start]),
+        }
+    }
+
+    /// The part's keys of its key/value heads.
     fn keys_of(&self, layout: &Layout) -> Layout {
-        let Part { batch, heads, .. } = self.part;
+        let Part { batch, heads, keys, .. } = self.part;
         let group = self.problem.group_size();
         let first = heads.start / group;
         let heads = (heads.end - 1) / group + 1 - first;
         Layout {
-            shape: [batch.len(), heads, layout.shape[2], layout.shape[3]],
+            shape: [batch.len(), heads, keys.len(), layout.shape[3]],
             strides: layout.strides,
-            offset: layout.index([batch.start, first, 0, 0]),
+            offset: layout.index([batch.start, first, keys.start, 0]),
         }
+    }
+
+    fn state_map(&self) -> StateMap {
+        StateMap::new(self.problem, self.part, self.states.count, self.alignment)
+    }
+}
+
+/// Where partial states lie: outputs `[count, rows, v_head_dim]`, then log-sum-exps `[count, rows]`, in words of 4 bytes.
+#[derive(Clone, Copy, Debug)]
+struct StateMap {
+    rows: usize,
+    v_head_dim: usize,
+    /// Where the log-sum-exps begin: a binding may, and none of outputs and log-sum-exps overlap.
+    lse_at: usize,
+    words: usize,
+}
+
+impl StateMap {
+    /// Counts that do not fit are beyond every limit; they saturate, and the part is cut.
+    fn new(problem: &AttentionProblem, part: &Part, count: usize, alignment: usize) -> Self {
+        let (rows, v_head_dim) = (part.row_count(), problem.v_head_dim());
+        let all = rows.saturating_mul(count);
+        let lse_at = all.saturating_mul(v_head_dim).checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
+        Self { rows, v_head_dim, lse_at, words: lse_at.saturating_add(all) }
+    }
+
+    fn output(&self, part: &Part, state: usize) -> Layout {
+        let shape = [part.batch.len(), part.heads.len(), part.rows.len(), self.v_head_dim];
+        Layout::bhld(shape).with_offset(state.saturating_mul(self.rows).saturating_mul(self.v_head_dim))
+    }
+
+    fn lse(&self, part: &Part, state: usize) -> Layout {
+        let shape = [part.batch.len(), part.heads.len(), part.rows.len(), 1];
+        Layout::bhld(shape).with_offset(self.lse_at.saturating_add(state.saturating_mul(self.rows)))
     }
 }
 

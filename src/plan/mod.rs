@@ -61,9 +61,11 @@ pub struct Plan {
     why: String,
     rejected: Vec<(Kernel, String)>,
     parts: u64,
+    key_parts: u64,
     steps: Vec<Step>,
     row_data: RowDataMap,
-    workspace_bytes: u64,
+    scores_bytes: u64,
+    states_bytes: u64,
     summary: String,
     problem: AttentionProblem,
 }
@@ -156,10 +158,18 @@ impl Plan {
         self.parts
     }
 
-    /// Device memory needed besides inputs and outputs, in bytes: scores between passes and row data.
+    /// How many ranges the keys are cut into, of these parts; 1 where they are not. The ranges' outputs and log-sum-exps are
+    /// merged in f32.
+    #[must_use]
+    pub const fn key_parts(&self) -> u64 {
+        self.key_parts
+    }
+
+    /// Device memory needed besides inputs and outputs, in bytes: scores between passes, states of parts of the keys and
+    /// row data. Parts run one after another in the same memory; scores and states are one binding each at most.
     #[must_use]
     pub const fn workspace_bytes(&self) -> u64 {
-        self.workspace_bytes + self.row_data.words as u64 * 4
+        self.scores_bytes + self.states_bytes + self.row_data.words as u64 * 4
     }
 
     /// Whether a device with `caps` can run the plan, which may have been made for another.
@@ -189,7 +199,11 @@ impl Plan {
     }
 
     pub(crate) const fn scores_bytes(&self) -> u64 {
-        self.workspace_bytes
+        self.scores_bytes
+    }
+
+    pub(crate) const fn states_bytes(&self) -> u64 {
+        self.states_bytes
     }
 
     pub(crate) const fn row_data(&self) -> &RowDataMap {
@@ -209,7 +223,11 @@ impl std::fmt::Display for Plan {
         }
         writeln!(f, "workspace  {} bytes", self.workspace_bytes())?;
         if self.parts > 1 {
-            writeln!(f, "parts      {}, to fit the device's binding and grid limits", self.parts)?;
+            write!(f, "parts      {}, to fit the device's binding and grid limits", self.parts)?;
+            if self.key_parts > 1 {
+                write!(f, "; the keys in {} ranges, merged by log-sum-exp", self.key_parts)?;
+            }
+            writeln!(f)?;
         }
         let shown = 12;
         for (n, step) in self.steps.iter().take(shown).enumerate() {

@@ -1,9 +1,11 @@
 //! Which kernel runs for a problem, and why: the rules, and what is tried when a limit is hit.
 
-use super::split::{Part, PartSize};
+use std::ops::Range;
+
+use super::split::{Part, PartSize, States};
 use super::{Plan, PlanChoice, PlanError, Rejection, RowDataMap, Step};
 use crate::caps::{DeviceCaps, DeviceClass};
-use crate::kernels::{Kernel, Slot, Tiling, plain};
+use crate::kernels::{Kernel, Slot, Tiling, Unsupported, combine, plain};
 use crate::problem::{AttentionProblem, ScoreStage};
 
 /// Parts that a problem may be cut into.
@@ -75,7 +77,9 @@ fn assemble(
         why: why.to_owned(),
         rejected: others.filter(|other| *other != cut.choice.kernel).map(|other| (other, against(other))).collect(),
         parts: cut.parts,
-        workspace_bytes: workspace_bytes(&cut.steps),
+        key_parts: cut.key_parts,
+        scores_bytes: largest(&cut.steps, Slot::Workspace),
+        states_bytes: largest(&cut.steps, Slot::States),
         steps: cut.steps,
         row_data: RowDataMap::new(problem),
         problem: problem.clone(),
@@ -154,7 +158,18 @@ fn reason_against(
 struct Cut {
     choice: PlanChoice,
     parts: u64,
+    key_parts: u64,
     steps: Vec<Step>,
+}
+
+/// A kernel laid over a problem on a device, and over the same problem as one of several states.
+struct Way<'a> {
+    problem: &'a AttentionProblem,
+    caps: &'a DeviceCaps,
+    kernel: Kernel,
+    tiling: Tiling,
+    partial: AttentionProblem,
+    partial_tiling: Result<Tiling, Unsupported>,
 }
 
 fn cut(problem: &AttentionProblem, caps: &DeviceCaps, choice: &PlanChoice) -> Result<Cut, Rejection> {
@@ -164,67 +179,134 @@ fn cut(problem: &AttentionProblem, caps: &DeviceCaps, choice: &PlanChoice) -> Re
         plain::supports(problem, caps)?;
     }
     if problem.is_empty() {
-        return Ok(Cut { choice: *choice, parts: 0, steps: vec![] });
+        return Ok(Cut { choice: *choice, parts: 0, key_parts: 1, steps: vec![] });
     }
+    let partial = problem.partial();
+    let partial_tiling = kernel.tiling(&partial, caps, choice);
+    let way = Way { problem, caps, kernel, tiling, partial, partial_tiling };
     let mut size = PartSize::whole(problem);
     loop {
-        let count = size.count(problem);
-        if count > MAX_PARTS {
-            return Err(Rejection::Parts { needed: count, found: MAX_PARTS });
+        let needed = size.count(problem);
+        if needed > MAX_PARTS {
+            return Err(Rejection::Parts { needed, found: MAX_PARTS });
         }
-        let parts = size.parts(problem);
-        match steps(problem, caps, kernel, &tiling, &parts) {
+        match way.steps(size) {
             Ok(steps) => {
-                let choice = parts.first().map_or(*choice, |part| tiling.choice(problem, caps, part));
-                return Ok(Cut { choice, parts: count, steps });
+                let key_parts = size.key_ranges(problem).len() as u64;
+                return Ok(Cut { choice: way.choice(size).unwrap_or(*choice), parts: needed, key_parts, steps });
             }
             // row data is bound whole, whatever the part
             Err(rejection @ Rejection::Binding { slot: Slot::RowData, .. }) => return Err(rejection),
-            Err(rejection) => size = size.smaller(problem, tiling.block_rows()).ok_or(rejection)?,
+            Err(rejection) => size = way.smaller(size, rejection)?,
         }
     }
 }
 
-fn steps(
-    problem: &AttentionProblem,
-    caps: &DeviceCaps,
-    kernel: Kernel,
-    tiling: &Tiling,
-    parts: &[Part],
-) -> Result<Vec<Step>, Rejection> {
-    let mut all = vec![];
-    for part in parts {
-        let mut grids = tiling.grids(problem, caps, part);
-        let mut steps = tiling.steps(problem, caps, part);
-        if kernel != Kernel::Plain {
-            let returned = plain::returned_scores(problem, caps, part);
-            if !returned.is_empty() {
-                grids.extend(plain::grids(problem, part));
-                steps.extend(returned);
-            }
-        }
-        let found = u64::from(caps.max_compute_workgroups_per_dimension);
-        if let Some(needed) = grids.into_iter().flatten().find(|n| *n > found) {
-            return Err(Rejection::Grid { needed, found });
-        }
-        for binding in steps.iter().flat_map(|step| &step.bindings) {
-            // indices in a kernel are u32
-            let found = caps.max_storage_buffer_binding_size.min(u64::from(u32::MAX));
-            if binding.size_bytes > found {
-                return Err(Rejection::Binding { slot: binding.slot, needed: binding.size_bytes, found });
-            }
-        }
-        all.extend(steps);
+impl Way<'_> {
+    /// With nothing left open, as it is for the first part and its first range of keys.
+    fn choice(&self, size: PartSize) -> Option<PlanChoice> {
+        let (mut part, mut keys) = (size.parts(self.problem).next()?, size.key_ranges(self.problem));
+        part.keys = keys.swap_remove(0);
+        let tiling =
+            if part.keys.len() < self.problem.kv_len() { self.partial_tiling.as_ref().ok()? } else { &self.tiling };
+        Some(tiling.choice(self.problem, self.caps, &part))
     }
-    // a dispatch over nothing (no keys to score) is left out
-    all.retain(|step| !step.grid.contains(&0));
-    Ok(all)
+
+    /// The next size to try after a rejection: cut once more along the axis that helps most. Keys are cut only where not even
+    /// a single row with all of them fits; then they are an axis like the others, for with `[batch, len, heads, dim]` a
+    /// range of keys of all heads is a smaller span than all keys of one.
+    fn smaller(&self, size: PartSize, rejection: Rejection) -> Result<PartSize, Rejection> {
+        let (slot, found) = match rejection {
+            Rejection::Binding { slot, found, .. } => (Some(slot), found),
+            Rejection::Grid { found, .. } => (None, found),
+            other => return Err(other),
+        };
+        // what the first part of this size needs: bytes of the binding, or workgroups beyond the limit of all dimensions
+        let needs = |size: PartSize| -> u64 {
+            let first = size.parts(self.problem).next();
+            let steps = first.map(|part| self.part_steps(&part, &size.key_ranges(self.problem)));
+            let Some(Ok((grids, steps))) = steps else { return u64::MAX };
+            match slot {
+                Some(slot) => largest(&steps, slot),
+                None => grids.iter().flatten().fold(0u64, |sum, n| sum.saturating_add(n.saturating_sub(found))),
+            }
+        };
+        let fits = match slot {
+            // another part's binding may begin up to an alignment before its first element
+            Some(_) => found.saturating_sub(u64::from(self.caps.min_storage_buffer_offset_alignment)),
+            None => 0,
+        };
+        let now = needs(size);
+        let keys = if needs(size.one_row()) > fits { size.fewer_keys() } else { None };
+        let sizes = size.fewer_rows(self.problem, self.tiling.block_rows()).chain(keys);
+        let sizes = sizes.map(|size| (needs(size), size)).filter(|(needs, _)| *needs < now);
+        sizes.min_by_key(|(needs, _)| *needs).map(|(_, size)| size).ok_or(rejection)
+    }
+
+    fn steps(&self, size: PartSize) -> Result<Vec<Step>, Rejection> {
+        let ranges = size.key_ranges(self.problem);
+        let mut all = vec![];
+        for part in size.parts(self.problem) {
+            let (grids, steps) = self.part_steps(&part, &ranges)?;
+            let found = u64::from(self.caps.max_compute_workgroups_per_dimension);
+            if let Some(needed) = grids.into_iter().flatten().find(|n| *n > found) {
+                return Err(Rejection::Grid { needed, found });
+            }
+            for binding in steps.iter().flat_map(|step| &step.bindings) {
+                // indices in a kernel are u32
+                let found = self.caps.max_storage_buffer_binding_size.min(u64::from(u32::MAX));
+                if binding.size_bytes > found {
+                    return Err(Rejection::Binding { slot: binding.slot, needed: binding.size_bytes, found });
+                }
+            }
+            all.extend(steps);
+        }
+        // a dispatch over nothing (no keys to score) is left out
+        all.retain(|step| !step.grid.contains(&0));
+        Ok(all)
+    }
+
+    /// Grids and dispatches of a part whose keys are cut into these ranges.
+    fn part_steps(&self, part: &Part, ranges: &[Range<usize>]) -> Result<(Vec<[u64; 3]>, Vec<Step>), Unsupported> {
+        let Self { problem, caps, .. } = *self;
+        let ranged = |keys: &Range<usize>| Part { keys: keys.clone(), ..part.clone() };
+        let (mut grids, mut steps) = (vec![], vec![]);
+        if ranges.len() == 1 {
+            grids.extend(self.tiling.grids(problem, caps, part));
+            steps.extend(self.tiling.steps(problem, caps, part));
+            if self.kernel == Kernel::Plain {
+                // it returns its own scores
+                return Ok((grids, steps));
+            }
+        } else {
+            let tiling = self.partial_tiling.as_ref().map_err(Clone::clone)?;
+            let of_range = |keys: &Range<usize>| tiling.states(&self.partial, caps, &ranged(keys));
+            let count = ranges.iter().map(of_range).sum();
+            let mut first = 0;
+            for keys in ranges {
+                let part = Part { states: Some(States { first, count }), ..ranged(keys) };
+                grids.extend(tiling.grids(&self.partial, caps, &part));
+                steps.extend(tiling.steps(&self.partial, caps, &part));
+                first += of_range(keys);
+            }
+            grids.push(combine::grid(part));
+            steps.push(combine::step(problem, caps, part, count));
+        }
+        if problem.spec().scores.is_some() {
+            for part in ranges.iter().map(ranged) {
+                grids.extend(plain::grids(problem, &part));
+                steps.extend(plain::returned_scores(problem, caps, &part));
+            }
+            steps.extend(plain::returned_softmax(problem, caps, part));
+        }
+        Ok((grids, steps))
+    }
 }
 
-/// Parts run one after another and share the workspace.
-fn workspace_bytes(steps: &[Step]) -> u64 {
+/// The largest binding of a slot. Parts run one after another and share the workspace.
+fn largest(steps: &[Step], slot: Slot) -> u64 {
     let bindings = steps.iter().flat_map(|step| &step.bindings);
-    bindings.filter(|binding| binding.slot == Slot::Workspace).map(|binding| binding.size_bytes).max().unwrap_or(0)
+    bindings.filter(|binding| binding.slot == slot).map(|binding| binding.size_bytes).max().unwrap_or(0)
 }
 
 fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {

@@ -1,10 +1,11 @@
-//! A problem cut into parts that fit a device's limits: over batch, then heads, then query rows.
+//! A problem cut into parts that fit a device's limits: over batch, heads and query rows, and over keys where nothing
+//! else will do.
 
 use std::ops::Range;
 
 use crate::problem::AttentionProblem;
 
-/// A part of a problem: some batch entries, some query heads, some query rows; always all keys.
+/// A part of a problem: some batch entries, some query heads, some query rows, some keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     /// Entries of the batch.
@@ -13,14 +14,45 @@ pub(crate) struct Part {
     pub(crate) heads: Range<usize>,
     /// Query rows.
     pub(crate) rows: Range<usize>,
+    /// Keys.
+    pub(crate) keys: Range<usize>,
+    /// Where the result goes where it is one of several partial states of the same rows; `None`: to the output.
+    pub(crate) states: Option<States>,
+}
+
+/// Partial states of a part's rows, each an output and a log-sum-exp, to be merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct States {
+    /// The first one that a dispatch writes.
+    pub(crate) first: usize,
+    /// All of them.
+    pub(crate) count: usize,
 }
 
 impl Part {
+    pub(crate) fn whole(problem: &AttentionProblem) -> Self {
+        Self {
+            batch: 0..problem.batch(),
+            heads: 0..problem.q_heads(),
+            rows: 0..problem.q_len(),
+            keys: 0..problem.kv_len(),
+            states: None,
+        }
+    }
+
     /// Pairs of batch entry and head.
     pub(crate) fn planes(&self) -> u64 {
         self.batch.len() as u64 * self.heads.len() as u64
     }
+
+    /// Rows of all batch entries and heads; `usize::MAX` where they cannot be counted.
+    pub(crate) fn row_count(&self) -> usize {
+        self.batch.len().saturating_mul(self.heads.len()).saturating_mul(self.rows.len())
+    }
 }
+
+/// Ranges of keys begin at multiples of this as long as they are longer.
+const KEY_BLOCK: usize = 64;
 
 /// How large the parts are along each axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,47 +60,81 @@ pub(crate) struct PartSize {
     batch: usize,
     heads: usize,
     rows: usize,
+    keys: usize,
 }
 
 impl PartSize {
     pub(crate) fn whole(problem: &AttentionProblem) -> Self {
-        Self { batch: problem.batch(), heads: problem.q_heads(), rows: problem.q_len() }
+        Self { batch: problem.batch(), heads: problem.q_heads(), rows: problem.q_len(), keys: problem.kv_len() }
     }
 
-    /// The next smaller size, with rows in multiples of `block_rows`; `None` when there is none. Heads of a group stay
-    /// together as long as they can, for they share keys and values.
-    pub(crate) fn smaller(mut self, problem: &AttentionProblem, block_rows: usize) -> Option<Self> {
+    /// The smallest part that still has all of these keys.
+    pub(crate) const fn one_row(self) -> Self {
+        Self { batch: 1, heads: 1, rows: 1, keys: self.keys }
+    }
+
+    /// Cut once more over batch, heads or rows, where that is possible. Heads of a group stay together as long as they can,
+    /// for they share keys and values; rows go in multiples of `block_rows` as long as they can.
+    pub(crate) fn fewer_rows(
+        self,
+        problem: &AttentionProblem,
+        block_rows: usize,
+    ) -> impl Iterator<Item = Self> + use<> {
         let group = problem.group_size();
-        if self.batch > 1 {
-            self.batch = self.batch.div_ceil(2);
-        } else if self.heads > group {
-            self.heads = self.heads.div_ceil(2).next_multiple_of(group).min(self.heads - group);
-        } else if self.heads > 1 {
-            self.heads = self.heads.div_ceil(2);
-        } else if self.rows > block_rows {
-            self.rows = self.rows.div_ceil(2).next_multiple_of(block_rows).min(self.rows - 1);
+        let Self { batch, heads, rows, .. } = self;
+        let fewer_heads = if heads > group {
+            heads.div_ceil(2).next_multiple_of(group).min(heads - group)
         } else {
-            return None;
-        }
-        Some(self)
+            heads.div_ceil(2)
+        };
+        let smaller = [
+            Self { batch: batch.div_ceil(2), ..self },
+            Self { heads: fewer_heads, ..self },
+            Self { rows: half(rows, block_rows), ..self },
+        ];
+        smaller.into_iter().filter(move |size| *size != self)
+    }
+
+    /// Cut once more over keys.
+    pub(crate) fn fewer_keys(self) -> Option<Self> {
+        (self.keys > 1).then(|| Self { keys: half(self.keys, KEY_BLOCK), ..self })
     }
 
     pub(crate) fn count(self, problem: &AttentionProblem) -> u64 {
         let along = |n: usize, size: usize| n.div_ceil(size.max(1)) as u64;
-        along(problem.batch(), self.batch) * along(problem.q_heads(), self.heads) * along(problem.q_len(), self.rows)
+        let rows = along(problem.batch(), self.batch)
+            .saturating_mul(along(problem.q_heads(), self.heads))
+            .saturating_mul(along(problem.q_len(), self.rows));
+        rows.saturating_mul(along(problem.kv_len(), self.keys).max(1))
     }
 
-    pub(crate) fn parts(self, problem: &AttentionProblem) -> Vec<Part> {
-        let mut parts = vec![];
-        for batch in ranges(problem.batch(), self.batch) {
-            for heads in ranges(problem.q_heads(), self.heads) {
-                for rows in ranges(problem.q_len(), self.rows) {
-                    parts.push(Part { batch: batch.clone(), heads: heads.clone(), rows });
-                }
-            }
-        }
-        parts
+    /// The parts, each with all keys.
+    pub(crate) fn parts(self, problem: &AttentionProblem) -> impl Iterator<Item = Part> + use<> {
+        let (heads, rows, keys) = (problem.q_heads(), problem.q_len(), 0..problem.kv_len());
+        ranges(problem.batch(), self.batch).flat_map(move |batch| {
+            let keys = keys.clone();
+            ranges(heads, self.heads).flat_map(move |heads| {
+                let (batch, keys) = (batch.clone(), keys.clone());
+                ranges(rows, self.rows).map(move |rows| {
+                    let (batch, heads, keys) = (batch.clone(), heads.clone(), keys.clone());
+                    Part { batch, heads, rows, keys, states: None }
+                })
+            })
+        })
     }
+
+    /// The ranges that the keys are cut into; one, also where there are no keys.
+    pub(crate) fn key_ranges(self, problem: &AttentionProblem) -> Vec<Range<usize>> {
+        if self.keys >= problem.kv_len() {
+            return std::iter::once(0..problem.kv_len()).collect();
+        }
+        ranges(problem.kv_len(), self.keys).collect()
+    }
+}
+
+/// About half, a multiple of `block` while that is less.
+fn half(n: usize, block: usize) -> usize {
+    if n > block { n.div_ceil(2).next_multiple_of(block).min(n - 1) } else { n.div_ceil(2) }
 }
 
 fn ranges(n: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
@@ -82,19 +148,29 @@ mod tests {
 
     #[test]
     fn parts_cover_the_problem_once() {
-        let problem = AttentionProblem::new(AttentionSpec::new([3, 12, 37, 8], [3, 4, 5, 8])).unwrap();
+        let problem = AttentionProblem::new(AttentionSpec::new([3, 12, 37, 8], [3, 4, 150, 8])).unwrap();
         let mut size = PartSize::whole(&problem);
         loop {
-            let parts = size.parts(&problem);
-            assert_eq!(parts.len() as u64, size.count(&problem));
-            let rows: usize = parts.iter().map(|p| p.batch.len() * p.heads.len() * p.rows.len()).sum();
+            let parts: Vec<_> = size.parts(&problem).collect();
+            let keys = size.key_ranges(&problem);
+            assert_eq!((parts.len() * keys.len()) as u64, size.count(&problem));
+            let rows: usize = parts.iter().map(Part::row_count).sum();
             assert_eq!(rows, problem.rows(), "{size:?}");
-            match size.smaller(&problem, 8) {
+            assert_eq!(keys.iter().map(ExactSizeIterator::len).sum::<usize>(), problem.kv_len(), "{size:?}");
+            match size.fewer_rows(&problem, 8).next().or_else(|| size.fewer_keys()) {
                 Some(next) => assert!(next.count(&problem) > size.count(&problem), "{size:?} -> {next:?}"),
                 None => break,
             }
-            size = size.smaller(&problem, 8).unwrap();
+            size = size.fewer_rows(&problem, 8).next().or_else(|| size.fewer_keys()).unwrap();
         }
-        assert_eq!((size.batch, size.heads, size.rows), (1, 1, 8));
+        assert_eq!(size, PartSize { batch: 1, heads: 1, rows: 1, keys: 1 });
+        assert_eq!(PartSize::whole(&problem).one_row(), PartSize { batch: 1, heads: 1, rows: 1, keys: 150 });
+    }
+
+    #[test]
+    fn no_keys_are_one_range() {
+        let problem = AttentionProblem::new(AttentionSpec::new([1, 1, 3, 8], [1, 1, 0, 8])).unwrap();
+        assert_eq!(PartSize::whole(&problem).key_ranges(&problem), [0..0]);
+        assert_eq!(PartSize::whole(&problem).count(&problem), 1);
     }
 }

@@ -156,9 +156,10 @@ impl Variant {
         self.switch("SOFTCAP", spec.softcap.is_some()).switch("ALIBI", spec.alibi_slopes)
     }
 
-    /// Whether rows of a block may see different keys.
-    pub(crate) fn row_masks_override(&mut self, spec: &AttentionSpec) -> &mut Self {
-        let by_row = spec.causal.is_some() || spec.window_left.is_some() || spec.window_right.is_some();
+    /// Whether rows of a block may see different keys: by a term of the spec, or because they are `otherwise` unlike.
+    pub(crate) fn row_masks_override(&mut self, spec: &AttentionSpec, otherwise: bool) -> &mut Self {
+        let by_diagonal = spec.causal.is_some() || spec.window_left.is_some() || spec.window_right.is_some();
+        let by_row = otherwise || by_diagonal;
         self.switch("ROW_MASKS", by_row || spec.row_ranges || spec.mask.is_some() || spec.bias.is_some())
     }
 

@@ -200,12 +200,12 @@ fn parts_fit_every_limit() {
 fn what_cannot_be_cut_is_refused_with_a_reason_for_each_kernel() {
     let mut caps = DeviceCaps::webgpu_defaults();
     caps.max_storage_buffer_binding_size = 1024;
-    let error = Plan::new(&problem([1, 1, 2, 16], [1, 1, 20, 16], 16), &caps, None).expect_err("keys of 1280 bytes");
+    let error = Plan::new(&problem([1, 1, 2, 320], [1, 1, 20, 320], 16), &caps, None).expect_err("a key of 1280 bytes");
     let PlanError::NoKernel { reasons } = &error else { panic!("{error}") };
     let considered: std::collections::BTreeSet<_> = reasons.iter().map(|(kernel, _)| *kernel).collect();
     assert_eq!(considered, Kernel::ALL.into());
     assert!(matches!(reasons[0].1, Rejection::Binding { needed: 1280, found: 1024, .. }), "{error}");
-    let text = "tiled: key needs a binding of 1280 bytes for the smallest part, the device allows 1024";
+    let text = "tiled: query needs a binding of 1280 bytes for the smallest part, the device allows 1024";
     assert!(error.to_string().contains(text), "{error}");
 
     let mut caps = DeviceCaps::webgpu_defaults();

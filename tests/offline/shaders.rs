@@ -242,18 +242,18 @@ fn compare_bindings(module: &naga::Module, step: &Step) {
             let binding = variable.binding.as_ref().expect("a storage buffer has a binding");
             assert_eq!(binding.group, 0);
             let written = access.contains(naga::StorageAccess::STORE);
-            // the workspace holds scores in some kernels, and is called so there
-            let name = variable.name.clone().unwrap_or_default().replace("workspace", "scores");
-            in_wgsl.push((binding.binding, written, name));
+            in_wgsl.push((binding.binding, written, variable.name.clone().unwrap_or_default()));
         }
     }
     in_wgsl.sort();
+    // to a shader, what is in the workspace is what is returned elsewhere
     let name = |binding: &cross_attention::plan::Binding| match binding.slot.name() {
         "workspace" => "scores".to_owned(),
-        name => name.to_owned(),
+        name => name.trim_start_matches("part_").to_owned(),
     };
     let number = |name: &str| {
         let names = ["params", "query", "key", "value", "bias", "mask", "row_data", "output", "lse", "scores"];
+        let name = if name == "states" { "scores" } else { name };
         (0..).zip(names).find(|(_, known)| *known == name).expect("a known buffer").0
     };
     let mut on_host: Vec<_> =

@@ -316,7 +316,8 @@ fn element_types(job: &Job) -> Vec<(&'static str, &'static str)> {
         Slot::Value => Some(spec.value.element),
         Slot::Bias => spec.bias.map(|bias| bias.element),
         Slot::Output => Some(spec.output.element),
-        Slot::Mask | Slot::RowData | Slot::Lse | Slot::Scores | Slot::Workspace => None,
+        Slot::Mask | Slot::RowData | Slot::Lse => None,
+        Slot::Scores | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartLse => None,
     };
     let slots = step.bindings.iter().map(|binding| binding.slot);
     slots.filter_map(|slot| Some((slot.name(), element(slot)?.name()))).collect()
