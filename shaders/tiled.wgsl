@@ -12,13 +12,14 @@
 // that one check serves a whole block. Rows of these arrays have an odd number of vec4s: lanes start in different banks.
 //
 // A value of 0 probability is harmless unless it is infinite or NaN; only then is it asked again, pair by pair, whether
-// the key is allowed.
+// the key is allowed. With a boolean mask that is asked before a block's keys are loaded (tile_mask_bytes), and a block
+// that no row sees is left out: its probabilities would be 0, the maxima stay.
 //
 // grid       workgroup_id = (block of ROWS * ROW_LANES query rows, query head, batch)
 // workgroup  ROW_LANES * KEY_LANES invocations
 // memory     kv_tile: one chunk of a block of keys or values   prob_tile: BLOCK_Q * BLOCK_KV f32
 //            row_parts (row_parts_workgroup): BLOCK_Q * KEY_LANES f32   query_tile (tile_query_workgroup): the query rows
-//            each written before it is read
+//            seen_block, seen_by_any (tile_mask_bytes)   each written before it is read
 // needs      KEYS <= 4; LANE_PASSES divides KEYS and KEY_LANES; every barrier in uniform control flow
 // constants  ROWS, KEYS, ROW_LANES, KEY_LANES: the register tile and how many share it
 //            KEY_CHUNK, KEY_CHUNKS, VALUE_CHUNK, VALUE_CHUNKS: vec4s of a chunk, chunks of a row
@@ -29,8 +30,8 @@
 //            TILE_ROW, QUERY_ROW: vec4s of a row of kv_tile and query_tile
 // bindings   0 params (uniform)  1 query  2 key  3 value  4 bias  5 mask  6 row_data (read)
 //            7 output  8 lse (read_write)
-// snippets   query_vec_* key_vec_* value_vec_* output_vec_* tile_query_* row_parts_* bias_* mask_* row_data_* lse_* keys score
-//            exponent row_end numerics
+// snippets   query_vec_* key_vec_* value_vec_* output_vec_* tile_query_* tile_mask_* row_parts_* bias_* mask_* row_data_*
+//            lse_* keys score exponent row_end numerics
 
 const BLOCK_Q: u32 = ROWS * ROW_LANES;
 const BLOCK_KV: u32 = KEYS * KEY_LANES;
@@ -105,6 +106,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     }
     if lane == 0u {
         block_span = span;
+        begin_mask_tiles();
     }
     // row data is not uniform for the compiler; this makes the loop's bounds so (and is a barrier)
     let uniform_span = workgroupUniformLoad(&block_span);
@@ -143,6 +145,27 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     // end
 
     for (var first_key = uniform_span.x; first_key < uniform_span.y; first_key += BLOCK_KV) {
+        // bit r * KEYS + c: the row sees the key
+        var seen = 0u;
+        if MASK_TILES {
+            // repeat r < ROWS
+            {
+                let row = Row(b, h, first_row + row_lane + r * ROW_LANES, kv_h);
+                // repeat c < KEYS
+                {
+                    let j = first_key + key_lane * KEYS + c;
+                    let sees = (j >= keys[r].x) & (j < keys[r].y) & key_allowed(row, j);
+                    seen |= select(0u, 1u << (r * KEYS + c), sees);
+                }
+                // end
+            }
+            // end
+            if !block_is_seen(seen, first_key, lane) {
+                key_at += BLOCK_KV * params.key_strides.z;
+                value_at += BLOCK_KV * params.value_strides.z;
+                continue;
+            }
+        }
         // every row may see every key of the block
         let whole = !ROW_MASKS && first_key + BLOCK_KV <= uniform_span.y;
         // repeat r < ROWS
@@ -205,7 +228,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 let j = first_key + key_lane * KEYS + c;
                 score[r][c] = exponent_score(row, j, score[r][c]);
                 if ROW_MASKS {
-                    allowed[r][c] = (j >= keys[r].x) & (j < keys[r].y) & key_allowed(row, j);
+                    if MASK_TILES {
+                        allowed[r][c] = (seen & (1u << (r * KEYS + c))) != 0u;
+                    } else {
+                        allowed[r][c] = (j >= keys[r].x) & (j < keys[r].y) & key_allowed(row, j);
+                    }
                     score[r][c] = select(MASKED_SCORE, score[r][c], allowed[r][c]);
                 }
             }

@@ -51,6 +51,8 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "score",
     "split_end_partial",
     "split_end_whole",
+    "tile_mask_bytes",
+    "tile_mask_none",
     "tile_query_storage",
     "tile_query_workgroup",
     "value_f16",

@@ -58,6 +58,8 @@ pub(crate) struct Tiles {
     pub(crate) query_resident: bool,
     /// Whether the lanes of a row exchange what they have by shuffles.
     pub(crate) subgroups: bool,
+    /// Whether blocks of keys that a boolean mask leaves to no row are left out.
+    pub(crate) mask_tiles: bool,
     /// Workgroup memory, each variable rounded up to 16.
     pub(crate) workgroup_bytes: u64,
 }
@@ -75,6 +77,7 @@ impl Tiles {
         turned: false,
         query_resident: false,
         subgroups: false,
+        mask_tiles: false,
         workgroup_bytes: 0,
     };
 
@@ -134,7 +137,8 @@ impl Tiles {
         let row_parts = (self.block_q() as u64 * self.key_lanes as u64 * 4).next_multiple_of(16);
         let row_parts = if self.subgroups { 0 } else { row_parts };
         let query_tile = vec4s(self.row_lanes * self.key_chunks * self.query_row());
-        kv_tile + prob_tile + row_parts + 32 + if query_resident { query_tile } else { 0 }
+        let flags = if self.mask_tiles { 64 } else { 32 };
+        kv_tile + prob_tile + row_parts + flags + if query_resident { query_tile } else { 0 }
     }
 }
 
@@ -169,7 +173,8 @@ const fn has_plenty_of_registers(caps: &DeviceCaps) -> bool {
 fn sized(problem: &AttentionProblem, caps: &DeviceCaps, rows: usize, key_lanes: usize, plenty: bool) -> Option<Tiles> {
     let budget = u64::from(caps.max_compute_workgroup_storage_size);
     let row_lanes = INVOCATIONS / key_lanes;
-    let mut tiles = Tiles { rows, row_lanes, key_lanes, turned: plenty, ..Tiles::NONE };
+    let mask_tiles = problem.spec().mask.is_some();
+    let mut tiles = Tiles { rows, row_lanes, key_lanes, turned: plenty, mask_tiles, ..Tiles::NONE };
     tiles.subgroups = caps
         .subgroups
         .is_some_and(|(smallest, _)| key_lanes.is_power_of_two() && key_lanes as u64 <= u64::from(smallest));
@@ -305,6 +310,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.query_vec(spec).key_vec(spec).value_vec(spec).output_vec(spec).terms(spec).lse(spec.lse);
     variant.snippets(&["keys", "score", "exponent", "row_end", "numerics"]);
     variant.snippets(&[if tiles.query_resident { "tile_query_workgroup" } else { "tile_query_storage" }]);
+    variant.snippets(&[if tiles.mask_tiles { "tile_mask_bytes" } else { "tile_mask_none" }]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
     variant.row_masks_override(spec, false).switch("RAW_SCORES", problem.exponent_scale().is_some());
     variant.constant("ROWS", tiles.rows).constant("KEYS", KEYS);

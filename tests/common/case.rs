@@ -89,6 +89,13 @@ impl Case {
         self
     }
 
+    /// A mask that leaves each row the keys of its segment.
+    pub(crate) fn mask_segments(mut self, axes: &str, len: usize) -> Self {
+        self = self.mask(axes);
+        (self.recipe.mask_segments, self.recipe.mask_keeps) = (len, 1.0);
+        self
+    }
+
     pub(crate) fn blank_rows(mut self) -> Self {
         self.recipe.blank_rows = true;
         self

@@ -17,6 +17,7 @@ pub(crate) fn all() -> Vec<Case> {
         heads(),
         widths(),
         layouts(),
+        beams(),
         numbers(),
         biases(),
         masks(),
@@ -205,6 +206,60 @@ fn layouts() -> Vec<Case> {
     ]
 }
 
+/// Batch entries, or heads, that read the same keys and values: kernels may take their rows together.
+fn beams() -> Vec<Case> {
+    let shared = |case: Case, axes: &[usize]| {
+        case.spec(|spec| {
+            for &axis in axes {
+                spec.key.layout.strides[axis] = 0;
+                spec.value.layout.strides[axis] = 0;
+            }
+        })
+    };
+    let case = |name: &str, guards, batch, heads, q_len, kv_len| {
+        Case::new(name, guards, batch, heads, [q_len, kv_len], [16, 12])
+    };
+    vec![
+        shared(case("beams", "beams of one context", 5, [4, 2], 1, 300), &[0]),
+        shared(case("beams_gaps", "heads inside tokens, rows of no whole vec4", 3, [4, 2], 2, 300), &[])
+            .laid([Layout::blhd; 4])
+            .spec(|spec| {
+                spec.key.layout.strides[0] = 0;
+                spec.value.layout.strides[0] = 0;
+                spec.query.layout = arranged(spec.query.layout.shape, [1, 0, 2, 3], [3, 1, 0, 1], 5);
+            }),
+        shared(case("beams_many_rows", "more rows than one workgroup takes", 9, [6, 3], 2, 300), &[0]),
+        shared(case("beams_heads", "heads that share keys by a stride of 0 as well", 3, [4, 4], 2, 300), &[0, 1]),
+        shared(
+            case("beams_heads_only", "heads that share keys by a stride of 0, entries that do not", 2, [6, 3], 2, 300),
+            &[1],
+        ),
+        shared(case("beams_kv_lens", "a key length for each beam", 4, [2, 1], 1, 300), &[0]).kv_lens(&[300, 0, 7, 255]),
+        shared(case("beams_terms", "terms of each beam", 3, [4, 2], 2, 300), &[0])
+            .bias(F32, "bhqk")
+            .bias_forbids(0.1)
+            .mask("b1qk")
+            .kv_lens(&[300, 64, 180])
+            .ranges(Ranges::Wild)
+            .alibi()
+            .causal(EndOfKeys)
+            .sinks(0.0),
+        shared(case("beams_poisoned", "keys that one beam may not see and another may", 3, [2, 1], 2, 300), &[0])
+            .mask("b1qk")
+            .kv_lens(&[290, 70, 0])
+            .poisoned(),
+        shared(case("beams_nan_in_query", "reaches one row of one beam", 4, [2, 2], 1, 300), &[0]).planted(
+            Tensor::Query,
+            [2, 1, 0, 3],
+            f32::NAN,
+        ),
+        shared(case("beams_nan_in_key", "reaches the rows of the beams that see the key", 3, [2, 1], 2, 300), &[0])
+            .kv_lens(&[290, 70, 0])
+            .planted(Tensor::Key, [0, 0, 100, 3], f32::NAN),
+        shared(case("beams_f16", "beams in f16", 4, [2, 1], 1, 300), &[0]).f16(),
+    ]
+}
+
 fn numbers() -> Vec<Case> {
     let case = |name: &str, guards| Case::new(name, guards, 2, [4, 2], [5, 70], [16, 16]);
     vec![
@@ -269,6 +324,7 @@ fn biases() -> Vec<Case> {
 
 fn masks() -> Vec<Case> {
     let case = |name: &str, guards| Case::new(name, guards, 3, [4, 2], [6, 67], [8, 8]);
+    let segments = |name: &str, guards| Case::new(name, guards, 1, [2, 1], [130, 150], [8, 12]);
     let mut cases = vec![
         case("mask_full", "a mask alone").mask("bhqk"),
         case("mask_keys", "padding said with a mask").mask("b11k"),
@@ -281,6 +337,19 @@ fn masks() -> Vec<Case> {
         case("ranges_segments", "sequences packed into one").ranges(Ranges::Segments(16)),
         case("ranges_wild", "ranges that are empty, turned round, negative, past the end").ranges(Ranges::Wild),
         case("ranges_empty", "ranges without a key").ranges(Ranges::Empty),
+        segments("mask_block_diagonal", "blocks of keys that no row of a block of rows sees").mask_segments("11qk", 40),
+        segments("mask_segments_poisoned", "the same with what must not be read")
+            .mask_segments("b1qk", 40)
+            .blank_rows()
+            .poisoned(),
+        segments("mask_segments_diagonal", "blocks that mask and diagonal leave together")
+            .mask_segments("11qk", 50)
+            .causal(BottomRight)
+            .windows(Some(20), None),
+        segments("mask_segments_sinks", "rows whose only blocks are left out")
+            .mask_segments("11qk", 40)
+            .blank_rows()
+            .sinks(0.0),
         case("masks_together", "all that forbids a key, at once")
             .mask("b1qk")
             .kv_lens(&[40, 67, 9])

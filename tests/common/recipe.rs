@@ -49,6 +49,8 @@ pub(crate) struct Recipe {
     pub(crate) bias_forbids: f32,
     /// Share of the mask that is true.
     pub(crate) mask_keeps: f32,
+    /// Rows and keys of the mask fall into segments of this many; a row sees those of its own. 0: no segments.
+    pub(crate) mask_segments: usize,
     /// Rows 1, 4, 7.. of mask and bias forbid every key.
     pub(crate) blank_rows: bool,
     pub(crate) kv_lens: Vec<u32>,
@@ -70,6 +72,7 @@ impl Default for Recipe {
             value_size: 1.0,
             bias_forbids: 0.0,
             mask_keeps: 0.6,
+            mask_segments: 0,
             blank_rows: false,
             kv_lens: Vec::new(),
             ranges: Ranges::Wild,
@@ -124,7 +127,8 @@ impl Recipe {
                 let keeps = draw("mask");
                 let mut mask = vec![true; layout.extent().unwrap_or(0)];
                 for at in places(layout.shape) {
-                    mask[layout.index(at)] = keeps.unit(at) < self.mask_keeps && !self.is_blank(at);
+                    let own = self.mask_segments == 0 || at[2] / self.mask_segments == at[3] / self.mask_segments;
+                    mask[layout.index(at)] = own && keeps.unit(at) < self.mask_keeps && !self.is_blank(at);
                 }
                 mask
             }),

@@ -17,6 +17,7 @@ mod common;
 mod adapters;
 mod host;
 mod interop;
+mod keys;
 mod known_faults;
 mod levels;
 mod merging;

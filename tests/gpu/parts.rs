@@ -77,7 +77,7 @@ fn limits(of: &DeviceCaps, kernel: Kernel, case: &Case) -> [(&'static str, Devic
     ]
 }
 
-fn planned_for(adapter: &Adapter, kernel: Kernel, caps: &DeviceCaps, case: &Case) -> Result<(), String> {
+pub(crate) fn planned_for(adapter: &Adapter, kernel: Kernel, caps: &DeviceCaps, case: &Case) -> Result<(), String> {
     check::case_with(case, &|problem, inputs| {
         let plan = Plan::new(problem, caps, Some(kernel)).map_err(|error| message(&error.into()))?;
         let context = &adapter.context;

@@ -8,7 +8,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
 use super::adapters::Adapter;
-use super::{known_faults, levels, merging, parts};
+use super::{keys, known_faults, levels, merging, parts};
 use crate::common::check::{self, Run};
 use crate::common::{cases, meaning, onnx, random, real};
 
@@ -60,6 +60,7 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
     }
     for kernel in Kernel::ALL {
         trials.extend(parts::trials(adapter, kernel));
+        trials.extend(keys::trials(adapter, kernel));
     }
     trials.extend(merging::trials(adapter));
     trials.extend(levels::trials(adapter));

@@ -7,6 +7,9 @@ use cross_attention::{
     AttentionProblem, AttentionSpec, DeviceCaps, DeviceClass, Diagonal, Kernel, Layout, Plan, PlanChoice, PlanError,
     ScoreStage, TensorSpec, TileShape, workload,
 };
+use proptest::prelude::*;
+
+use crate::common::random;
 
 fn problem(query: [usize; 4], key: [usize; 4], v_head_dim: usize) -> AttentionProblem {
     let value = [key[0], key[1], key[2], v_head_dim];
@@ -379,6 +382,130 @@ fn every_cpu_strategy_has_a_workload() {
         let problem = AttentionProblem::new(workload::find(name).expect("known").spec).expect("sound");
         for level in SimdLevel::available() {
             assert_eq!(CpuPlan::new(&problem, level).strategy(), strategy, "{name} at {level}");
+        }
+    }
+
+#[test]
+fn keys_of_nearly_all_heads_are_cut_over_ranges() {
+    let caps = DeviceCaps::webgpu_defaults();
+    // [B, L, H, D]: one head spans nearly all heads, here 512 MiB; 8192 keys of all heads are 128 MiB
+    let heads_inside = |q_len: usize, element: fn(Layout) -> TensorSpec| {
+        let tensor = |len| element(Layout::blhd([1, 32, len, 128]));
+        AttentionProblem::new(AttentionSpec::from_tensors(tensor(q_len), tensor(32768), tensor(32768))).expect("sound")
+    };
+    let problem = heads_inside(1, TensorSpec::f32);
+    let plan = Plan::new(&problem, &caps, None).expect("a plan");
+    assert_eq!((plan.kernel(), plan.parts(), plan.key_parts()), (Kernel::Split, 4, 4), "{plan}");
+    // a step for each range, and the merge
+    assert_eq!(plan.steps().len(), 5, "{plan}");
+    let splits = plan.steps()[0].grid[0] as u64;
+    assert_eq!(plan.workspace_bytes(), 4 * splits * 32 * (128 + 1) * 4, "{plan}");
+    assert!(plan.to_string().contains("the keys in 4 ranges, merged by log-sum-exp"), "{plan}");
+    let half = Plan::new(&heads_inside(1, TensorSpec::f16), &caps, None).expect("a plan");
+    assert_eq!(half.key_parts(), 2, "{half}");
+
+    let many_rows = Plan::new(&heads_inside(4096, TensorSpec::f32), &caps, None).expect("a plan");
+    assert_eq!((many_rows.kernel(), many_rows.key_parts()), (Kernel::Tiled, 4), "{many_rows}");
+    assert!(many_rows.workspace_bytes() <= caps.max_storage_buffer_binding_size, "{many_rows}");
+    // heads apart: each fits, so keys stay whole and the bits what they are
+    let apart = Plan::new(&self::problem([1, 32, 1, 128], [1, 32, 32768, 128], 128), &caps, None).expect("a plan");
+    assert_eq!((apart.parts(), apart.key_parts()), (4, 1), "{apart}");
+}
+
+#[test]
+fn a_bias_is_cut_over_rows_and_then_over_keys() {
+    let with_bias = |q_len: usize, kv_len: usize| {
+        let mut spec = AttentionSpec::new([1, 1, q_len, 4], [1, 1, kv_len, 4]);
+        spec.bias = Some(TensorSpec::f32(Layout::bhld([1, 1, q_len, kv_len])));
+        AttentionProblem::new(spec).expect("sound")
+    };
+    let mut caps = DeviceCaps::webgpu_defaults();
+    caps.max_storage_buffer_binding_size = 1 << 20;
+    // 256 KiB a row
+    let plan = Plan::new(&with_bias(64, 1 << 16), &caps, Some(Kernel::Tiled)).expect("a plan");
+    assert_eq!((plan.parts(), plan.key_parts()), (16, 1), "{plan}");
+    // 2 MiB a row
+    let plan = Plan::new(&with_bias(2, 1 << 19), &caps, Some(Kernel::Tiled)).expect("a plan");
+    assert!(plan.key_parts() >= 8 && plan.parts() == 2 * plan.key_parts(), "{plan}");
+}
+
+#[test]
+fn returned_scores_of_cut_keys() {
+    let mut caps = DeviceCaps::webgpu_defaults();
+    caps.max_storage_buffer_binding_size = 2048;
+    let mut spec = AttentionSpec::new([1, 1, 3, 16], [1, 1, 70, 16]);
+    let steps = |spec: &AttentionSpec, kernel| {
+        let problem = AttentionProblem::new(spec.clone()).expect("sound");
+        let plan = Plan::new(&problem, &caps, Some(kernel)).expect("a plan");
+        (plan.key_parts(), plan.steps().iter().map(|step| step.variant.shader.name()).collect::<Vec<_>>())
+    };
+    let fused = |scores: usize, rest: &[&'static str]| {
+        let parts = vec!["fused"; 3].into_iter().chain(["combine"]).chain(vec!["scores"; scores]);
+        (3, parts.chain(rest.iter().copied()).collect::<Vec<_>>())
+    };
+    assert_eq!(steps(&spec, Kernel::Fused), fused(0, &[]));
+    spec.scores = Some(ScoreStage::Masked);
+    assert_eq!(steps(&spec, Kernel::Fused), fused(3, &[]));
+    // a row of scores is whole where it is returned, so its softmax needs no keys
+    spec.scores = Some(ScoreStage::Probs);
+    assert_eq!(steps(&spec, Kernel::Fused), fused(3, &["softmax"]));
+    caps.max_storage_buffer_binding_size = 256;
+    let problem = AttentionProblem::new(spec).expect("sound");
+    let error = Plan::new(&problem, &caps, None).expect_err("a row of 280 bytes");
+    assert!(error.to_string().contains("scores needs a binding of 280 bytes for the smallest part"), "{error}");
+}
+
+#[test]
+fn batch_entries_that_share_keys_are_rows() {
+    let mut caps = DeviceCaps::webgpu_defaults();
+    caps.class = DeviceClass::Discrete;
+    let shared = |batch: usize, heads: [usize; 2], axes: &[usize]| {
+        let mut spec = AttentionSpec::new([batch, heads[0], 1, 64], [batch, heads[1], 1500, 64]);
+        for &axis in axes {
+            spec.key.layout.strides[axis] = 0;
+            spec.value.layout.strides[axis] = 0;
+        }
+        Plan::new(&AttentionProblem::new(spec).expect("sound"), &caps, None).expect("a plan")
+    };
+    // batch, heads, shared axes -> heads together, rows of a workgroup, workgroups along y and z
+    let table: [(usize, [usize; 2], &[usize], [u32; 4]); 6] = [
+        (5, [8, 8], &[], [1, 1, 8, 5]),
+        (5, [8, 8], &[0], [1, 5, 8, 1]),
+        (5, [8, 4], &[0], [2, 10, 4, 1]),
+        // 40 rows in 3 workgroups of 14
+        (5, [8, 1], &[0], [8, 14, 3, 1]),
+        (5, [8, 8], &[0, 1], [8, 14, 3, 1]),
+        (5, [8, 8], &[1], [8, 8, 1, 5]),
+    ];
+    for (batch, heads, axes, found) in table {
+        let plan = shared(batch, heads, axes);
+        assert_eq!(plan.kernel(), Kernel::Split);
+        let [_, y, z] = plan.steps()[0].grid;
+        let of = |name| constant(&plan, name).expect("it has tiles");
+        assert_eq!([of("GROUP"), of("ROWS"), y, z], found, "{plan}");
+    }
+}
+
+proptest! {
+    #![proptest_config(crate::properties::config())]
+
+    #[test]
+    fn random_plans_fit(case in random::case(), binding in 200u64..6000, groups in 1u32..40) {
+        let mut caps = DeviceCaps::webgpu_defaults();
+        caps.max_storage_buffer_binding_size = binding;
+        caps.max_compute_workgroups_per_dimension = groups;
+        for kernel in Kernel::ALL {
+            let Ok(plan) = Plan::new(&case.problem(), &caps, Some(kernel)) else { continue };
+            for step in plan.steps() {
+                prop_assert!(step.grid.iter().all(|n| (1..=groups).contains(n)), "{plan}");
+                prop_assert!(step.bindings.iter().all(|b| b.size_bytes <= binding), "{plan}");
+                prop_assert!(step.bindings.iter().all(|b| b.start_bytes % 256 == 0), "{plan}");
+                // two ranges that a dispatch writes never meet
+                let written: Vec<_> = step.bindings.iter().filter(|b| b.slot.name().starts_with("part_")).collect();
+                if let [a, b] = written[..] {
+                    prop_assert!(a.start_bytes + a.size_bytes <= b.start_bytes, "{plan}");
+                }
+            }
         }
     }
 }

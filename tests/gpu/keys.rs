@@ -1,0 +1,130 @@
+//! Keys cut over ranges because one head's do not fit a binding, and blocks of keys left out under a mask.
+
+use cross_attention::{DeviceCaps, Element, Kernel, Layout, Plan, TensorData, TensorSpec};
+use libtest_mimic::Trial;
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+
+use super::adapters::Adapter;
+use super::parts::planned_for;
+use super::trials::{run_with, trial};
+use crate::common::case::Case;
+use crate::common::{cases, check, random};
+
+/// Every term, position and rule that a range of keys could get wrong, and rows that see nothing of a range.
+const CASES: [&str; 38] = [
+    "kv_len_129",
+    "long_decode",
+    "heads_gqa_of_8",
+    "causal_gqa_odd",
+    "causal_end_of_keys",
+    "causal_square_65",
+    "alibi_causal",
+    "alibi_end_of_keys",
+    "window_both_end_of_keys",
+    "window_over_blocks",
+    "kv_lens",
+    "kv_lens_zero",
+    "ranges_segments",
+    "ranges_wild",
+    "mask_blank_rows",
+    "mask_sparse",
+    "masks_together",
+    "bias_f16",
+    "bias_forbids_rows",
+    "layout_blhd",
+    "layout_columns",
+    "layout_strided_dim",
+    "layout_bias_and_mask",
+    "f16_wide",
+    "f16_odd_strides",
+    "f16_overflow",
+    "sinks_empty_rows",
+    "wild_sinks_blank_rows",
+    "rising_row",
+    "logits_all_1e4",
+    "nan_in_value",
+    "inf_in_bias",
+    "poison_behind_kv_lens",
+    "poison_in_f16_bias",
+    "scores_scaled_all_terms",
+    "scores_masked_all_terms",
+    "scores_probs_all_terms",
+    "beams_terms",
+];
+
+/// Random cases a kernel.
+const RANDOM_CASES: usize = 12;
+
+pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
+    let cases = cases();
+    let mut trials = Vec::new();
+    for case in &cases {
+        let (on, case) = (adapter.clone(), case.clone());
+        let caps = one_range_fits(adapter.context.caps(), &case, 2);
+        let name = format!("few_keys_{}", case.name);
+        trials.push(trial(adapter, kernel.name(), &name, move || planned_for(&on, kernel, &caps, &case)));
+    }
+    let mut runner = TestRunner::deterministic();
+    for n in 0..RANDOM_CASES {
+        let case = random::case().new_tree(&mut runner).expect("nothing is filtered out").current();
+        let caps = one_range_fits(adapter.context.caps(), &case, 3);
+        let on = adapter.clone();
+        let name = format!("few_keys_random_{n:02}");
+        trials.push(trial(adapter, kernel.name(), &name, move || planned_for(&on, kernel, &caps, &case)));
+    }
+    let on = adapter.clone();
+    trials.push(trial(adapter, kernel.name(), "few_keys_cut", move || keys_are_cut(&on, kernel, &cases)));
+    let on = adapter.clone();
+    trials.push(trial(adapter, kernel.name(), "mask_as_bias", move || mask_as_bias(&on, kernel)));
+    trials
+}
+
+fn cases() -> Vec<Case> {
+    let table = cases::all();
+    let named = |name: &str| table.iter().find(|case| case.name == name).expect("a case of the table").clone();
+    CASES.map(named).into()
+}
+
+/// Capabilities with bindings for about one `of_keys`-th of the keys of one head.
+fn one_range_fits(of: &DeviceCaps, case: &Case, of_keys: usize) -> DeviceCaps {
+    let span = |tensor: &TensorSpec| {
+        let [_, _, len, dim] = tensor.layout.shape;
+        let head = Layout { shape: [1, 1, len, dim], strides: tensor.layout.strides, offset: 0 };
+        head.extent().expect("cases are small") * tensor.element.size_bytes()
+    };
+    let bytes = span(&case.spec.key).max(span(&case.spec.value)) / of_keys;
+    DeviceCaps { max_storage_buffer_binding_size: bytes as u64, ..of.clone() }
+}
+
+/// The limits above cut the keys of nearly all cases, else those trials guard nothing.
+fn keys_are_cut(adapter: &Adapter, kernel: Kernel, cases: &[Case]) -> Result<(), String> {
+    let uncut = |case: &&Case| {
+        let caps = one_range_fits(adapter.context.caps(), case, 2);
+        !Plan::new(&case.problem(), &caps, Some(kernel)).is_ok_and(|plan| plan.key_parts() > 1)
+    };
+    let names: Vec<&str> = cases.iter().filter(uncut).map(|case| case.name.as_str()).collect();
+    if names.len() <= 4 { Ok(()) } else { Err(format!("keys are not cut in {}", names.join(", "))) }
+}
+
+/// A boolean mask, under which blocks of keys may be left out, gives the bits of a bias of 0 and -inf, under which none is.
+fn mask_as_bias(adapter: &Adapter, kernel: Kernel) -> Result<(), String> {
+    let table = cases::all();
+    for name in ["mask_block_diagonal", "mask_segments_diagonal", "mask_segments_sinks", "mask_sparse", "mask_full"] {
+        let case = table.iter().find(|case| case.name == name).expect("a case of the table");
+        let data = case.data();
+        let masked = run_with(adapter, kernel)(&case.problem(), &data.as_inputs())?;
+        let layout = case.spec.mask.expect("it has a mask");
+        let biased = case.clone().spec(|spec| {
+            spec.mask = None;
+            spec.bias = Some(TensorSpec::f32(layout));
+        });
+        let mut as_bias = data.clone();
+        let mask = as_bias.mask.take().expect("it has a mask");
+        let numbers = mask.iter().map(|&allowed| if allowed { 0.0 } else { f32::NEG_INFINITY }).collect();
+        as_bias.bias = Some(TensorData::from_f32(Element::F32, numbers));
+        let biased = run_with(adapter, kernel)(&biased.problem(), &as_bias.as_inputs())?;
+        check::same_bits(&masked, &biased).map_err(|error| format!("{case}\nas a bias: {error}"))?;
+    }
+    Ok(())
+}
