@@ -215,16 +215,6 @@ pub enum Unsupported {
         /// The largest that would do.
         max: i64,
     },
-    /// A row needs more workgroups than a dispatch has.
-    #[error("kv_len {kv_len} needs {needed} workgroups along one dimension, the device allows {found}")]
-    Grid {
-        /// Length of the keys, in tokens.
-        kv_len: usize,
-        /// Workgroups needed.
-        needed: u64,
-        /// Workgroups allowed.
-        found: u64,
-    },
     /// A tile was asked for that the kernel does not have for this problem.
     #[error("has no tile {found}; possible: {possible}")]
     Tile {

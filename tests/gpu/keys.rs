@@ -62,7 +62,7 @@ pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
     for case in &cases {
         let (on, case) = (adapter.clone(), case.clone());
         let caps = one_range_fits(adapter.context.caps(), &case, 2);
-        let name = format!("few_keys_{}", case.name);
+        let name = format!("cut_keys_{}", case.name);
         trials.push(trial(adapter, kernel.name(), &name, move || planned_for(&on, kernel, &caps, &case)));
     }
     let mut runner = TestRunner::deterministic();
@@ -70,11 +70,11 @@ pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
         let case = random::case().new_tree(&mut runner).expect("nothing is filtered out").current();
         let caps = one_range_fits(adapter.context.caps(), &case, 3);
         let on = adapter.clone();
-        let name = format!("few_keys_random_{n:02}");
+        let name = format!("cut_keys_random_{n:02}");
         trials.push(trial(adapter, kernel.name(), &name, move || planned_for(&on, kernel, &caps, &case)));
     }
     let on = adapter.clone();
-    trials.push(trial(adapter, kernel.name(), "few_keys_cut", move || keys_are_cut(&on, kernel, &cases)));
+    trials.push(trial(adapter, kernel.name(), "cut_keys_cut", move || keys_are_cut(&on, kernel, &cases)));
     let on = adapter.clone();
     trials.push(trial(adapter, kernel.name(), "mask_as_bias", move || mask_as_bias(&on, kernel)));
     trials

@@ -384,6 +384,7 @@ fn every_cpu_strategy_has_a_workload() {
             assert_eq!(CpuPlan::new(&problem, level).strategy(), strategy, "{name} at {level}");
         }
     }
+}
 
 #[test]
 fn keys_of_nearly_all_heads_are_cut_over_ranges() {
@@ -449,8 +450,10 @@ fn returned_scores_of_cut_keys() {
     // a row of scores is whole where it is returned, so its softmax needs no keys
     spec.scores = Some(ScoreStage::Probs);
     assert_eq!(steps(&spec, Kernel::Fused), fused(3, &["softmax"]));
-    caps.max_storage_buffer_binding_size = 256;
-    let problem = AttentionProblem::new(spec).expect("sound");
+    (caps.max_storage_buffer_binding_size, caps.min_storage_buffer_offset_alignment) = (256, 32);
+    let mut narrow = AttentionSpec::new([1, 1, 3, 1], [1, 1, 70, 1]);
+    narrow.scores = spec.scores;
+    let problem = AttentionProblem::new(narrow).expect("sound");
     let error = Plan::new(&problem, &caps, None).expect_err("a row of 280 bytes");
     assert!(error.to_string().contains("scores needs a binding of 280 bytes for the smallest part"), "{error}");
 }
