@@ -471,7 +471,8 @@ fn batch_entries_that_share_keys_are_rows() {
         Plan::new(&AttentionProblem::new(spec).expect("sound"), &caps, None).expect("a plan")
     };
     // batch, heads, shared axes -> heads together, rows of a workgroup, workgroups along y and z
-    let table: [(usize, [usize; 2], &[usize], [u32; 4]); 6] = [
+    type Row<'a> = (usize, [usize; 2], &'a [usize], [u32; 4]);
+    let table: [Row<'_>; 6] = [
         (5, [8, 8], &[], [1, 1, 8, 5]),
         (5, [8, 8], &[0], [1, 5, 8, 1]),
         (5, [8, 4], &[0], [2, 10, 4, 1]),

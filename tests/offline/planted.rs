@@ -1,19 +1,19 @@
 //! Faults planted in results: the tolerance must reject each of them on some case of the table.
 
-use cross_attention::cpu;
+use cross_attention::cpu::{self, PartialState};
 use cross_attention::verify::verify;
 use cross_attention::{
-    AttentionData, AttentionOutput, AttentionSpec, Diagonal, Element, Layout, ScoreStage, TensorData,
+    AttentionData, AttentionOutput, AttentionProblem, AttentionSpec, Diagonal, Element, Layout, ScoreStage, TensorData,
 };
 
 use crate::common::case::Case;
-use crate::common::cases;
 use crate::common::recipe::places;
+use crate::common::{cases, split};
 
 /// A wrong result for a case, or `None` where the fault has nothing to act on.
 type Fault = fn(&Case) -> Option<AttentionOutput>;
 
-const FAULTS: [(&str, Fault); 22] = [
+const FAULTS: [(&str, Fault); 26] = [
     ("diagonal off by one", |case| {
         let diagonal = match case.spec.causal? {
             Diagonal::TopLeft => Diagonal::Fixed(1),
@@ -69,6 +69,17 @@ const FAULTS: [(&str, Fault); 22] = [
         fits.then(|| wrong(case, |_| {}, late))?
     }),
     ("no rescale at a new maximum", no_rescale),
+    ("a range of keys merged twice", |case| ranged(case, 2, |_, _| {})),
+    ("a range of keys not merged", |case| ranged(case, 0, |_, _| {})),
+    ("a sink in every range of keys", |case| {
+        let sinks = case.spec.sinks.then(|| case.data().sinks)?;
+        ranged(case, 1, |spec, data| (spec.sinks, data.sinks) = (true, sinks))
+    }),
+    ("a range's diagonal counted from its first key", |case| {
+        let at = i32::try_from(case.problem().kv_len() / 2).ok()?;
+        let asked = case.spec.causal == Some(Diagonal::TopLeft);
+        asked.then(|| ranged(case, 1, |spec, _| spec.causal = Some(Diagonal::Fixed(at))))?
+    }),
     ("result rounded to f16", |case| {
         let mut output = right(case)?;
         let TensorData::F32(numbers) = output.output else { return None };
@@ -134,6 +145,29 @@ fn wrong(
     data(&mut changed);
     let case = case.clone().spec(spec);
     Some(cpu::attention(&case.problem(), &changed.as_inputs()).expect("the data fits the changed problem"))
+}
+
+/// Two ranges of keys, the second changed and merged so often.
+fn ranged(
+    case: &Case,
+    times: usize,
+    change: impl FnOnce(&mut AttentionSpec, &mut AttentionData),
+) -> Option<AttentionOutput> {
+    if split::dense(case) != *case || case.problem().kv_len() < 2 {
+        return None;
+    }
+    let [first, second] = split::at(case, case.problem().kv_len() / 2);
+    let (mut spec, mut data) = (second.problem.spec().clone(), second.data);
+    change(&mut spec, &mut data);
+    let second = AttentionProblem::new(spec).expect("the whole case is sound");
+    let mut states = vec![cpu::attention(&first.problem, &first.data.as_inputs()).expect("the data fits")];
+    let second = cpu::attention(&second, &data.as_inputs()).expect("the data fits");
+    states.extend(std::iter::repeat_n(second, times));
+    let numbers: Vec<_> = states.iter().map(|state| (state.output.to_f32(), state.lse.as_deref())).collect();
+    let parts: Option<Vec<_>> =
+        numbers.iter().map(|(output, lse)| Some(PartialState { output, lse: (*lse)? })).collect();
+    let merged = cpu::merge(&parts?, case.problem().v_head_dim()).expect("the parts fit");
+    Some(AttentionOutput { output: TensorData::F32(merged.output), lse: Some(merged.lse), scores: None })
 }
 
 fn drop_keys(case: &Case, keys: impl FnOnce(usize) -> Option<std::ops::Range<usize>>) -> Option<AttentionOutput> {
