@@ -13,8 +13,8 @@ pub struct PlanChoice {
     pub kernel: Kernel,
     /// Its tile; [`Kernel::Plain`] has none to choose.
     pub tile: Option<TileShape>,
-    /// Parts that the keys are split into, each computed by workgroups of its own; [`Kernel::Split`] and [`Kernel::Rows`]
-    /// alone have them.
+    /// Parts that the keys are split into (where they had to be cut, the keys of a range), each computed by workgroups of
+    /// its own; only [`Kernel::Split`] and [`Kernel::Rows`] have them.
     pub num_splits: Option<u32>,
 }
 

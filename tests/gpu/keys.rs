@@ -119,8 +119,13 @@ fn mask_as_bias(adapter: &Adapter, kernel: Kernel) -> Result<(), String> {
     for name in ["mask_block_diagonal", "mask_segments_diagonal", "mask_segments_sinks", "mask_sparse", "mask_full"] {
         let case = table.iter().find(|case| case.name == name).expect("a case of the table");
         let data = case.data();
-        let masked = run_with(adapter, kernel)(&case.problem(), &data.as_inputs())?;
         let layout = case.spec.mask.expect("it has a mask");
+        // a bias in both, for without one scores may be taken in another way
+        let masked = case.clone().spec(|spec| spec.bias = Some(TensorSpec::f32(layout)));
+        let mut with_zeros = data.clone();
+        let zeros = vec![0.0; data.mask.as_ref().map_or(0, Vec::len)];
+        with_zeros.bias = Some(TensorData::from_f32(Element::F32, zeros));
+        let masked = run_with(adapter, kernel)(&masked.problem(), &with_zeros.as_inputs())?;
         let biased = case.clone().spec(|spec| {
             spec.mask = None;
             spec.bias = Some(TensorSpec::f32(layout));
