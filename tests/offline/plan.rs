@@ -402,6 +402,8 @@ fn keys_of_nearly_all_heads_are_cut_over_ranges() {
     let splits = plan.steps()[0].grid[0] as u64;
     assert_eq!(plan.workspace_bytes(), 4 * splits * 32 * (128 + 1) * 4, "{plan}");
     assert!(plan.to_string().contains("the keys in 4 ranges, merged by log-sum-exp"), "{plan}");
+    let forced = Plan::with_choice(&problem, &caps, &plan.choice()).expect("its own choice");
+    assert_eq!(forced.steps(), plan.steps(), "{forced}");
     let half = Plan::new(&heads_inside(1, TensorSpec::f16), &caps, None).expect("a plan");
     assert_eq!(half.key_parts(), 2, "{half}");
 
