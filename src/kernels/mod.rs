@@ -1,5 +1,6 @@
 //! The kernels: what the host must know of each shader, and which shaders make up a kernel.
 
+pub(crate) mod cooperative;
 pub(crate) mod fused;
 pub(crate) mod merge;
 pub(crate) mod params;
@@ -13,6 +14,7 @@ use crate::caps::DeviceCaps;
 use crate::plan::split::Part;
 use crate::plan::{PlanChoice, Step, TileShape};
 use crate::problem::AttentionProblem;
+use crate::tensor::Element;
 
 /// A way to compute an attention on a GPU. A plan chooses one; [`Kernel::ALL`] lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,6 +24,9 @@ pub enum Kernel {
     Split,
     /// One pass with register tiles, for many queries; scores are never stored.
     Tiled,
+    /// One pass on matrix units, for many f16 queries and keys; scores are never stored. Needs the feature
+    /// `cooperative-matrix` and a device that has them.
+    Cooperative,
     /// One pass with an online softmax over blocks of keys; scores are never stored.
     Fused,
     /// Three passes: scores, softmax, weighted sum. Stores `q_len * kv_len` scores for every head.
@@ -30,14 +35,15 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel, in the order in which they are preferred where several would do.
-    pub const ALL: [Self; 4] = [Self::Split, Self::Tiled, Self::Fused, Self::Plain];
+    pub const ALL: [Self; 5] = [Self::Split, Self::Cooperative, Self::Tiled, Self::Fused, Self::Plain];
 
-    /// `split`, `tiled`, `fused`, `plain`.
+    /// `split`, `cooperative`, `tiled`, `fused`, `plain`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Split => "split",
             Self::Tiled => "tiled",
+            Self::Cooperative => "cooperative",
             Self::Fused => "fused",
             Self::Plain => "plain",
         }
@@ -65,6 +71,7 @@ impl Kernel {
         match self {
             Self::Split => split::tiling(problem, caps, choice).map(Tiling::Split),
             Self::Tiled => tiled::tiling(problem, caps, choice.tile).map(Tiling::Tiled),
+            Self::Cooperative => cooperative::tiling(problem, caps, choice.tile).map(Tiling::Cooperative),
             Self::Fused => fused::tiling(problem, caps, choice.tile).map(Tiling::Fused),
             Self::Plain => plain::tiling(problem, caps, choice.tile).map(|()| Tiling::Plain),
         }
@@ -75,6 +82,7 @@ impl Kernel {
         match self {
             Self::Split => split::candidates(problem, caps),
             Self::Tiled => tiled::candidates(problem, caps),
+            Self::Cooperative => cooperative::candidates(problem, caps),
             Self::Fused => fused::candidates(problem, caps),
             Self::Plain => vec![PlanChoice::of(self)],
         }
@@ -86,6 +94,7 @@ impl Kernel {
 pub(crate) enum Tiling {
     Split(split::Tiling),
     Tiled(tiled::Tiles),
+    Cooperative(cooperative::Tiles),
     Fused(fused::Tiles),
     Plain,
 }
@@ -96,6 +105,7 @@ impl Tiling {
         match self {
             Self::Split(tiling) => tiling.choice(problem, caps, part),
             Self::Tiled(tiles) => PlanChoice { tile: Some(tiles.shape()), ..PlanChoice::of(Kernel::Tiled) },
+            Self::Cooperative(tiles) => PlanChoice { tile: Some(tiles.shape()), ..PlanChoice::of(Kernel::Cooperative) },
             Self::Fused(tiles) => PlanChoice { tile: Some(tiles.shape()), ..PlanChoice::of(Kernel::Fused) },
             Self::Plain => PlanChoice::of(Kernel::Plain),
         }
@@ -106,6 +116,7 @@ impl Tiling {
         match self {
             Self::Split(_) => 1,
             Self::Tiled(tiles) => tiles.block_q(),
+            Self::Cooperative(tiles) => tiles.block_q,
             Self::Fused(tiles) => tiles.rows,
             // its softmax takes a workgroup a row
             Self::Plain => 1,
@@ -117,6 +128,7 @@ impl Tiling {
         match self {
             Self::Split(tiling) => split::grids(problem, caps, part, tiling),
             Self::Tiled(tiles) => vec![tiled::grid(part, tiles)],
+            Self::Cooperative(tiles) => vec![cooperative::grid(part, tiles)],
             Self::Fused(tiles) => vec![fused::grid(part, tiles)],
             Self::Plain => plain::grids(problem, part),
         }
@@ -127,6 +139,7 @@ impl Tiling {
         match self {
             Self::Split(tiling) => split::steps(problem, caps, part, tiling),
             Self::Tiled(tiles) => tiled::steps(problem, caps, part, tiles),
+            Self::Cooperative(tiles) => cooperative::steps(problem, caps, part, tiles),
             Self::Fused(tiles) => fused::steps(problem, caps, part, tiles),
             Self::Plain => plain::steps(problem, caps, part),
         }
@@ -189,6 +202,33 @@ pub enum Unsupported {
         /// The largest that would do.
         max: i64,
     },
+    /// The kernel multiplies matrices of f16 on units that the device, or this build, does not offer.
+    #[error(
+        "needs cooperative matrices of f16 summed in f32, 8x8x8 or 16x16x16: a Vulkan device that has them, opened with the \
+         feature `cooperative-matrix`"
+    )]
+    CooperativeMatrix,
+    /// A tensor is stored in a type that the kernel does not take.
+    #[error("{name} is stored as {found}, the kernel takes {needed}")]
+    Element {
+        /// Which tensor.
+        name: &'static str,
+        /// What was asked.
+        found: Element,
+        /// What would do.
+        needed: Element,
+    },
+    /// The kernel computes in f16, and the device does not.
+    #[error("needs arithmetic in f16, which the device does not have")]
+    ShaderF16,
+    /// Subgroups must fill a workgroup.
+    #[error("needs subgroups whose size divides {workgroup}, {}", subgroup_sizes(*.found))]
+    Subgroups {
+        /// Invocations of a workgroup.
+        workgroup: u32,
+        /// The smallest and largest that the device has, if it has any.
+        found: Option<(u32, u32)>,
+    },
     /// A row needs more workgroups than a dispatch has.
     #[error("kv_len {kv_len} needs {needed} workgroups along one dimension, the device allows {found}")]
     Grid {
@@ -223,6 +263,13 @@ pub enum Unsupported {
     },
 }
 
+fn subgroup_sizes(found: Option<(u32, u32)>) -> String {
+    match found {
+        None => "the device has none".to_owned(),
+        Some((smallest, largest)) => format!("the device has them from {smallest} to {largest}"),
+    }
+}
+
 /// A WGSL file with an entry point `main`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Shader {
@@ -232,6 +279,8 @@ pub enum Shader {
     Combine,
     /// The whole attention with register tiles.
     Tiled,
+    /// The whole attention on matrix units.
+    Cooperative,
     /// The whole attention with an online softmax.
     Fused,
     /// Scores of every pair.
@@ -246,10 +295,11 @@ pub enum Shader {
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Split,
         Self::Combine,
         Self::Tiled,
+        Self::Cooperative,
         Self::Fused,
         Self::Scores,
         Self::Softmax,
@@ -264,6 +314,7 @@ impl Shader {
             Self::Split => "split",
             Self::Combine => "combine",
             Self::Tiled => "tiled",
+            Self::Cooperative => "cooperative",
             Self::Fused => "fused",
             Self::Scores => "scores",
             Self::Softmax => "softmax",
@@ -280,6 +331,7 @@ impl Shader {
             Self::Split
             | Self::Combine
             | Self::Tiled
+            | Self::Cooperative
             | Self::Fused
             | Self::Scores
             | Self::Softmax
