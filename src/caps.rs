@@ -50,6 +50,26 @@ impl std::fmt::Display for DeviceClass {
     }
 }
 
+/// Matrices that the subgroups of a device multiply as one: of f16, summed in f32, as wide as they are high.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CooperativeMatrix {
+    /// 8 by 8 by 8.
+    Size8,
+    /// 16 by 16 by 16.
+    Size16,
+}
+
+impl CooperativeMatrix {
+    /// Rows and columns.
+    #[must_use]
+    pub const fn size(self) -> usize {
+        match self {
+            Self::Size8 => 8,
+            Self::Size16 => 16,
+        }
+    }
+}
+
 /// Limits and features of a device, in wgpu's terms. Sizes are in bytes.
 ///
 /// Plain data, so that planning needs no device: a plan for another machine, or for limits set lower on purpose,
@@ -78,6 +98,9 @@ pub struct DeviceCaps {
     pub subgroups: Option<(u32, u32)>,
     /// Whether kernels may compute in f16. Storing f16 needs nothing.
     pub shader_f16: bool,
+    /// The largest cooperative matrices, where kernels may use any. Only the adapter tells, so that they are known of devices
+    /// that this crate opens with its feature `cooperative-matrix`; who brings a device can set what it has.
+    pub cooperative_matrix: Option<CooperativeMatrix>,
     /// Whether passes can be timed by the device.
     pub timestamps: bool,
 }
@@ -89,7 +112,7 @@ impl DeviceCaps {
         Self::new(DeviceClass::Unknown, &wgpu::Limits::defaults(), wgpu::Features::empty(), (0, 0))
     }
 
-    /// The capabilities of a device made from `adapter` with these features and limits.
+    /// The capabilities of a device made from `adapter` with these features and limits, without cooperative matrices.
     #[must_use]
     pub fn of(adapter: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Limits) -> Self {
         let class = match adapter.device_type {
@@ -115,6 +138,7 @@ impl DeviceCaps {
             max_compute_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
             subgroups: features.contains(wgpu::Features::SUBGROUP).then_some(subgroups),
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
+            cooperative_matrix: None,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         }
     }

@@ -62,6 +62,7 @@
 //! - `webgpu`: the browser's WebGPU.
 //! - `tune`: tuning on the device at hand, and the file that keeps what it finds.
 //! - `cli`: the program `cross-attention`.
+//! - `cooperative-matrix`: the kernel on matrix units, an experimental feature of wgpu ([`Kernel::Cooperative`]).
 
 mod caps;
 pub mod cpu;
@@ -81,7 +82,7 @@ pub mod tune;
 pub mod verify;
 pub mod workload;
 
-pub use caps::{DeviceCaps, DeviceClass};
+pub use caps::{CooperativeMatrix, DeviceCaps, DeviceClass};
 pub use device::{Choice, Device, DeviceRequest, KernelChoice, PreparedOn};
 pub use error::Error;
 pub use half::f16;

@@ -30,6 +30,8 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "lse_store",
     "mask_bytes",
     "mask_none",
+    "matrices_16",
+    "matrices_8",
     "numerics",
     "output_f16",
     "output_f16x4",
@@ -69,6 +71,7 @@ const fn kernel_file(shader: Shader) -> &'static str {
         Shader::Split => include_str!("../shaders/split.wgsl"),
         Shader::Combine => include_str!("../shaders/combine.wgsl"),
         Shader::Tiled => include_str!("../shaders/tiled.wgsl"),
+        Shader::Cooperative => include_str!("../shaders/cooperative.wgsl"),
         Shader::Scores => include_str!("../shaders/scores.wgsl"),
         Shader::Softmax => include_str!("../shaders/softmax.wgsl"),
         Shader::WeightedSum => include_str!("../shaders/weighted_sum.wgsl"),
@@ -131,14 +134,19 @@ impl Variant {
 /// The directives that a text needs; WGSL wants them before everything but comments.
 fn directives(text: &str, reader: Reader) -> String {
     let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
-    let (mut f16, mut subgroups) = (false, false);
+    let (mut f16, mut subgroups, mut matrices) = (false, false, false);
     for word in code.flat_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')) {
         f16 |= word == "f16" || matches!(word, "vec2h" | "vec3h" | "vec4h");
         subgroups |= word.starts_with("subgroup");
+        matrices |= word.starts_with("coop_mat");
     }
     let mut directives = String::new();
     if f16 {
         directives.push_str("enable f16;\n");
+    }
+    if matrices {
+        // naga's own
+        directives.push_str("enable wgpu_cooperative_matrix;\n");
     }
     if subgroups && reader == Reader::Browser {
         directives.push_str("enable subgroups;\n");

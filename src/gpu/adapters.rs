@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::error::GpuError;
+use super::experimental;
 use crate::caps::{DeviceCaps, DeviceClass};
 
 /// An adapter, described.
@@ -20,7 +21,11 @@ pub struct AdapterSummary {
 impl AdapterSummary {
     fn of(adapter: &wgpu::Adapter) -> Self {
         let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
-        Self { caps: DeviceCaps::of(&info, features & Context::FEATURES, &limits), info, features, limits }
+        let caps = DeviceCaps {
+            cooperative_matrix: experimental::cooperative_matrix(adapter),
+            ..DeviceCaps::of(&info, features & Context::FEATURES, &limits)
+        };
+        Self { caps, info, features, limits }
     }
 
     /// Name and backend: `llvmpipe (LLVM 15.0.6, 256 bits), vulkan`.
@@ -113,15 +118,18 @@ impl ChosenAdapter {
     /// # Errors
     /// [`GpuError::RequestDevice`] with the driver's words.
     pub async fn open(&self) -> Result<Context, GpuError> {
+        let cooperative_matrix = self.summary.caps.cooperative_matrix;
+        let (experimental, experimental_features) = experimental::features(cooperative_matrix);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("cross-attention"),
-            required_features: self.adapter.features() & Context::FEATURES,
+            required_features: (self.adapter.features() & Context::FEATURES) | experimental,
             required_limits: self.adapter.limits(),
+            experimental_features,
             ..Default::default()
         };
         let adapter = self.summary.info.name.clone();
         match self.adapter.request_device(&descriptor).await {
-            Ok((device, queue)) => Context::own(device, queue).await,
+            Ok((device, queue)) => Context::own(device, queue, cooperative_matrix).await,
             Err(error) => Err(GpuError::RequestDevice { adapter, message: error.to_string() }),
         }
     }

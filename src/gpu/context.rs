@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::error::{Faults, GpuError, checked, checked_now};
 use super::pipelines::Pipelines;
-use crate::caps::DeviceCaps;
+use crate::caps::{CooperativeMatrix, DeviceCaps};
 
 /// A device with its queue and everything that was made on it. Cheap to clone; clones share pipelines.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ impl Context {
     /// # Errors
     /// [`GpuError`] if not even a buffer of 16 bytes can be made on it.
     pub async fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, GpuError> {
-        Self::new(device, queue, Faults::default()).await
+        Self::new(device, queue, Faults::default(), None).await
     }
 
     /// The same, blocking.
@@ -51,14 +51,23 @@ impl Context {
     }
 
     /// Takes over a device that nobody else uses: its faults become values.
-    pub(super) async fn own(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, GpuError> {
+    pub(super) async fn own(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        cooperative_matrix: Option<CooperativeMatrix>,
+    ) -> Result<Self, GpuError> {
         let faults = Faults::of(&device);
-        Self::new(device, queue, faults).await
+        Self::new(device, queue, faults, cooperative_matrix).await
     }
 
-    async fn new(device: wgpu::Device, queue: wgpu::Queue, faults: Faults) -> Result<Self, GpuError> {
+    async fn new(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        faults: Faults,
+        cooperative_matrix: Option<CooperativeMatrix>,
+    ) -> Result<Self, GpuError> {
         let info = device.adapter_info();
-        let caps = DeviceCaps::of(&info, device.features(), &device.limits());
+        let caps = DeviceCaps { cooperative_matrix, ..DeviceCaps::of(&info, device.features(), &device.limits()) };
         let empty = || {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("empty tensor"),

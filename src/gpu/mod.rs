@@ -20,6 +20,7 @@ mod cache_data;
 mod cache_file;
 mod context;
 mod error;
+mod experimental;
 #[cfg(feature = "native")]
 mod host_cost;
 mod merge;

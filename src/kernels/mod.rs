@@ -1,6 +1,7 @@
 //! The kernels: what the host must know of each shader, and which shaders make up a kernel.
 
 pub(crate) mod combine;
+pub(crate) mod cooperative;
 pub(crate) mod fused;
 pub(crate) mod merge;
 pub(crate) mod params;
@@ -15,6 +16,7 @@ use crate::caps::DeviceCaps;
 use crate::plan::split::Part;
 use crate::plan::{PlanChoice, Step, TileShape};
 use crate::problem::AttentionProblem;
+use crate::tensor::Element;
 
 /// A way to compute an attention on a GPU. A plan chooses one; [`Kernel::ALL`] lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +28,9 @@ pub enum Kernel {
     Split,
     /// One pass with register tiles, for many queries; scores are never stored.
     Tiled,
+    /// One pass on matrix units, for many f16 queries and keys; scores are never stored. Needs the feature
+    /// `cooperative-matrix` and a device that has them.
+    Cooperative,
     /// One pass with an online softmax over blocks of keys; scores are never stored.
     Fused,
     /// Three passes: scores, softmax, weighted sum. Stores `q_len * kv_len` scores for every head.
@@ -34,15 +39,16 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel, in the order in which they are preferred where several would do.
-    pub const ALL: [Self; 5] = [Self::Rows, Self::Split, Self::Tiled, Self::Fused, Self::Plain];
+    pub const ALL: [Self; 6] = [Self::Rows, Self::Split, Self::Cooperative, Self::Tiled, Self::Fused, Self::Plain];
 
-    /// `rows`, `split`, `tiled`, `fused`, `plain`.
+    /// `rows`, `split`, `cooperative`, `tiled`, `fused`, `plain`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Rows => "rows",
             Self::Split => "split",
             Self::Tiled => "tiled",
+            Self::Cooperative => "cooperative",
             Self::Fused => "fused",
             Self::Plain => "plain",
         }
@@ -71,6 +77,7 @@ impl Kernel {
             Self::Rows => rows::tiling(problem, caps, choice).map(Tiling::Rows),
             Self::Split => split::tiling(problem, caps, choice).map(Tiling::Split),
             Self::Tiled => tiled::tiling(problem, caps, choice.tile).map(Tiling::Tiled),
+            Self::Cooperative => cooperative::tiling(problem, caps, choice.tile).map(Tiling::Cooperative),
             Self::Fused => fused::tiling(problem, caps, choice.tile).map(Tiling::Fused),
             Self::Plain => plain::tiling(problem, caps, choice.tile).map(|()| Tiling::Plain),
         }
@@ -82,6 +89,7 @@ impl Kernel {
             Self::Rows => rows::candidates(problem, caps),
             Self::Split => split::candidates(problem, caps),
             Self::Tiled => tiled::candidates(problem, caps),
+            Self::Cooperative => cooperative::candidates(problem, caps),
             Self::Fused => fused::candidates(problem, caps),
             Self::Plain => vec![PlanChoice::of(self)],
         }
@@ -94,6 +102,7 @@ pub(crate) enum Tiling {
     Rows(rows::Tiles),
     Split(split::Tiling),
     Tiled(tiled::Tiles),
+    Cooperative(cooperative::Tiles),
     Fused(fused::Tiles),
     Plain,
 }
@@ -105,6 +114,7 @@ impl Tiling {
             Self::Rows(tiles) => tiles.choice(),
             Self::Split(tiling) => tiling.choice(problem, caps, part),
             Self::Tiled(tiles) => PlanChoice { tile: Some(tiles.shape()), ..PlanChoice::of(Kernel::Tiled) },
+            Self::Cooperative(tiles) => PlanChoice { tile: Some(tiles.shape()), ..PlanChoice::of(Kernel::Cooperative) },
             Self::Fused(tiles) => PlanChoice { tile: Some(tiles.shape()), ..PlanChoice::of(Kernel::Fused) },
             Self::Plain => PlanChoice::of(Kernel::Plain),
         }
@@ -115,6 +125,7 @@ impl Tiling {
         match self {
             Self::Rows(_) | Self::Split(_) => 1,
             Self::Tiled(tiles) => tiles.block_q(),
+            Self::Cooperative(tiles) => tiles.block_q,
             Self::Fused(tiles) => tiles.rows,
             // its softmax takes a workgroup a row
             Self::Plain => 1,
@@ -126,7 +137,7 @@ impl Tiling {
         match self {
             Self::Rows(tiles) => tiles.splits,
             Self::Split(tiling) => split::tiles(problem, caps, part, tiling).splits,
-            Self::Tiled(_) | Self::Fused(_) | Self::Plain => 1,
+            Self::Tiled(_) | Self::Cooperative(_) | Self::Fused(_) | Self::Plain => 1,
         }
     }
 
@@ -136,6 +147,7 @@ impl Tiling {
             Self::Rows(tiles) => rows::grids(problem, part, tiles),
             Self::Split(tiling) => split::grids(problem, caps, part, tiling),
             Self::Tiled(tiles) => vec![tiled::grid(part, tiles)],
+            Self::Cooperative(tiles) => vec![cooperative::grid(part, tiles)],
             Self::Fused(tiles) => vec![fused::grid(part, tiles)],
             Self::Plain => plain::grids(problem, part),
         }
@@ -147,6 +159,7 @@ impl Tiling {
             Self::Rows(tiles) => rows::steps(problem, caps, part, tiles),
             Self::Split(tiling) => split::steps(problem, caps, part, tiling),
             Self::Tiled(tiles) => tiled::steps(problem, caps, part, tiles),
+            Self::Cooperative(tiles) => cooperative::steps(problem, caps, part, tiles),
             Self::Fused(tiles) => fused::steps(problem, caps, part, tiles),
             Self::Plain => plain::steps(problem, caps, part),
         }
@@ -215,6 +228,33 @@ pub enum Unsupported {
         /// The largest that would do.
         max: i64,
     },
+    /// The kernel multiplies matrices of f16 on units that the device, or this build, does not offer.
+    #[error(
+        "needs cooperative matrices of f16 summed in f32, 8x8x8 or 16x16x16: a Vulkan device that has them, opened with the \
+         feature `cooperative-matrix`"
+    )]
+    CooperativeMatrix,
+    /// A tensor is stored in a type that the kernel does not take.
+    #[error("{name} is stored as {found}, the kernel takes {needed}")]
+    Element {
+        /// Which tensor.
+        name: &'static str,
+        /// What was asked.
+        found: Element,
+        /// What would do.
+        needed: Element,
+    },
+    /// The kernel computes in f16, and the device does not.
+    #[error("needs arithmetic in f16, which the device does not have")]
+    ShaderF16,
+    /// Subgroups must fill a workgroup.
+    #[error("needs subgroups whose size divides {workgroup}, {}", subgroup_sizes(*.found))]
+    SubgroupsOfWorkgroup {
+        /// Invocations of a workgroup.
+        workgroup: u32,
+        /// The smallest and largest that the device has, if it has any.
+        found: Option<(u32, u32)>,
+    },
     /// A tile was asked for that the kernel does not have for this problem.
     #[error("has no tile {found}; possible: {possible}")]
     Tile {
@@ -243,6 +283,13 @@ fn subgroups(found: Option<(u32, u32)>) -> String {
     found.map_or_else(|| "none".to_owned(), |(min, max)| format!("{min} to {max}"))
 }
 
+fn subgroup_sizes(found: Option<(u32, u32)>) -> String {
+    match found {
+        None => "the device has none".to_owned(),
+        Some((smallest, largest)) => format!("the device has them from {smallest} to {largest}"),
+    }
+}
+
 /// A WGSL file with an entry point `main`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Shader {
@@ -254,6 +301,8 @@ pub enum Shader {
     Combine,
     /// The whole attention with register tiles.
     Tiled,
+    /// The whole attention on matrix units.
+    Cooperative,
     /// The whole attention with an online softmax.
     Fused,
     /// Scores of every pair.
@@ -268,11 +317,12 @@ pub enum Shader {
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Rows,
         Self::Split,
         Self::Combine,
         Self::Tiled,
+        Self::Cooperative,
         Self::Fused,
         Self::Scores,
         Self::Softmax,
@@ -288,6 +338,7 @@ impl Shader {
             Self::Split => "split",
             Self::Combine => "combine",
             Self::Tiled => "tiled",
+            Self::Cooperative => "cooperative",
             Self::Fused => "fused",
             Self::Scores => "scores",
             Self::Softmax => "softmax",
@@ -305,6 +356,7 @@ impl Shader {
             | Self::Split
             | Self::Combine
             | Self::Tiled
+            | Self::Cooperative
             | Self::Fused
             | Self::Scores
             | Self::Softmax

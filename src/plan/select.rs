@@ -12,10 +12,14 @@ use crate::problem::{AttentionProblem, ScoreStage};
 const MAX_PARTS: u64 = 1 << 16;
 
 pub(super) fn plan(problem: &AttentionProblem, caps: &DeviceCaps, forced: Option<Kernel>) -> Result<Plan, PlanError> {
-    let order = preference(problem, caps.class);
+    let order = preference(problem, caps);
     let mut refused = vec![];
-    for (kernel, why) in order {
-        if forced.is_some_and(|forced| forced != kernel) {
+    for &(kernel, why) in &order {
+        let passed_over = match forced {
+            Some(forced) => forced != kernel,
+            None => kernel == Kernel::Cooperative && caps.class == DeviceClass::Software,
+        };
+        if passed_over {
             continue;
         }
         if forced.is_none() && kernel == Kernel::Rows && caps.class != DeviceClass::Software {
@@ -25,7 +29,7 @@ pub(super) fn plan(problem: &AttentionProblem, caps: &DeviceCaps, forced: Option
         match cut(problem, caps, &PlanChoice::of(kernel)) {
             Ok(cut) => {
                 let why = if forced.is_some() { "asked for by name" } else { why };
-                let against = |other| reason_against(other, kernel, forced, caps.class, &refused);
+                let against = |other| reason_against(other, kernel, forced, &refused, problem, caps);
                 return Ok(assemble(problem, caps, cut, why, against));
             }
             Err(rejection) => refused.push((kernel, rejection)),
@@ -52,7 +56,8 @@ pub(super) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<P
     let mut choices: Vec<_> = own.into_iter().collect();
     let scores = (problem.rows() as u64).saturating_mul(problem.kv_len() as u64).saturating_mul(4);
     // in turns, so that every kernel is among the first
-    let of_kernels = preference(problem, caps.class).map(|(kernel, _)| kernel.candidates(problem, caps));
+    let order = preference(problem, caps).into_iter();
+    let of_kernels: Vec<_> = order.map(|(kernel, _)| kernel.candidates(problem, caps)).collect();
     let longest = of_kernels.iter().map(Vec::len).max().unwrap_or(0);
     for choice in (0..longest).flat_map(|n| of_kernels.iter().filter_map(move |of_kernel| of_kernel.get(n))) {
         let Ok(cut) = cut(problem, caps, choice) else { continue };
@@ -71,7 +76,7 @@ fn assemble(
     why: &str,
     against: impl Fn(Kernel) -> String,
 ) -> Plan {
-    let others = preference(problem, caps.class).into_iter().map(|(other, _)| other);
+    let others = preference(problem, caps).into_iter().map(|(other, _)| other);
     Plan {
         choice: cut.choice,
         why: why.to_owned(),
@@ -92,8 +97,28 @@ const FEW_ROWS: usize = 16;
 /// Keys from which on it is: with fewer there is little to split, and one pass does.
 const MANY_KEYS: usize = 256;
 
+/// Query rows, keys and widths (of a key and a value together) from which on the cooperative kernel is preferred. Four blocks
+/// of rows and of keys: padding then wastes a fifth at most. Widths: by count of issue slots a wave and 512 pairs it needs
+/// 1979 where the tiled kernel needs 2134 at 64 + 64 on navi31 and 1721 for 2670 on ada, but 1726 for 1613 at 40 + 40 on
+/// navi31 (KERNELS.md). Not measured on a GPU.
+const FOR_MATRICES: [usize; 3] = [128, 256, 128];
+
 /// The kernels in the order in which they are tried, each with the reason for its place.
-fn preference(problem: &AttentionProblem, class: DeviceClass) -> [(Kernel, &'static str); 5] {
+fn preference(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<(Kernel, &'static str)> {
+    let mut order = portable_preference(problem, caps.class).to_vec();
+    let [rows, keys, widths] = FOR_MATRICES;
+    let many = problem.q_len() >= rows && problem.kv_len() >= keys;
+    let wide = problem.head_dim() + problem.v_head_dim() >= widths;
+    if many && wide && caps.class.is_hardware() && problem.spec().scores != Some(ScoreStage::Probs) {
+        order.insert(0, (Kernel::Cooperative, "many wide queries and keys in f16, and the device has matrix units"));
+    } else {
+        order.push((Kernel::Cooperative, "the others cannot"));
+    }
+    order
+}
+
+/// The kernels that need nothing beyond WebGPU's defaults.
+fn portable_preference(problem: &AttentionProblem, class: DeviceClass) -> [(Kernel, &'static str); 5] {
     let plain = (Kernel::Plain, "the others cannot; this one stores q_len * kv_len scores for every head");
     let fused = (Kernel::Fused, "the faster ones cannot; one pass, no scores stored");
     // where this stands, it runs only by name
@@ -132,15 +157,22 @@ fn reason_against(
     other: Kernel,
     chosen: Kernel,
     forced: Option<Kernel>,
-    class: DeviceClass,
     refused: &[(Kernel, Rejection)],
+    problem: &AttentionProblem,
+    caps: &DeviceCaps,
 ) -> String {
     if let Some((_, rejection)) = refused.iter().find(|(kernel, _)| *kernel == other) {
         return rejection.to_string();
     }
+    let class = caps.class;
     let software = class == DeviceClass::Software;
     match (forced, chosen, other) {
         (Some(_), _, _) => format!("{chosen} was asked for by name"),
+        (None, _, Kernel::Cooperative) => match other.supports(problem, caps) {
+            Err(reason) => reason.to_string(),
+            Ok(()) => "made for many wide queries and keys in f16 on a GPU".to_owned(),
+        },
+        (None, Kernel::Cooperative, Kernel::Tiled | Kernel::Fused) => "multiplies without matrix units".to_owned(),
         (None, _, Kernel::Plain) => "stores q_len * kv_len scores for every head".to_owned(),
         (None, _, Kernel::Rows) if !software => Rejection::ByNameOnly { class }.to_string(),
         (None, Kernel::Plain, _) => "computes the scores a second time to return them".to_owned(),

@@ -4,7 +4,7 @@ use cross_attention::{DeviceCaps, DeviceClass, Kernel, Plan};
 use libtest_mimic::Trial;
 
 use super::adapters::Adapter;
-use super::trials::{message, run_with, trial};
+use super::trials::{f16_inputs, message, run_with, trial};
 use crate::common::case::Case;
 use crate::common::{cases, check};
 
@@ -28,9 +28,7 @@ const CASES: [&str; 14] = [
 
 pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
     let mut trials = Vec::new();
-    let table = cases::all();
-    let named = |name: &str| table.iter().find(|case| case.name == name).expect("a case of the table").clone();
-    for case in CASES.map(named) {
+    for case in cases(kernel) {
         for (limit, caps) in limits(adapter.context.caps(), kernel, &case) {
             if limit == "gpu_tiles" && adapter.sparing {
                 continue;
@@ -53,6 +51,11 @@ pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
         trial(adapter, kernel.name(), "limits_cut", move || limits_cut(&on, kernel))
     });
     trials
+}
+
+fn cases(kernel: Kernel) -> Vec<Case> {
+    let of_kernel = |case: Case| if kernel == Kernel::Cooperative { f16_inputs(case) } else { case };
+    cases::all().into_iter().filter(|case| CASES.contains(&case.name.as_str())).map(of_kernel).collect()
 }
 
 /// Capabilities below those of the device: few workgroups, bindings half as large as the case would like, and what
@@ -101,9 +104,11 @@ fn cut_bits(adapter: &Adapter, kernel: Kernel, case: &Case) -> Result<(), String
 
 /// The limits above cut many of the cases, else those trials guard nothing.
 fn limits_cut(adapter: &Adapter, kernel: Kernel) -> Result<(), String> {
-    let table = cases::all();
+    // a kernel that the device cannot run cuts nothing
+    Plan::new(&cases(kernel)[0].problem(), adapter.context.caps(), Some(kernel))
+        .map_err(|error| message(&error.into()))?;
     for limit in 0..2 {
-        let cut = table.iter().filter(|case| CASES.contains(&case.name.as_str())).filter(|case| {
+        let cut = cases(kernel).into_iter().filter(|case| {
             let (_, caps) = &limits(adapter.context.caps(), kernel, case)[limit];
             Plan::new(&case.problem(), caps, Some(kernel)).is_ok_and(|plan| plan.parts() > 1)
         });
@@ -121,7 +126,7 @@ fn twice(adapter: &Adapter, kernel: Kernel, case: &Case) -> Result<(), String> {
     let inputs = data.as_inputs();
     let prepared = adapter.context.prepare_blocking(&problem, Some(kernel)).map_err(|error| message(&error))?;
     let first = prepared.run_blocking(&inputs).map_err(|error| message(&error))?;
-    let other = Case::new("between", "other work on the device", 1, [2, 2], [9, 70], [16, 16]);
+    let other = f16_inputs(Case::new("between", "other work on the device", 1, [2, 2], [9, 70], [16, 16]));
     run_with(adapter, kernel)(&other.problem(), &other.data().as_inputs())?;
     let second = prepared.run_blocking(&inputs).map_err(|error| message(&error))?;
     let third = run_with(adapter, kernel)(&problem, &inputs)?;

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use cross_attention::{AttentionInputs, AttentionOutput, AttentionProblem, Error, Kernel, PlanError};
+use cross_attention::{AttentionInputs, AttentionOutput, AttentionProblem, Element, Error, Kernel, PlanError};
 use libtest_mimic::{Completion, Failed, Trial};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
 use super::adapters::Adapter;
 use super::{keys, known_faults, levels, merging, parts};
+use crate::common::case::Case;
 use crate::common::check::{self, Run};
 use crate::common::{cases, meaning, onnx, random, real};
 
@@ -35,13 +36,27 @@ fn checks() -> Vec<(String, Check)> {
     for capture in real::all() {
         checks.push((format!("real_{}", capture.name), Box::new(move |run| check::capture(&capture, run))));
     }
-    let mut runner = TestRunner::deterministic();
-    let random_cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(RANDOM_CASES);
-    for n in 0..random_cases {
-        let case = random::case().new_tree(&mut runner).expect("nothing is filtered out").current();
+    for (n, case) in random_cases().into_iter().enumerate() {
         checks.push((format!("random_{n:02}"), Box::new(move |run| check::case_with(&case, run))));
     }
     checks
+}
+
+fn random_cases() -> Vec<Case> {
+    let mut runner = TestRunner::deterministic();
+    let wanted = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(RANDOM_CASES);
+    let mut case = || random::case().new_tree(&mut runner).expect("nothing is filtered out").current();
+    (0..wanted).map(|_| case()).collect()
+}
+
+/// The table and random cases once more with inputs in f16, which is all that the cooperative kernel takes.
+fn cases_in_f16() -> Vec<Case> {
+    let random = random_cases().into_iter().zip(0..).map(|(case, n)| Case { name: format!("random_{n:02}"), ..case });
+    let twin = |case: Case| {
+        let twin = f16_inputs(case.clone());
+        (twin.spec != case.spec).then_some(twin)
+    };
+    cases::all().into_iter().chain(random).filter_map(twin).collect()
 }
 
 /// All trials of an adapter.
@@ -56,6 +71,13 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
             let check = Arc::clone(&check);
             let on = adapter.clone();
             trials.push(trial(adapter, kernel.name(), &name, move || check(&run_with(&on, kernel))));
+        }
+    }
+    if adapter.context.caps().cooperative_matrix.is_some() {
+        for case in cases_in_f16() {
+            let (on, name) = (adapter.clone(), format!("f16_inputs_{}", case.name));
+            let kernel = Kernel::Cooperative;
+            trials.push(trial(adapter, kernel.name(), &name, move || check::case_with(&case, &run_with(&on, kernel))));
         }
     }
     for kernel in Kernel::ALL {
@@ -75,8 +97,14 @@ fn in_turn(kernel: Kernel, check: usize) -> bool {
     match kernel {
         Kernel::Split => check.is_multiple_of(2),
         Kernel::Tiled => !check.is_multiple_of(2),
-        Kernel::Rows | Kernel::Fused | Kernel::Plain => true,
+        Kernel::Rows | Kernel::Cooperative | Kernel::Fused | Kernel::Plain => true,
     }
+}
+
+/// The case with query, key and value in f16.
+pub(crate) fn f16_inputs(case: Case) -> Case {
+    let output = case.spec.output.element;
+    case.stored([Element::F16, Element::F16, Element::F16, output])
 }
 
 /// A kernel on an adapter as an implementation.

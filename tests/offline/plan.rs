@@ -4,8 +4,8 @@ use cross_attention::cpu::{CpuPlan, CpuStrategy, SimdLevel};
 use cross_attention::kernels::Unsupported;
 use cross_attention::plan::Rejection;
 use cross_attention::{
-    AttentionProblem, AttentionSpec, DeviceCaps, DeviceClass, Diagonal, Kernel, Layout, Plan, PlanChoice, PlanError,
-    ScoreStage, TensorSpec, TileShape, workload,
+    AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element, Kernel, Layout,
+    Plan, PlanChoice, PlanError, ScoreStage, TensorSpec, TileShape, workload,
 };
 use proptest::prelude::*;
 
@@ -141,6 +141,72 @@ fn rows_are_laid_over_the_lanes_of_a_subgroup() {
     }
 }
 
+/// A GPU with matrices of 16 by 16.
+fn matrix_device() -> DeviceCaps {
+    DeviceCaps {
+        class: DeviceClass::Discrete,
+        max_compute_workgroup_storage_size: 49152,
+        subgroups: Some((32, 32)),
+        shader_f16: true,
+        cooperative_matrix: Some(CooperativeMatrix::Size16),
+        ..DeviceCaps::webgpu_defaults()
+    }
+}
+
+#[test]
+fn matrix_units_take_many_f16_queries_and_keys_on_a_gpu() {
+    let caps = matrix_device();
+    let problem = |q_len, kv_len, width, element| {
+        let tensor = |len| TensorSpec { element, layout: Layout::bhld([1, 8, len, width]) };
+        let spec = AttentionSpec::from_tensors(tensor(q_len), tensor(kv_len), tensor(kv_len));
+        AttentionProblem::new(spec).expect("sound")
+    };
+    let kernel = |caps: &DeviceCaps, problem: &_| Plan::new(problem, caps, None).expect("a plan").kernel();
+    let many = problem(1024, 1024, 64, Element::F16);
+    assert_eq!(kernel(&caps, &many), Kernel::Cooperative);
+    assert_eq!(kernel(&caps, &problem(1024, 77, 64, Element::F16)), Kernel::Tiled);
+    assert_eq!(kernel(&caps, &problem(64, 1024, 64, Element::F16)), Kernel::Tiled);
+    assert_eq!(kernel(&caps, &problem(1024, 1024, 40, Element::F16)), Kernel::Tiled);
+    assert_eq!(kernel(&caps, &problem(1024, 1024, 64, Element::F32)), Kernel::Tiled);
+    for class in [DeviceClass::Software, DeviceClass::Unknown] {
+        assert_ne!(kernel(&DeviceCaps { class, ..caps.clone() }, &many), Kernel::Cooperative, "{class}");
+    }
+    let plan = Plan::new(&problem(1024, 1024, 64, Element::F32), &caps, None).expect("a plan");
+    assert!(plan.to_string().contains("not cooperative: query is stored as f32, the kernel takes f16"), "{plan}");
+}
+
+#[test]
+fn matrix_units_are_asked_for_by_name_where_they_are() {
+    let tensor = |dim| TensorSpec::f16(Layout::bhld([1, 1, 3, dim]));
+    let problem =
+        AttentionProblem::new(AttentionSpec::from_tensors(tensor(64), tensor(64), tensor(80))).expect("sound");
+    let caps = matrix_device();
+    let lacking = [
+        (DeviceCaps { cooperative_matrix: None, ..caps.clone() }, "needs cooperative matrices of f16"),
+        (DeviceCaps { shader_f16: false, ..caps.clone() }, "needs arithmetic in f16"),
+        (DeviceCaps { subgroups: None, ..caps.clone() }, "whose size divides 128, the device has none"),
+        (DeviceCaps { subgroups: Some((8, 256)), ..caps.clone() }, "the device has them from 8 to 256"),
+        (DeviceCaps { max_compute_workgroup_storage_size: 4096, ..caps.clone() }, "bytes of workgroup memory"),
+        (DeviceCaps { max_compute_invocations_per_workgroup: 64, ..caps.clone() }, "needs 128 invocations"),
+    ];
+    for (caps, reason) in lacking {
+        let error = Plan::new(&problem, &caps, Some(Kernel::Cooperative)).expect_err(reason).to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    let tile = |block_q, block_kv| TileShape { block_q, block_kv, query_resident: true, paired_keys: false };
+    let choice = |tile| PlanChoice { tile: Some(tile), ..PlanChoice::of(Kernel::Cooperative) };
+    let plan = Plan::with_choice(&problem, &caps, &choice(tile(16, 64))).expect("a plan");
+    assert_eq!(constant(&plan, "BLOCK_Q"), Some(16), "{plan}");
+    let error = Plan::with_choice(&problem, &caps, &choice(tile(64, 64))).expect_err("no such tile").to_string();
+    assert!(error.contains("possible: block_q=32 block_kv=64 query_resident=true; "), "{error}");
+    let tried = Plan::candidates(&problem, &caps).into_iter().filter(|choice| choice.kernel == Kernel::Cooperative);
+    assert_eq!(tried.count(), 4);
+    // a software driver that is told to
+    let caps = DeviceCaps { class: DeviceClass::Software, ..caps };
+    let plan = Plan::new(&problem, &caps, Some(Kernel::Cooperative)).expect("a plan");
+    assert_eq!((plan.kernel(), plan.steps()[0].grid), (Kernel::Cooperative, [1, 1, 1]));
+}
+
 #[test]
 fn keys_are_split_to_fill_the_device_and_heads_of_a_group_share_them() {
     let mut caps = DeviceCaps::webgpu_defaults();
@@ -173,7 +239,7 @@ fn a_plan_says_why_not() {
     let plan =
         Plan::new(&problem([1, 1, 2, 8], [1, 1, 3, 8], 8), &DeviceCaps::webgpu_defaults(), None).expect("a plan");
     let rejected: Vec<_> = plan.rejected().iter().map(|(kernel, _)| *kernel).collect();
-    let others = vec![Kernel::Fused, Kernel::Split, Kernel::Plain, Kernel::Rows];
+    let others = vec![Kernel::Fused, Kernel::Split, Kernel::Plain, Kernel::Rows, Kernel::Cooperative];
     assert_eq!((plan.kernel(), rejected), (Kernel::Tiled, others));
     assert!(plan.to_string().contains("not plain: stores q_len * kv_len scores"), "{plan}");
 }
@@ -187,7 +253,8 @@ fn parts_fit_every_limit() {
     for (binding, grid) in [(1 << 20, 65535), (30_000, 65535), (1 << 20, 5), (4096, 4)] {
         caps.max_storage_buffer_binding_size = binding;
         caps.max_compute_workgroups_per_dimension = grid;
-        for kernel in Kernel::ALL {
+        // the problem is in f32
+        for kernel in Kernel::ALL.into_iter().filter(|kernel| *kernel != Kernel::Cooperative) {
             let plan = Plan::new(&problem, &caps, Some(kernel)).expect("a plan");
             for step in plan.steps() {
                 assert!(step.grid.iter().all(|n| (1..=grid).contains(n)), "{plan}");
@@ -325,7 +392,8 @@ fn a_choice_that_does_not_fit_is_refused() {
         other => panic!("{choice}: {other:?}"),
     };
     let tile = |block_q, block_kv| Some(TileShape { block_q, block_kv, query_resident: true, paired_keys: false });
-    for kernel in Kernel::ALL {
+    // the cooperative kernel refuses what is in f32 first
+    for kernel in Kernel::ALL.into_iter().filter(|kernel| *kernel != Kernel::Cooperative) {
         for tile in [tile(0, 0), tile(u32::MAX, u32::MAX), tile(17, 64), tile(16, 63), tile(64, 4)] {
             let reason = refused(PlanChoice { tile, ..PlanChoice::of(kernel) });
             assert!(matches!(reason, Unsupported::Tile { .. }), "{kernel}: {reason}");

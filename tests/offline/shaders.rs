@@ -6,8 +6,8 @@ use std::collections::HashSet;
 use cross_attention::kernels::Shader;
 use cross_attention::plan::{Step, Variant};
 use cross_attention::{
-    AttentionProblem, AttentionSpec, DeviceCaps, DeviceClass, Diagonal, Element, Kernel, Layout, Plan, ScoreStage,
-    TensorSpec,
+    AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element, Kernel, Layout,
+    Plan, ScoreStage, TensorSpec,
 };
 use naga::back::PipelineConstants;
 use naga::proc::Layouter;
@@ -16,6 +16,10 @@ use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, 
 /// Nothing beyond core WGSL: naga counts even `unpack2x16float` as a capability, since old GLSL lacks it.
 const CORE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
+/// What the cooperative kernel needs: matrices, f16 to store in workgroup memory, and subgroups to share the work.
+const COOPERATIVE: Capabilities =
+    CORE.union(Capabilities::COOPERATIVE_MATRIX).union(Capabilities::SHADER_FLOAT16).union(Capabilities::SUBGROUP);
+
 /// Whether a shader is built with subgroup operations.
 fn needs_subgroups(variant: &Variant) -> bool {
     variant.shader == Shader::Rows || variant.snippets.contains(&"row_parts_subgroup")
@@ -23,8 +27,9 @@ fn needs_subgroups(variant: &Variant) -> bool {
 
 /// Core WGSL, and subgroups where a shader is made for them.
 fn validator(variant: &Variant) -> Validator {
+    let capabilities = if variant.shader == Shader::Cooperative { COOPERATIVE } else { CORE };
     if !needs_subgroups(variant) {
-        return Validator::new(ValidationFlags::all(), CORE);
+        return Validator::new(ValidationFlags::all(), capabilities);
     }
     let mut validator = Validator::new(ValidationFlags::all(), CORE | Capabilities::SUBGROUP);
     validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
@@ -109,17 +114,18 @@ fn steps() -> Vec<Step> {
     let mut steps = vec![];
     for (n, spec) in specs().into_iter().enumerate() {
         let problem = AttentionProblem::new(spec).expect("a sound spec");
-        for kernel in Kernel::ALL {
+        // the cooperative kernel has a test of its own
+        for kernel in Kernel::ALL.into_iter().filter(|kernel| *kernel != Kernel::Cooperative) {
             let caps = match kernel {
                 _ if n % 4 == 3 => &larger,
                 Kernel::Rows => &with_subgroups,
-                Kernel::Split | Kernel::Tiled | Kernel::Fused | Kernel::Plain => &smallest,
+                _ => &smallest,
             };
             // their loops are written out, so they take long to read; a spread of what they share with the others will do
             let spread = match kernel {
                 Kernel::Tiled => 11,
                 Kernel::Rows => 37,
-                Kernel::Split | Kernel::Fused | Kernel::Plain => 1,
+                _ => 1,
             };
             if n % spread > 0 {
                 continue;
@@ -175,7 +181,7 @@ fn every_variant_is_valid_and_host_and_shader_agree() {
     let steps = steps();
     assert!(steps.len() > 1000, "only {} variants", steps.len());
     let shaders: HashSet<_> = steps.iter().map(|step| step.variant.shader).collect();
-    assert_eq!(shaders.len() + 1, Shader::ALL.len(), "merge is not part of any plan");
+    assert_eq!(shaders.len() + 2, Shader::ALL.len(), "merge is not part of any plan, cooperative of none of these");
     for (n, step) in steps.iter().enumerate() {
         let (module, info) = resolve(&step.variant);
         compare_bindings(&module, step);
@@ -230,6 +236,50 @@ fn every_candidate_is_valid() {
         }
     }
     assert!(seen.len() > 100, "only {} variants", seen.len());
+}
+
+/// Steps of the cooperative kernel, for each size of matrix and several sizes of memory.
+fn cooperative_steps() -> Vec<Step> {
+    let mut caps = DeviceCaps { shader_f16: true, subgroups: Some((32, 64)), ..DeviceCaps::webgpu_defaults() };
+    let mut seen = HashSet::new();
+    let mut steps = vec![];
+    for (n, mut spec) in specs().into_iter().enumerate().filter(|(n, _)| n % 5 == 0) {
+        for tensor in [&mut spec.query, &mut spec.key, &mut spec.value] {
+            tensor.element = Element::F16;
+        }
+        caps.class = [DeviceClass::Discrete, DeviceClass::Software][n / 5 % 2];
+        caps.cooperative_matrix = Some([CooperativeMatrix::Size8, CooperativeMatrix::Size16][n / 10 % 2]);
+        caps.max_compute_workgroup_storage_size = [32768, 49152, 65536][n / 20 % 3];
+        caps.subgroups = Some([(4, 4), (8, 8), (32, 64)][n / 60 % 3]);
+        let problem = AttentionProblem::new(spec).expect("a sound spec");
+        let Ok(plan) = Plan::new(&problem, &caps, Some(Kernel::Cooperative)) else {
+            assert_eq!(problem.head_dim(), 2000, "{problem:?}");
+            continue;
+        };
+        let own = plan.steps().iter().filter(|step| step.variant.shader == Shader::Cooperative);
+        for step in own.filter(|step| seen.insert(step.variant.clone())) {
+            assert!(step.workgroup_bytes <= u64::from(caps.max_compute_workgroup_storage_size), "{plan}");
+            steps.push(step.clone());
+        }
+    }
+    steps
+}
+
+#[test]
+fn cooperative_is_valid_and_host_and_shader_agree() {
+    let steps = cooperative_steps();
+    assert!(steps.len() > 100, "only {} variants", steps.len());
+    for (n, step) in steps.iter().enumerate() {
+        let (module, info) = resolve(&step.variant);
+        compare_bindings(&module, step);
+        compare_params(&module, step.variant.shader);
+        assert_eq!(workgroup_bytes(&module), step.workgroup_bytes, "{:?}", step.variant);
+        if n % 16 == 0 {
+            // matrices are for Vulkan only
+            let options = naga::back::spv::Options { lang_version: (1, 4), ..Default::default() };
+            naga::back::spv::write_vec(&module, &info, &options, None).expect("SPIR-V");
+        }
+    }
 }
 
 #[test]
