@@ -2,8 +2,8 @@
 
 use super::params::Params;
 use super::{
-    Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory,
-    storage_buffers,
+    Kernel, Shader, Slot, Unsupported, check_invocations, check_iterations, check_storage_buffers,
+    check_workgroup_memory, storage_buffers,
 };
 use crate::caps::DeviceCaps;
 use crate::plan::bindings::Bindings;
@@ -46,6 +46,13 @@ impl Tiles {
 
     pub(crate) fn shape(&self) -> TileShape {
         TileShape::new(self.rows, BLOCK_KV, true)
+    }
+
+    /// Loop iterations of an invocation, but for those over rows and value dimensions, which every driver writes out.
+    fn iterations(&self, problem: &AttentionProblem) -> usize {
+        let block = 2 + problem.head_dim() + BLOCK_KV + BLOCK_KV / self.rows;
+        let once = self.rows * problem.head_dim().div_ceil(BLOCK_KV) + BLOCK_KV;
+        problem.kv_len().div_ceil(BLOCK_KV) * block + once
     }
 }
 
@@ -93,6 +100,7 @@ pub(crate) fn tiling(
         }
     };
     check_workgroup_memory(tiles.workgroup_bytes, problem, caps)?;
+    check_iterations(tiles.iterations(problem), caps)?;
     Ok(tiles)
 }
 

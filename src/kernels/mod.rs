@@ -12,7 +12,7 @@ pub(crate) mod tiled;
 
 pub use params::Params;
 
-use crate::caps::DeviceCaps;
+use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::split::Part;
 use crate::plan::{PlanChoice, Step, TileShape};
 use crate::problem::AttentionProblem;
@@ -263,11 +263,21 @@ pub enum Unsupported {
         /// What would do.
         possible: String,
     },
-    /// Parts of the keys were asked for that are too many, or none.
-    #[error("num_splits is {found}, possible: 1 to {max}")]
+    /// A software driver would leave the kernel's loops before their end, without a word.
+    #[error("takes {needed} loop iterations in an invocation, software drivers may leave all loops after {found}")]
+    Iterations {
+        /// Iterations of all loops together, at most.
+        needed: u64,
+        /// Iterations that are safe.
+        found: u64,
+    },
+    /// Parts of the keys were asked for that are too many, or too few.
+    #[error("num_splits is {found}, possible: {min} to {max}")]
     NumSplits {
         /// What was asked.
         found: u32,
+        /// The fewest that would do.
+        min: u32,
         /// The most that would do.
         max: u32,
     },
@@ -449,6 +459,19 @@ pub(crate) fn check_invocations(needed: u32, caps: &DeviceCaps) -> Result<(), Un
 pub(crate) fn check_storage_buffers(needed: u32, caps: &DeviceCaps) -> Result<(), Unsupported> {
     let found = caps.max_storage_buffers_per_shader_stage;
     if found < needed { Err(Unsupported::StorageBuffers { needed, found }) } else { Ok(()) }
+}
+
+/// Iterations of an invocation, all its loops together, after which llvmpipe leaves every loop it is in
+/// (`LP_MAX_TGSI_LOOP_ITERATIONS`); results are then wrong, and nothing says so.
+const MAX_ITERATIONS: u64 = 65_535;
+
+/// Refuses what a software driver would cut short; `needed` may be too many, for drivers write short loops out.
+pub(crate) fn check_iterations(needed: usize, caps: &DeviceCaps) -> Result<(), Unsupported> {
+    let (needed, found) = (needed as u64, MAX_ITERATIONS);
+    if caps.class == DeviceClass::Software && needed > found {
+        return Err(Unsupported::Iterations { needed, found });
+    }
+    Ok(())
 }
 
 pub(crate) fn check_workgroup_memory(

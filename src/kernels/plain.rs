@@ -1,7 +1,9 @@
 //! The plain kernel: `scores.wgsl`, `softmax.wgsl` and `weighted_sum.wgsl` as three dispatches.
 
 use super::params::Params;
-use super::{Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory};
+use super::{
+    Shader, Slot, Unsupported, check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory,
+};
 use crate::caps::DeviceCaps;
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
@@ -30,7 +32,9 @@ pub(crate) fn tiling(
 pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
     check_invocations(256, caps)?;
     check_storage_buffers(6, caps)?;
-    check_workgroup_memory(TILES_BYTES, problem, caps)
+    check_workgroup_memory(TILES_BYTES, problem, caps)?;
+    // of the weighted sum, which has the most of them
+    check_iterations(problem.kv_len().max(problem.head_dim()).div_ceil(TILE) * (TILE + 1), caps)
 }
 
 pub(crate) fn grids(problem: &AttentionProblem, part: &Part) -> Vec<[u64; 3]> {

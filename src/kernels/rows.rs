@@ -33,6 +33,8 @@ const BLOCK_KEYS: usize = 64;
 const WANTED_WORKGROUPS: usize = 8;
 /// Fewest keys that are worth a workgroup of their own.
 const MIN_SPLIT: usize = 512;
+/// Keys of a lane, at most: a software driver leaves loops after some number of iterations (`check_iterations`).
+const MAX_LANE_KEYS: usize = 1 << 15;
 
 /// How a problem is laid over subgroups. Parts of it are laid in the same way, so that cutting changes no bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +80,14 @@ fn vecs(problem: &AttentionProblem) -> usize {
     problem.head_dim().max(problem.v_head_dim()).div_ceil(4)
 }
 
+/// Parts of the keys, at least.
+fn min_splits(kv_len: usize, key_lanes: usize) -> usize {
+    kv_len.div_ceil(MAX_LANE_KEYS * key_lanes).max(1)
+}
+
 /// Parts of the keys, at most: each has a block of keys.
-fn max_splits(problem: &AttentionProblem, key_lanes: usize) -> usize {
-    problem.kv_len().div_ceil(BLOCK_KEYS * key_lanes).max(1)
+fn max_splits(kv_len: usize, key_lanes: usize) -> usize {
+    kv_len.div_ceil(BLOCK_KEYS * key_lanes).max(1)
 }
 
 /// The most rows a lane first, for whatever is loaded serves them all; then as many lanes as the rest of the rows need.
@@ -92,19 +99,24 @@ fn tiles(problem: &AttentionProblem, subgroup: usize) -> Tiles {
     let row_lanes = row_count.div_ceil(max_rows).next_power_of_two().min(subgroup).min(MAX_ROW_LANES);
     let rows = row_count.div_ceil(row_lanes).min(max_rows);
     let workgroups = problem.batch() * problem.kv_heads() * row_count.div_ceil(rows * row_lanes);
-    let splits = WANTED_WORKGROUPS.div_ceil(workgroups.max(1)).min(problem.kv_len() / MIN_SPLIT).max(1);
+    let splits = WANTED_WORKGROUPS.div_ceil(workgroups.max(1)).min(problem.kv_len() / MIN_SPLIT);
+    let splits = splits.max(min_splits(problem.kv_len(), subgroup / row_lanes));
     Tiles { subgroup, rows, row_lanes, splits }
 }
 
-/// Every layout of rows over lanes that the shader can be built for, with the keys in one part.
+/// Every layout of rows over lanes that the shader can be built for, with the keys in as few parts as may be.
 fn all(problem: &AttentionProblem, subgroup: usize) -> impl Iterator<Item = Tiles> + use<> {
     let max_rows = (MAX_VECS / vecs(problem)).clamp(1, MAX_ROWS);
-    let of = move |row_lanes| (1..=max_rows).map(move |rows| Tiles { subgroup, rows, row_lanes, splits: 1 });
+    let kv_len = problem.kv_len();
+    let of = move |row_lanes| {
+        let splits = min_splits(kv_len, subgroup / row_lanes);
+        (1..=max_rows).map(move |rows| Tiles { subgroup, rows, row_lanes, splits })
+    };
     [1, 2, 4, MAX_ROW_LANES].into_iter().filter(move |lanes| *lanes <= subgroup).flat_map(of)
 }
 
 /// The preferred layout, one with half the rows a lane and one with more, each with the keys in the preferred number of
-/// parts and in one; on software drivers only.
+/// parts and in as few as may be; on software drivers only.
 pub(crate) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<PlanChoice> {
     let Some(lanes) = subgroup(caps).ok().filter(|_| caps.class == DeviceClass::Software) else { return vec![] };
     let preferred = tiles(problem, lanes as usize);
@@ -131,12 +143,13 @@ pub(crate) fn tiling(problem: &AttentionProblem, caps: &DeviceCaps, choice: &Pla
             let possible: Vec<_> = all(problem, lanes as usize).map(|tiles| tiles.shape().to_string()).collect();
             Unsupported::Tile { found, possible: possible.join("; ") }
         })?;
-        tiles = Tiles { splits, ..forced };
+        tiles = Tiles { splits: splits.max(forced.splits), ..forced };
     }
     if let Some(found) = choice.num_splits {
-        let max = u32::try_from(max_splits(problem, tiles.key_lanes())).unwrap_or(u32::MAX);
-        if found == 0 || found > max {
-            return Err(Unsupported::NumSplits { found, max });
+        let possible = [min_splits, max_splits].map(|splits| splits(problem.kv_len(), tiles.key_lanes()));
+        let [min, max] = possible.map(|splits| u32::try_from(splits).unwrap_or(u32::MAX));
+        if !(min..=max).contains(&found) {
+            return Err(Unsupported::NumSplits { found, min, max });
         }
         tiles.splits = found as usize;
     }

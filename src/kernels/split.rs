@@ -2,8 +2,8 @@
 
 use super::params::Params;
 use super::{
-    Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, combine,
-    storage_buffers,
+    Kernel, Shader, Slot, Unsupported, check_invocations, check_iterations, check_storage_buffers,
+    check_workgroup_memory, combine, storage_buffers,
 };
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
@@ -80,6 +80,22 @@ fn max_splits(keys: usize) -> usize {
     keys.div_ceil(KEYS * LANES).max(1)
 }
 
+/// Loop iterations of an invocation over this many keys, at most.
+fn iterations(problem: &AttentionProblem, keys: usize, rows: usize, column_lanes: usize) -> usize {
+    let values = (KEYS * LANES).div_ceil(LANES / column_lanes);
+    let block = 2 + problem.head_dim().div_ceil(4) + values + KEYS * rows + LANES;
+    keys.div_ceil(KEYS * LANES) * block + rows * problem.head_dim().div_ceil(4) + (rows + 1) * LANES
+}
+
+/// Parts of the keys, at least: as many as a software driver runs to their end.
+fn min_splits(problem: &AttentionProblem, keys: usize, caps: &DeviceCaps, rows: usize, column_lanes: usize) -> usize {
+    let fits = |splits: &usize| {
+        let keys = keys.div_ceil(*splits);
+        check_iterations(iterations(problem, keys, rows, column_lanes), caps).is_ok()
+    };
+    (0..usize::BITS).map(|power| 1usize << power).find(fits).unwrap_or(1)
+}
+
 /// Folded rows of a workgroup that registers allow.
 fn max_rows(columns: usize, row_count: usize) -> usize {
     (MAX_ACCUMULATORS / columns).max(1).min(row_count.max(1))
@@ -101,6 +117,7 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
         let workgroups = part.heads.len() / group * (part.batch.len() / entries) * row_blocks;
         let wanted = wanted_workgroups(caps.class).div_ceil(workgroups.max(1));
         let splits = wanted.min(part.keys.len().div_ceil(MIN_SPLIT)).max(1);
+        let splits = splits.max(min_splits(problem, part.keys.len(), caps, rows, column_lanes));
         // a range of the keys may have fewer blocks
         let splits = forced.splits.map_or(splits, |splits| splits.min(max_splits(part.keys.len())));
         Tiles { group, entries, rows, row_blocks, splits, column_lanes, columns, workgroup_bytes }
@@ -134,7 +151,7 @@ pub(crate) fn tiling(
     if let Some(found) = choice.num_splits {
         let max = u32::try_from(max_splits(problem.kv_len())).unwrap_or(u32::MAX);
         if found == 0 || found > max {
-            return Err(Unsupported::NumSplits { found, max });
+            return Err(Unsupported::NumSplits { found, min: 1, max });
         }
         tiling.splits = Some(found as usize);
     }
@@ -153,6 +170,8 @@ pub(crate) fn tiling(
         return Err(Unsupported::Dim { name: "v_head_dim", found: problem.v_head_dim(), max });
     }
     check_workgroup_memory(tiles.workgroup_bytes, problem, caps)?;
+    let keys = problem.kv_len().div_ceil(tiles.splits);
+    check_iterations(iterations(problem, keys, tiles.rows, tiles.column_lanes), caps)?;
     Ok(tiling)
 }
 

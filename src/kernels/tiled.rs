@@ -2,8 +2,8 @@
 
 use super::params::Params;
 use super::{
-    Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory,
-    storage_buffers,
+    Kernel, Shader, Slot, Unsupported, check_invocations, check_iterations, check_storage_buffers,
+    check_workgroup_memory, storage_buffers,
 };
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
@@ -93,6 +93,12 @@ impl Tiles {
     pub(crate) fn shape(&self) -> TileShape {
         let shape = TileShape::new(self.block_q(), self.block_kv(), self.query_resident);
         TileShape { paired_keys: self.turned, ..shape }
+    }
+
+    /// Loop iterations of an invocation, at most: values that are infinite or NaN are weighted key by key.
+    const fn iterations(&self, problem: &AttentionProblem) -> usize {
+        let block = 1 + self.key_chunks + self.value_chunks * self.columns() * (2 + 2 * self.key_lanes);
+        problem.kv_len().div_ceil(self.block_kv()) * block + self.block_q()
     }
 
     /// Value columns of one invocation in a chunk.
@@ -290,6 +296,7 @@ pub(crate) fn tiling(
         return Err(Unsupported::Dim { name: "v_head_dim", found: problem.v_head_dim(), max });
     }
     check_workgroup_memory(tiles.workgroup_bytes, problem, caps)?;
+    check_iterations(tiles.iterations(problem), caps)?;
     Ok(tiles)
 }
 

@@ -219,6 +219,28 @@ fn keys_are_split_to_fill_the_device_and_heads_of_a_group_share_them() {
 }
 
 #[test]
+fn a_software_driver_is_not_asked_for_more_iterations_than_it_runs() {
+    let mut caps = DeviceCaps::webgpu_defaults();
+    caps.class = DeviceClass::Software;
+    let long = problem([1, 64, 64, 64], [1, 64, 1_000_000, 64], 64);
+    for (kernel, subgroups, splits) in [(Kernel::Rows, Some((8, 8)), 31), (Kernel::Split, None, 32)] {
+        caps.subgroups = subgroups;
+        caps.max_storage_buffer_binding_size = 1 << 32;
+        let plan = Plan::new(&long, &caps, None).expect("a plan");
+        assert_eq!((plan.kernel(), constant(&plan, "SPLITS")), (kernel, Some(splits)), "{plan}");
+        let choice = PlanChoice { num_splits: Some(1), ..PlanChoice::of(kernel) };
+        assert!(Plan::with_choice(&long, &caps, &choice).is_err());
+    }
+    for kernel in [Kernel::Tiled, Kernel::Fused, Kernel::Plain] {
+        let error = Plan::new(&long, &caps, Some(kernel)).expect_err("too long");
+        assert!(error.to_string().contains("loop iterations in an invocation"), "{error}");
+    }
+    // no others are known to do this
+    caps.class = DeviceClass::Discrete;
+    assert_eq!(Plan::new(&long, &caps, None).expect("a plan").kernel(), Kernel::Tiled);
+}
+
+#[test]
 fn probabilities_choose_the_plain_kernel_and_no_workspace() {
     let mut spec = AttentionSpec::new([2, 4, 17, 8], [2, 2, 33, 8]);
     let caps = DeviceCaps::webgpu_defaults();
