@@ -139,7 +139,7 @@ fn number(slot: Slot) -> u32 {
         Slot::Key => 2,
         Slot::Value => 3,
         Slot::Output => 7,
-        Slot::Workspace => 9,
+        Slot::Workspace | Slot::States => 9,
         other => panic!("{other:?} is in no spec here"),
     }
 }
