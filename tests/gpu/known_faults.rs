@@ -27,6 +27,8 @@ const KNOWN: [KnownFault; 1] = [KnownFault {
         "nan_in_query",
         "nan_in_bias",
         "nan_in_f16_key",
+        "beams_nan_in_key",
+        "beams_nan_in_query",
         "inf_in_bias",
     ],
     message: "want NaN",

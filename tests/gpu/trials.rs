@@ -64,7 +64,7 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
     let mut trials = Vec::new();
     for (n, (name, check)) in checks().into_iter().enumerate() {
         let check = Arc::new(check);
-        for kernel in Kernel::ALL {
+        for kernel in kernels(adapter) {
             if adapter.sparing && !in_turn(kernel, n) {
                 continue;
             }
@@ -80,7 +80,7 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
             trials.push(trial(adapter, kernel.name(), &name, move || check::case_with(&case, &run_with(&on, kernel))));
         }
     }
-    for kernel in Kernel::ALL {
+    for kernel in kernels(adapter) {
         trials.extend(parts::trials(adapter, kernel));
         trials.extend(keys::trials(adapter, kernel));
     }
@@ -89,6 +89,12 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
     #[cfg(feature = "tune")]
     trials.extend(super::tuning::trials(adapter));
     trials
+}
+
+/// The kernels that are tried: that on matrix units where there are any, and all others.
+fn kernels(adapter: &Adapter) -> impl Iterator<Item = Kernel> + use<> {
+    let matrices = adapter.context.caps().cooperative_matrix.is_some();
+    Kernel::ALL.into_iter().filter(move |kernel| *kernel != Kernel::Cooperative || matrices)
 }
 
 /// Whether a driver that is spared runs a check with a kernel. Kernels whose loops are written out take a software driver

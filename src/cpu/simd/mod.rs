@@ -1,8 +1,8 @@
 //! Vectors of f32 on whatever the machine has, and the kernels over them: the only module with unsafe code.
 //!
 //! What makes it sound:
-//! - A [`SimdLevel`] is made by [`SimdLevel::available`] alone, which asks the processor. Code that needs AVX-512 or
-//!   AVX2 is reached only through a level that names it.
+//! - A [`SimdLevel`] is made by [`SimdLevel::available`] alone, which asks the processor. Code that needs AVX-512,
+//!   AVX2 or NEON is reached only through a level that names it.
 //! - Each kernel first compares the lengths of its slices with what its loops will touch, and panics if they do not
 //!   fit; behind that it reads and writes by pointer.
 //! - [`shared`] hands out each part of a buffer at most once.
@@ -14,6 +14,8 @@
 mod exp;
 mod few;
 mod masks;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(feature = "native")]
 mod peak;
 mod portable;
@@ -56,6 +58,8 @@ enum Kind {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     Scalar,
 }
 
@@ -72,6 +76,8 @@ impl SimdLevel {
             #[cfg(target_arch = "x86_64")]
             (std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma"))
                 .then_some(Self(Kind::Avx2)),
+            #[cfg(target_arch = "aarch64")]
+            std::arch::is_aarch64_feature_detected!("neon").then_some(Self(Kind::Neon)),
             Some(Self::SCALAR),
         ]
         .into_iter()
@@ -84,7 +90,7 @@ impl SimdLevel {
         Self::available().next().unwrap_or(Self::SCALAR)
     }
 
-    /// `avx512`, `avx2` or `scalar`.
+    /// `avx512`, `avx2`, `neon` or `scalar`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self.0 {
@@ -92,6 +98,8 @@ impl SimdLevel {
             Kind::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "neon",
             Kind::Scalar => "scalar",
         }
     }
@@ -104,6 +112,8 @@ impl SimdLevel {
             Kind::Avx512 => 16,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => 8,
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => 4,
             Kind::Scalar => 4,
         }
     }
@@ -115,6 +125,8 @@ impl SimdLevel {
             Kind::Avx512 => 4,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => 2,
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => 4,
             Kind::Scalar => 2,
         }
     }
@@ -194,6 +206,11 @@ macro_rules! dispatch {
             fn avx2($($arg: $ty),*) $(-> $ret)? {
                 $generic($crate::cpu::simd::x86::Avx2, $($arg),*)
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            fn neon($($arg: $ty),*) $(-> $ret)? {
+                $generic($crate::cpu::simd::neon::Neon, $($arg),*)
+            }
             match level.0 {
                 // SAFETY: a level exists only where the processor was asked for these features
                 #[cfg(target_arch = "x86_64")]
@@ -201,6 +218,9 @@ macro_rules! dispatch {
                 // SAFETY: as above
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::simd::Kind::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above
+                #[cfg(target_arch = "aarch64")]
+                $crate::cpu::simd::Kind::Neon => unsafe { neon($($arg),*) },
                 $crate::cpu::simd::Kind::Scalar => $generic($crate::cpu::simd::portable::Portable, $($arg),*),
             }
         }
