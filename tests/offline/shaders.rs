@@ -31,7 +31,7 @@ fn validator(variant: &Variant) -> Validator {
     if !needs_subgroups(variant) {
         return Validator::new(ValidationFlags::all(), capabilities);
     }
-    let mut validator = Validator::new(ValidationFlags::all(), CORE | Capabilities::SUBGROUP);
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities | Capabilities::SUBGROUP);
     validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
     validator
 }
