@@ -65,7 +65,7 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
     for (n, (name, check)) in checks().into_iter().enumerate() {
         let check = Arc::new(check);
         for kernel in kernels(adapter) {
-            if adapter.sparing && !in_turn(kernel, n) {
+            if adapter.sparing && !in_turn(adapter, kernel, n) {
                 continue;
             }
             let check = Arc::clone(&check);
@@ -99,8 +99,11 @@ fn kernels(adapter: &Adapter) -> impl Iterator<Item = Kernel> + use<> {
 
 /// Whether a driver that is spared runs a check with a kernel. Kernels whose loops are written out take a software driver
 /// a second or more to compile, so the checks are shared out among them; the others run all.
-fn in_turn(kernel: Kernel, check: usize) -> bool {
+fn in_turn(adapter: &Adapter, kernel: Kernel, check: usize) -> bool {
+    // SwiftShader has subgroups of 4, and takes as long for the rows kernel as for the tiled one
+    let small_subgroups = adapter.context.caps().subgroups.is_some_and(|(_, largest)| largest < 8);
     match kernel {
+        Kernel::Rows if small_subgroups => check.is_multiple_of(3),
         Kernel::Split => check.is_multiple_of(2),
         Kernel::Tiled => !check.is_multiple_of(2),
         Kernel::Rows | Kernel::Cooperative | Kernel::Fused | Kernel::Plain => true,
