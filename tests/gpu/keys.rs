@@ -105,14 +105,15 @@ fn one_range_fits(of: &DeviceCaps, case: &Case, of_keys: usize) -> DeviceCaps {
     DeviceCaps { max_storage_buffer_binding_size: bytes as u64, ..of.clone() }
 }
 
-/// The limits above cut the keys of nearly all cases, else those trials guard nothing.
+/// The limits above cut the keys of most cases, else those trials guard nothing. Where bindings begin at multiples of 256
+/// bytes, small cases fit.
 fn keys_are_cut(adapter: &Adapter, kernel: Kernel, cases: &[Case]) -> Result<(), String> {
     let uncut = |case: &&Case| {
         let caps = one_range_fits(adapter.context.caps(), case, 2);
         !Plan::new(&case.problem(), &caps, Some(kernel)).is_ok_and(|plan| plan.key_parts() > 1)
     };
     let names: Vec<&str> = cases.iter().filter(uncut).map(|case| case.name.as_str()).collect();
-    if names.len() <= 4 { Ok(()) } else { Err(format!("keys are not cut in {}", names.join(", "))) }
+    if names.len() * 4 <= cases.len() { Ok(()) } else { Err(format!("keys are not cut in {}", names.join(", "))) }
 }
 
 /// A boolean mask, under which blocks of keys may be left out, gives the bits of a bias of 0 and -inf, under which none is.
