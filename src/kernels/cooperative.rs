@@ -1,7 +1,9 @@
 //! The cooperative kernel (shaders/cooperative.wgsl): tiles, limits, dispatch.
 
 use super::params::Params;
-use super::{Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, storage_buffers};
+use super::{
+    Kernel, Shader, Slot, Unsupported, check_invocations, check_iterations, check_storage_buffers, storage_buffers,
+};
 use crate::caps::{CooperativeMatrix, DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
@@ -48,6 +50,20 @@ pub(crate) struct Tiles {
 impl Tiles {
     pub(crate) fn shape(&self) -> TileShape {
         TileShape::new(self.block_q, self.block_kv, true)
+    }
+
+    /// Loop iterations of an invocation, at most: as if one subgroup made all matrices, and every block had an infinite
+    /// value.
+    fn iterations(&self, problem: &AttentionProblem) -> usize {
+        let size = self.matrix.size();
+        let (strips, keys) = (self.block_q / size, self.block_kv / size);
+        let [widths, columns] = [self.key_chunk, self.value_chunk].map(|chunk| chunk * 4 / size);
+        let key = 1 + (self.block_kv * self.key_chunk).div_ceil(INVOCATIONS) + strips * keys * (1 + widths);
+        let staged = 5 * (self.block_kv / 4 * self.value_chunk).div_ceil(INVOCATIONS);
+        let value = 1 + staged + strips * columns * (1 + keys) + self.columns() * self.block_kv;
+        let once = (self.block_q * self.query_row()).div_ceil(INVOCATIONS) + self.block_q;
+        let block = 1 + self.key_chunks * key + self.value_chunks * value;
+        problem.kv_len().div_ceil(self.block_kv) * block + once
     }
 
     /// Invocations of a query row.
@@ -204,14 +220,16 @@ pub(crate) fn tiling(
     check_invocations(workgroup, caps)?;
     check_storage_buffers(storage_buffers(problem), caps)?;
     let mut all = fitting(problem, caps, matrix);
-    match shape {
+    let tiles = match shape {
         None => all.next().ok_or_else(|| too_large(problem, caps, matrix)),
         Some(found) => all.find(|tiles| tiles.shape() == found).ok_or_else(|| {
             let possible: Vec<_> = candidates(problem, caps).into_iter().filter_map(|choice| choice.tile).collect();
             let possible = possible.iter().map(TileShape::to_string).collect::<Vec<_>>().join("; ");
             Unsupported::Tile { found, possible }
         }),
-    }
+    }?;
+    check_iterations(tiles.iterations(problem), caps)?;
+    Ok(tiles)
 }
 
 /// What keeps the smallest tiles from fitting.
