@@ -14,6 +14,25 @@ pub(crate) fn grid(part: &Part) -> [u64; 3] {
     [part.rows.len() as u64, part.heads.len() as u64, part.batch.len() as u64]
 }
 
+/// Binds what a kernel writes that makes `splits` states of the keys: them, or the outputs where there is one.
+pub(crate) fn write_ends(
+    problem: &AttentionProblem,
+    part: &Part,
+    splits: usize,
+    bindings: &mut Bindings<'_>,
+    variant: &mut Variant,
+) {
+    if splits > 1 {
+        let all = States { first: 0, count: splits };
+        bindings.states(part.states.unwrap_or(all)).write(Slot::States);
+        variant.snippets(&["split_end_partial", "part_state"]);
+    } else {
+        bindings.write_outputs();
+        let spec = problem.spec();
+        variant.snippets(&["split_end_whole"]).output_vec(spec).lse(spec.lse);
+    }
+}
+
 /// Merges `count` states of a part's rows, and adds the sink.
 pub(crate) fn step(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, count: usize) -> Step {
     let spec = problem.spec();
@@ -21,10 +40,7 @@ pub(crate) fn step(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, c
     if spec.sinks {
         bindings.read(&[Slot::RowData]);
     }
-    bindings.states(States { first: 0, count }).write(Slot::States).write(Slot::Output);
-    if spec.lse {
-        bindings.write(Slot::Lse);
-    }
+    bindings.states(States { first: 0, count }).write(Slot::States).write_outputs();
     let mut variant = Variant::new(Shader::Combine);
     variant.output(spec).row_data(spec.sinks).lse(spec.lse).snippets(&["row_end", "numerics", "part_state"]);
     variant.sink_override(spec).constant("SPLITS", count).size("V_HEAD_DIM", problem.v_head_dim());

@@ -1,9 +1,7 @@
 //! The cooperative kernel (shaders/cooperative.wgsl): tiles, limits, dispatch.
 
 use super::params::Params;
-use super::{
-    Kernel, Shader, Slot, Unsupported, check_invocations, check_iterations, check_storage_buffers, storage_buffers,
-};
+use super::{Kernel, Shader, Unsupported, check_invocations, check_iterations, check_storage_buffers, storage_buffers};
 use crate::caps::{CooperativeMatrix, DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
@@ -250,12 +248,7 @@ pub(crate) fn grid(part: &Part, tiles: &Tiles) -> [u64; 3] {
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
     let spec = problem.spec();
     let mut bindings = Bindings::new(problem, part, caps);
-    bindings.read(&[Slot::Query, Slot::Key, Slot::Value]);
-    bindings.read_terms();
-    bindings.write(Slot::Output);
-    if spec.lse {
-        bindings.write(Slot::Lse);
-    }
+    bindings.read_inputs().write_outputs();
     let mut variant = Variant::new(Shader::Cooperative);
     variant.snippets(&[match tiles.matrix {
         CooperativeMatrix::Size8 => "matrices_8",

@@ -2,8 +2,8 @@
 
 use super::params::Params;
 use super::{
-    Kernel, Shader, Slot, Unsupported, check_invocations, check_iterations, check_storage_buffers,
-    check_workgroup_memory, storage_buffers,
+    Kernel, Shader, Unsupported, check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory,
+    storage_buffers,
 };
 use crate::caps::DeviceCaps;
 use crate::plan::bindings::Bindings;
@@ -112,12 +112,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let spec = problem.spec();
     let &Tiles { rows, dims_per_lane, workgroup_bytes } = tiles;
     let mut bindings = Bindings::new(problem, part, caps);
-    bindings.read(&[Slot::Query, Slot::Key, Slot::Value]);
-    bindings.read_terms();
-    bindings.write(Slot::Output);
-    if spec.lse {
-        bindings.write(Slot::Lse);
-    }
+    bindings.read_inputs().write_outputs();
     let mut variant = Variant::new(Shader::Fused);
     variant.query(spec).key(spec).value(spec).output(spec).terms(spec).lse(spec.lse);
     variant.snippets(&["keys", "score", "row_end", "numerics"]);

@@ -1,12 +1,10 @@
 //! The rows kernel (shaders/rows.wgsl): how rows and keys are laid over the lanes of a subgroup, limits, dispatch.
 
 use super::params::Params;
-use super::{
-    Kernel, Shader, Slot, Unsupported, check_invocations, check_storage_buffers, combine, split, storage_buffers,
-};
+use super::{Kernel, Shader, Unsupported, check_invocations, check_storage_buffers, combine, split, storage_buffers};
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
-use crate::plan::split::{Part, States};
+use crate::plan::split::Part;
 use crate::plan::variant::Variant;
 use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
@@ -175,21 +173,11 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let spec = problem.spec();
     let split = tiles.splits > 1;
     let mut bindings = Bindings::new(problem, part, caps);
-    bindings.read(&[Slot::Query, Slot::Key, Slot::Value]).read_terms();
+    bindings.read_inputs();
     let mut variant = Variant::new(Shader::Rows);
+    combine::write_ends(problem, part, tiles.splits, &mut bindings, &mut variant);
     variant.query_vec(spec).key_vec(spec).value_vec(spec).terms(spec);
     variant.snippets(&["keys", "score", "row_end", "numerics"]);
-    if split {
-        let all = States { first: 0, count: tiles.splits };
-        bindings.states(part.states.unwrap_or(all)).write(Slot::States);
-        variant.snippets(&["split_end_partial", "part_state"]);
-    } else {
-        bindings.write(Slot::Output);
-        if spec.lse {
-            bindings.write(Slot::Lse);
-        }
-        variant.snippets(&["split_end_whole"]).output_vec(spec).lse(spec.lse);
-    }
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec).row_masks_override(spec, false);
     let (key_vecs, value_vecs) = (problem.head_dim().div_ceil(4), problem.v_head_dim().div_ceil(4));
     variant.constant("SUBGROUP", tiles.subgroup).constant("ROWS", tiles.rows).constant("ROW_LANES", tiles.row_lanes);

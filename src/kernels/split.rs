@@ -2,12 +2,12 @@
 
 use super::params::Params;
 use super::{
-    Kernel, Shader, Slot, Unsupported, check_invocations, check_iterations, check_storage_buffers,
-    check_workgroup_memory, combine, storage_buffers,
+    Kernel, Shader, Unsupported, check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory,
+    combine, storage_buffers,
 };
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
-use crate::plan::split::{Part, States};
+use crate::plan::split::Part;
 use crate::plan::variant::Variant;
 use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
@@ -215,21 +215,11 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let split = tiles.splits > 1;
 
     let mut bindings = Bindings::new(problem, part, caps);
-    bindings.read(&[Slot::Query, Slot::Key, Slot::Value]).read_terms();
+    bindings.read_inputs();
     let mut variant = Variant::new(Shader::Split);
+    combine::write_ends(problem, part, tiles.splits, &mut bindings, &mut variant);
     variant.query_vec(spec).key_vec(spec).value_vec(spec).terms(spec);
     variant.snippets(&["keys", "score", "row_end", "numerics"]);
-    if split {
-        let all = States { first: 0, count: tiles.splits };
-        bindings.states(part.states.unwrap_or(all)).write(Slot::States);
-        variant.snippets(&["split_end_partial", "part_state"]);
-    } else {
-        bindings.write(Slot::Output);
-        if spec.lse {
-            bindings.write(Slot::Lse);
-        }
-        variant.snippets(&["split_end_whole"]).output_vec(spec).lse(spec.lse);
-    }
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
     // entries of the batch with key lengths of their own are rows that see different keys
     variant.row_masks_override(spec, spec.kv_lens && tiles.entries > 1);

@@ -2,8 +2,8 @@
 
 use super::params::Params;
 use super::{
-    Kernel, Shader, Slot, Unsupported, check_invocations, check_iterations, check_storage_buffers,
-    check_workgroup_memory, storage_buffers,
+    Kernel, Shader, Unsupported, check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory,
+    storage_buffers,
 };
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
@@ -307,12 +307,7 @@ pub(crate) fn grid(part: &Part, tiles: &Tiles) -> [u64; 3] {
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
     let spec = problem.spec();
     let mut bindings = Bindings::new(problem, part, caps);
-    bindings.read(&[Slot::Query, Slot::Key, Slot::Value]);
-    bindings.read_terms();
-    bindings.write(Slot::Output);
-    if spec.lse {
-        bindings.write(Slot::Lse);
-    }
+    bindings.read_inputs().write_outputs();
     let mut variant = Variant::new(Shader::Tiled);
     variant.query_vec(spec).key_vec(spec).value_vec(spec).output_vec(spec).terms(spec).lse(spec.lse);
     variant.snippets(&["keys", "score", "exponent", "row_end", "numerics"]);

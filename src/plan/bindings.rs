@@ -78,6 +78,20 @@ impl<'a> Bindings<'a> {
     }
 
     /// Output and log-sum-exp of a part that is one of several go to the partial states.
+    /// What a kernel reads that goes from inputs to outputs.
+    pub(crate) fn read_inputs(&mut self) -> &mut Self {
+        self.read(&[Slot::Query, Slot::Key, Slot::Value]).read_terms()
+    }
+
+    /// What a kernel writes that computes rows to their end.
+    pub(crate) fn write_outputs(&mut self) -> &mut Self {
+        self.write(Slot::Output);
+        if self.problem.spec().lse {
+            self.write(Slot::Lse);
+        }
+        self
+    }
+
     pub(crate) fn write(&mut self, slot: Slot) -> &mut Self {
         let slot = match (self.part.states, slot) {
             (Some(_), Slot::Output) => Slot::PartOutput,

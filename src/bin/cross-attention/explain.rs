@@ -1,15 +1,12 @@
 //! `explain`: what would run for a shape or a file, and why, without running it.
 
-use std::path::PathBuf;
-
 use cross_attention::gpu::Context;
 use cross_attention::{AttentionProblem, Device, Kernel, KernelChoice, Plan};
 
 use crate::error::Error;
-use crate::file::{self, Wish};
-use crate::options::{DeviceFlags, ElementName, OptionFlags};
+use crate::options::DeviceFlags;
 use crate::run::shape;
-use crate::shape::ShapeFlags;
+use crate::shape::ProblemFlags;
 use crate::terminal::Terminal;
 use crate::tuned::{TuneFlag, Tuned};
 
@@ -22,23 +19,12 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Args {
-    /// A safetensors file as `run` takes it; without one, the shape is given by flags
-    #[arg(value_name = "INPUT", conflicts_with = "shape")]
-    input: Option<PathBuf>,
     #[command(flatten)]
-    shape: ShapeFlags,
-    /// Element type of the output
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
-    output_type: ElementName,
-    /// Return the attention weights too
-    #[arg(long)]
-    probs: bool,
+    problem: ProblemFlags,
     #[command(flatten)]
     device: DeviceFlags,
     #[command(flatten)]
     tuned: TuneFlag,
-    #[command(flatten)]
-    options: OptionFlags,
 }
 
 /// Prints the plan.
@@ -46,13 +32,7 @@ pub(crate) struct Args {
 /// # Errors
 /// A shape or file that is refused, a device that is not there, a plan that can't be made.
 pub(crate) fn explain(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
-    let problem = match &args.input {
-        Some(path) => {
-            let wish = Wish { output: args.output_type.into(), probs: args.probs };
-            file::read(path, &args.options, wish)?.problem
-        }
-        None => args.shape.problem(&args.options, args.output_type, args.probs)?,
-    };
+    let problem = args.problem.problem()?;
     let choice = Device::choose_blocking(&args.device.device)?;
     let tuned = Tuned::load(&args.tuned, &choice.device, false, terminal);
     let text = match (&choice.device, args.device.kernel) {
@@ -141,7 +121,7 @@ mod tests {
         let flags = "--q-heads 8 --kv-heads 2 --q-len 3 --kv-len 77 --head-dim 40 --v-head-dim 20 --element f16 \
                      --causal bottom_right --window-left 9 --mask --bias --sinks --lse --layout blhd";
         let args = parse(flags).unwrap();
-        let problem = args.shape.problem(&args.options, args.output_type, args.probs).unwrap();
+        let problem = args.problem.problem().unwrap();
         assert_eq!(problem.spec().value.layout, Layout::blhd([1, 2, 77, 20]));
         assert_eq!(
             extras(&problem),

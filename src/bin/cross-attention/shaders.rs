@@ -14,10 +14,9 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 use crate::explain::terms;
-use crate::file::{self, Wish, temporary_beside, write_whole};
-use crate::options::{ElementName, OptionFlags};
+use crate::file::{temporary_beside, write_whole};
 use crate::run::shape;
-use crate::shape::ShapeFlags;
+use crate::shape::ProblemFlags;
 use crate::terminal::Terminal;
 use crate::translate::{Source, Target};
 
@@ -74,19 +73,8 @@ pub(crate) struct Args {
     /// Subgroups of that device, if kernels may use them
     #[arg(long, value_name = "INVOCATIONS")]
     subgroup_size: Option<u32>,
-    /// A safetensors file as `run` takes it; without one, the shape is given by flags
-    #[arg(value_name = "INPUT", conflicts_with = "shape")]
-    input: Option<PathBuf>,
     #[command(flatten)]
-    shape: ShapeFlags,
-    /// Element type of the output
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
-    output_type: ElementName,
-    /// Return the attention weights too
-    #[arg(long)]
-    probs: bool,
-    #[command(flatten)]
-    options: OptionFlags,
+    problem: ProblemFlags,
 }
 
 /// A class of device by name.
@@ -231,13 +219,7 @@ fn every_shader() -> Vec<Job> {
 
 /// The shaders of one plan, each once.
 fn planned(args: &Args) -> Result<Vec<Job>, Error> {
-    let problem = match &args.input {
-        Some(path) => {
-            let wish = Wish { output: args.output_type.into(), probs: args.probs };
-            file::read(path, &args.options, wish)?.problem
-        }
-        None => args.shape.problem(&args.options, args.output_type, args.probs)?,
-    };
+    let problem = args.problem.problem()?;
     let caps = caps(args)?;
     let kernel = match args.kernel {
         KernelChoice::Auto => None,

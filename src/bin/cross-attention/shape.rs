@@ -1,9 +1,46 @@
-//! A problem described by flags.
+//! A problem described by flags, or read from a file.
+
+use std::path::PathBuf;
 
 use cross_attention::{AttentionProblem, AttentionSpec, Layout, ScoreStage, TensorSpec};
 
 use crate::error::Error;
+use crate::file::{self, Wish};
 use crate::options::{ElementName, Metadata, OptionFlags};
+
+/// The problem of an input file, or of a shape.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ProblemFlags {
+    /// A safetensors file as `run` takes it; without one, the shape is given by flags
+    #[arg(value_name = "INPUT", conflicts_with = "shape")]
+    pub(crate) input: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) shape: ShapeFlags,
+    /// Element type of the output
+    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
+    output_type: ElementName,
+    /// Return the attention weights too
+    #[arg(long)]
+    probs: bool,
+    #[command(flatten)]
+    options: OptionFlags,
+}
+
+impl ProblemFlags {
+    /// The problem.
+    ///
+    /// # Errors
+    /// A file or options that cannot be read, and what the library refuses.
+    pub(crate) fn problem(&self) -> Result<AttentionProblem, Error> {
+        match &self.input {
+            Some(path) => {
+                let wish = Wish { output: self.output_type.into(), probs: self.probs };
+                Ok(file::read(path, &self.options, wish)?.problem)
+            }
+            None => self.shape.problem(&self.options, self.output_type, self.probs),
+        }
+    }
+}
 
 /// A shape, needed where the argument of the id `input` is not given.
 #[derive(Debug, clap::Args)]
