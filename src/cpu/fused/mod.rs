@@ -10,7 +10,7 @@ mod scratch;
 mod stages;
 mod task;
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use half::f16;
@@ -30,8 +30,8 @@ use task::Job;
 /// An attention that is planned for the CPU and holds its workspace; it may be called many times.
 ///
 /// A call of [`run_into`](Self::run_into) allocates nothing, unless the pool has more threads than the one it was prepared
-/// on, or calls overlap. (From outside the pool, rayon itself allocates its queue every few dozen calls.) It runs on the rayon pool that it is called from
-/// (feature `native`), else on the caller's thread.
+/// on, or calls overlap. It runs on the caller's thread and, with feature `native`, on the others of the rayon pool that it
+/// is called from. (From outside any pool, rayon itself allocates a few words for each thread of the global one.)
 #[derive(Debug)]
 pub struct CpuAttention {
     problem: AttentionProblem,
@@ -296,8 +296,28 @@ impl CpuAttention {
         };
         #[cfg(feature = "native")]
         if !self.plan.serial && n > 1 {
-            use rayon::prelude::*;
-            (0..n).into_par_iter().with_max_len(1).for_each(one);
+            let next = AtomicUsize::new(0);
+            let work = || {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= n {
+                        return;
+                    }
+                    one(number);
+                }
+            };
+            let helpers = rayon::current_num_threads().min(n) - 1;
+            // either way the thread that calls begins at once: waking another takes longer than many a task
+            if rayon::current_thread_index().is_some() {
+                share(helpers, &work);
+            } else {
+                rayon::in_place_scope(|scope| {
+                    for _ in 0..helpers {
+                        scope.spawn(|_| work());
+                    }
+                    work();
+                });
+            }
             return;
         }
         (0..n).for_each(one);
@@ -305,6 +325,18 @@ impl CpuAttention {
 
     fn lock_scratch(&self) -> std::sync::MutexGuard<'_, Vec<Scratch>> {
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does work on this thread and offers it to `helpers` others. Within a pool this allocates nothing, and who finds that
+/// nobody came need not wait.
+#[cfg(feature = "native")]
+fn share(helpers: usize, work: &(impl Fn() + Sync)) {
+    match helpers {
+        0 => work(),
+        _ => {
+            rayon::join(work, || share(helpers - 1, work));
+        }
     }
 }
 
