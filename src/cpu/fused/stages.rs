@@ -19,6 +19,7 @@ impl Job<'_> {
         mut lse: Option<Unit<'_, '_, f32, TensorRows>>,
     ) {
         let (plan, dim) = (self.plan, self.problem.v_head_dim());
+        let of = plan.map.chunk(chunk);
         let to_natural = if self.binary() { std::f32::consts::LN_2 } else { 1.0 };
         for tile in self.tiles(chunk) {
             let at = tile.number * plan.tile_rows;
@@ -27,8 +28,10 @@ impl Job<'_> {
                 acc[..dim * tile.width].fill(0.0);
             }
             let end = |r: usize, max: &[f32], sum: &[f32]| {
-                let [_, h, _] = plan.map.place(chunk, tile.first_row + r);
-                let sink = self.inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
+                let sink = self.inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| {
+                    let [_, h, _] = plan.map.place_in(of, tile.first_row + r);
+                    sinks[h]
+                });
                 row_end(max[at + r] * to_natural, sum[at + r], sink)
             };
             for r in 0..tile.rows {

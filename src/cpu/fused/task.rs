@@ -56,21 +56,17 @@ impl Job<'_> {
             return;
         }
         for tile in self.tiles(chunk) {
-            let at = tile.number * plan.tile_rows * problem.head_dim();
-            let of = plan.map.chunk(chunk);
-            let places = |r| plan.map.place_in(of, tile.first_row + r);
-            let out = &mut scratch.query[at..];
-            rows::turn_query(
-                plan.level(),
-                problem,
-                inputs.query,
-                places,
-                tile.rows,
-                tile.width,
-                out,
-                &mut scratch.lines,
-            );
+            self.load_tile(chunk, tile, &mut scratch.query, &mut scratch.lines);
         }
+    }
+
+    /// Puts the queries of a tile in place.
+    fn load_tile(&self, chunk: usize, tile: Tile, query: &mut [f32], lines: &mut [f32]) {
+        let Self { plan, problem, inputs } = *self;
+        let of = plan.map.chunk(chunk);
+        let places = |r| plan.map.place_in(of, tile.first_row + r);
+        let out = &mut query[tile.number * plan.tile_rows * problem.head_dim()..];
+        rows::turn_query(plan.level(), problem, inputs.query, places, tile.rows, tile.width, out, lines);
     }
 
     /// Scores of keys `keys` for the rows of a tile, all terms and masks applied; `key` and `value` start at the
