@@ -67,6 +67,11 @@ impl Job<'_> {
     ) {
         let (plan, problem, inputs) = (self.plan, self.problem, self.inputs);
         self.load(chunk, scratch);
+        if !self.few() {
+            for tile in self.tiles(chunk) {
+                self.load_tile(chunk, tile, &mut scratch.query, &mut scratch.lines);
+            }
+        }
         let (level, kv_head) = (plan.level(), plan.map.kv_head(chunk));
         for start in (0..problem.kv_len()).step_by(plan.block_kv) {
             let keys = start..(start + plan.block_kv).min(problem.kv_len());
@@ -75,7 +80,6 @@ impl Job<'_> {
                 let n = keys.len();
                 let mut scoring = Scoring {
                     scale: problem.scale(),
-                    query: &scratch.query,
                     scores: &mut scratch.scores,
                     extra: &mut scratch.extra,
                     keys: &scratch.keys,
@@ -87,13 +91,13 @@ impl Job<'_> {
                 };
                 match stage {
                     ScoreStage::Scaled | ScoreStage::Capped => {
-                        self.dots(tile, key, n, key, &mut scoring);
+                        self.dots(tile, &scratch.query, key, n, key, &mut scoring);
                         if let (ScoreStage::Capped, Some(cap)) = (stage, problem.spec().softcap) {
                             simd::add_terms(level, tile.vectors, n, scoring.scores, cap, &[], false, &[], &[]);
                         }
                     }
                     ScoreStage::Masked | ScoreStage::Probs => {
-                        if self.score(chunk, tile, &keys, key, key, &mut scoring).is_none() {
+                        if self.score(chunk, tile, &keys, &scratch.query, key, key, &mut scoring).is_none() {
                             scoring.scores[..n * tile.width].fill(f32::NEG_INFINITY);
                         }
                     }

@@ -3,10 +3,11 @@
 use crate::cpu::simd::{self, RowState, Strided};
 use crate::inputs::AttentionInputs;
 use crate::problem::AttentionProblem;
+use crate::tensor::TensorRef;
 
 use super::plan::{CpuPlan, CpuStrategy};
 use super::rows::{self, Seen};
-use super::scratch::{Buffer, Scratch};
+use super::scratch::{Buffer, Scratch, borrowed};
 
 /// What is computed, by which plan, from what.
 #[derive(Clone, Copy)]
@@ -46,27 +47,42 @@ impl Job<'_> {
         self.problem.exponent_scale().is_some()
     }
 
-    /// Puts the queries and the keys of every row in place.
+    /// Puts the keys of every row in place, and the queries if they are few: others are put in place by
+    /// [`load_tile`](Self::load_tile).
     pub(super) fn load(&self, chunk: usize, scratch: &mut Scratch) {
         let Self { plan, problem, inputs } = *self;
         let rows = plan.map.rows(chunk);
         rows::fill_keys(problem, inputs, &plan.map, chunk, &mut scratch.keys[..rows]);
         if self.few() {
             rows::copy_query(problem, inputs.query, |r| plan.map.place(chunk, r), rows, &mut scratch.query);
-            return;
-        }
-        for tile in self.tiles(chunk) {
-            self.load_tile(chunk, tile, &mut scratch.query, &mut scratch.lines);
         }
     }
 
     /// Puts the queries of a tile in place.
-    fn load_tile(&self, chunk: usize, tile: Tile, query: &mut [f32], lines: &mut [f32]) {
+    pub(super) fn load_tile(&self, chunk: usize, tile: Tile, query: &mut [f32], lines: &mut [f32]) {
         let Self { plan, problem, inputs } = *self;
         let of = plan.map.chunk(chunk);
         let places = |r| plan.map.place_in(of, tile.first_row + r);
         let out = &mut query[tile.number * plan.tile_rows * problem.head_dim()..];
         rows::turn_query(plan.level(), problem, inputs.query, places, tile.rows, tile.width, out, lines);
+    }
+
+    /// Asks for the queries of the next tile while this one is computed: rows are read once, so no cache holds them yet.
+    fn ask_for_next(&self, chunk: usize, tile: Tile, parts: [usize; 2]) {
+        let Self { plan, problem, inputs } = *self;
+        let tensor = &problem.spec().query;
+        let TensorRef::F32(data) = inputs.query else { return };
+        if self.few() || !borrowed(tensor) {
+            return;
+        }
+        let [part, parts] = parts;
+        let of = plan.map.chunk(chunk);
+        let next = tile.first_row + plan.tile_rows;
+        let rows = plan.tile_rows.min(plan.map.rows(chunk).saturating_sub(next));
+        for r in next + rows * part / parts..next + rows * (part + 1) / parts {
+            let [b, h, i] = plan.map.place_in(of, r);
+            simd::ask_for(plan.level(), &data[tensor.layout.index([b, h, i, 0])..][..problem.head_dim()]);
+        }
     }
 
     /// Scores of keys `keys` for the rows of a tile, all terms and masks applied; `key` and `value` start at the
@@ -76,6 +92,7 @@ impl Job<'_> {
         chunk: usize,
         tile: Tile,
         keys: &std::ops::Range<usize>,
+        query: &[f32],
         key: Strided<'_>,
         value: Strided<'_>,
         scratch: &mut Scoring<'_>,
@@ -99,7 +116,7 @@ impl Job<'_> {
         if seen == Seen::Nothing {
             return None;
         }
-        self.dots(tile, key, n, value, scratch);
+        self.dots(tile, query, key, n, value, scratch);
         let softcap = problem.spec().softcap.unwrap_or(0.0);
         let extra: &[f32] = match seen {
             Seen::Some => scratch.extra,
@@ -131,13 +148,21 @@ impl Job<'_> {
     }
 
     /// `scale * dot(query, key)` for the rows of a tile; the rows of `value` are needed next.
-    pub(super) fn dots(&self, tile: Tile, key: Strided<'_>, n: usize, value: Strided<'_>, scratch: &mut Scoring<'_>) {
+    pub(super) fn dots(
+        &self,
+        tile: Tile,
+        query: &[f32],
+        key: Strided<'_>,
+        n: usize,
+        value: Strided<'_>,
+        scratch: &mut Scoring<'_>,
+    ) {
         let (level, dim, scale) = (self.plan.level(), self.problem.head_dim(), scratch.scale);
         if self.few() {
-            let query = Strided { data: scratch.query, stride: dim };
+            let query = Strided { data: query, stride: dim };
             simd::dots(level, query, tile.rows, key, n, dim, scale, scratch.scores, tile.width, value);
         } else {
-            let query = &scratch.query[tile.number * self.plan.tile_rows * dim..];
+            let query = &query[tile.number * self.plan.tile_rows * dim..];
             simd::scores(level, tile.vectors, query, key, n, dim, scale, scratch.scores, value);
         }
     }
@@ -155,6 +180,7 @@ impl Job<'_> {
         let seen = union(&scratch.keys[..plan.map.rows(chunk)]);
         let (first, end) = (seen[0].max(part.start), seen[1].min(part.end));
 
+        let mut loaded = 0u64;
         for start in (first / plan.block_kv * plan.block_kv..end).step_by(plan.block_kv) {
             let block = start.max(first)..(start + plan.block_kv).min(end);
             let key = rows::block(inputs.key, &spec.key, kv_head, block.clone(), &mut scratch.key_block);
@@ -162,7 +188,6 @@ impl Job<'_> {
             let mut finite = None;
             let mut scoring = Scoring {
                 scale,
-                query: &scratch.query,
                 scores: &mut scratch.scores,
                 extra: &mut scratch.extra,
                 keys: &scratch.keys,
@@ -178,10 +203,15 @@ impl Job<'_> {
                 if keys.is_empty() {
                     continue;
                 }
+                let fetch = !self.few() && loaded >> tile.number & 1 == 0;
+                if fetch {
+                    self.load_tile(chunk, tile, &mut scratch.query, scoring.lines);
+                    loaded |= 1 << tile.number;
+                }
                 let skip = keys.start - block.start;
                 let original = from_row(value, skip);
                 let key = from_row(key, skip);
-                let Some(full) = self.score(chunk, tile, &keys, key, original, &mut scoring) else {
+                let Some(full) = self.score(chunk, tile, &keys, &scratch.query, key, original, &mut scoring) else {
                     continue;
                 };
                 let at = tile.number * plan.tile_rows;
@@ -190,8 +220,14 @@ impl Job<'_> {
                     sum: &mut scratch.row_sum[at..],
                     rescale: &mut scratch.rescale,
                 };
+                if fetch {
+                    self.ask_for_next(chunk, tile, [0, 2]);
+                }
                 let n = keys.len();
                 let grew = simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state, self.binary());
+                if fetch {
+                    self.ask_for_next(chunk, tile, [1, 2]);
+                }
                 // of the whole block, once for all tiles
                 let hidden =
                     !full && !*finite.get_or_insert_with(|| simd::all_finite(level, value, block.len(), v_dim));
@@ -267,7 +303,6 @@ impl Job<'_> {
 pub(super) struct Scoring<'a> {
     /// That of the problem, or the one for exponents of 2.
     pub(super) scale: f32,
-    pub(super) query: &'a [f32],
     pub(super) scores: &'a mut [f32],
     pub(super) extra: &'a mut [f32],
     pub(super) keys: &'a [[usize; 2]],
