@@ -52,8 +52,8 @@ impl CpuPlan {
     pub fn new(problem: &AttentionProblem, level: SimdLevel) -> Self {
         let (kv_len, width) = (problem.kv_len(), problem.head_dim().max(problem.v_head_dim()));
         let group_rows = RowMap::new(problem, 1).group_rows();
-        // keys and values of a block are 64 KiB, and stay in the second cache
-        let block_kv = (BLOCK_KV * 64 / width.max(64)).next_multiple_of(16).max(16);
+        // keys and values of a block are 128 KiB at most, and stay in the second cache
+        let block_kv = (BLOCK_KV * 128 / width.max(128)).next_multiple_of(16).max(16);
         // below this, most lanes would be empty
         let few_queries = group_rows <= 3 * level.lanes() / 8;
         let strategy = if few_queries {
