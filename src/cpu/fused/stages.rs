@@ -40,6 +40,11 @@ impl Job<'_> {
             let lanes = plan.level().lanes();
             for first in (0..tile.rows).step_by(lanes) {
                 let n = lanes.min(tile.rows - first);
+                // where the rows after the next go: no cache holds that yet
+                let ahead = tile.first_row + first + 2 * lanes;
+                for row in ahead..(ahead + lanes).min(plan.map.rows(chunk)) {
+                    T::ask_for(plan.level(), output.row(row));
+                }
                 simd::turn_out(plan.level(), acc, tile.width, first, dim, &scratch.rescale, &mut scratch.lines);
                 for (r, line) in scratch.lines.chunks_exact_mut(dim).take(n).enumerate() {
                     let (row, sum) = (tile.first_row + first + r, scratch.row_sum[at + first + r]);
