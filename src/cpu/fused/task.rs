@@ -245,7 +245,7 @@ impl Job<'_> {
                     if grew && !fresh {
                         simd::scale_lanes(level, tile.vectors, v_dim, acc, &scratch.rescale);
                     }
-                    simd::accumulate(level, tile.vectors, weights, weighed, n, v_dim, acc, fresh);
+                    simd::accumulate(level, tile.vectors, weights, weighed, n, v_dim, acc, fresh, from_row(key, n));
                 }
                 if hidden {
                     let acc = if self.few() { &mut scratch.acc[..] } else { &mut scratch.acc[at * v_dim..] };
@@ -321,7 +321,7 @@ pub(super) fn union(keys: &[[usize; 2]]) -> [usize; 2] {
 }
 
 fn from_row(of: Strided<'_>, row: usize) -> Strided<'_> {
-    Strided { data: &of.data[row * of.stride..], stride: of.stride }
+    Strided { data: of.data.get(row * of.stride..).unwrap_or_default(), stride: of.stride }
 }
 
 /// The block with zeros in the places of what is not finite: 0 * NaN would carry it to rows that must not see it.

@@ -14,9 +14,10 @@ dispatch! {
 }
 
 dispatch! {
-    /// `acc[column][row] (+)= sum over keys of weights[key][row] * value[column]` for `n` keys.
-    fn accumulate(vectors: usize, weights: &[f32], value: Strided<'_>, n: usize, dim: usize, acc: &mut [f32], fresh: bool)
-        = accumulate_on
+    /// `acc[column][row] (+)= sum over keys of weights[key][row] * value[column]` for `n` keys. Where rows are few, as many
+    /// rows of `next` are asked for on the way.
+    fn accumulate(vectors: usize, weights: &[f32], value: Strided<'_>, n: usize, dim: usize, acc: &mut [f32], fresh: bool,
+        next: Strided<'_>) = accumulate_on
 }
 
 #[inline(always)]
@@ -111,6 +112,7 @@ fn accumulate_on<S: Simd>(
     dim: usize,
     acc: &mut [f32],
     fresh: bool,
+    next: Strided<'_>,
 ) {
     let rows = vectors * S::LANES;
     assert!(weights.len() >= n * rows && acc.len() >= dim * rows);
@@ -123,7 +125,8 @@ fn accumulate_on<S: Simd>(
             ($vectors:literal: $($columns:literal)*) => {{$(
                 while dim - d >= $columns {
                     let (x, a) = (x.add(d), a.add(d * rows));
-                    accumulate_tile::<S, $columns, $vectors>(s, w, x, value.stride, n, a, fresh);
+                    let ahead = next.data.as_ptr().wrapping_add(d);
+                    accumulate_tile::<S, $columns, $vectors>(s, w, x, value.stride, n, a, fresh, ahead, next.stride);
                     d += $columns;
                 }
             )*}};
@@ -149,12 +152,17 @@ unsafe fn accumulate_tile<S: Simd, const COLUMNS: usize, const VECTORS: usize>(
     n: usize,
     out: *mut f32,
     fresh: bool,
+    next: *const f32,
+    next_stride: usize,
 ) {
     let rows = VECTORS * S::LANES;
     let mut acc = [[s.splat(0.0); VECTORS]; COLUMNS];
     unsafe {
         let mut value = value;
         for j in 0..n {
+            if VECTORS == 1 {
+                s.prefetch(next.wrapping_add(j * next_stride));
+            }
             let w = array![VECTORS; v => s.load(weights.add(j * rows + v * S::LANES))];
             for m in 0..COLUMNS {
                 let x = s.splat(*value.add(m));
