@@ -178,11 +178,11 @@ impl Job<'_> {
         let scale = problem.exponent_scale().unwrap_or(problem.scale());
         let part = split * plan.split_kv..((split + 1) * plan.split_kv).min(problem.kv_len());
         let seen = union(&scratch.keys[..plan.map.rows(chunk)]);
-        let (first, end) = (seen[0].max(part.start), seen[1].min(part.end));
+        let (first_key, end) = (seen[0].max(part.start), seen[1].min(part.end));
 
         let mut loaded = 0u64;
-        for start in (first / plan.block_kv * plan.block_kv..end).step_by(plan.block_kv) {
-            let block = start.max(first)..(start + plan.block_kv).min(end);
+        for start in (first_key / plan.block_kv * plan.block_kv..end).step_by(plan.block_kv) {
+            let block = start.max(first_key)..(start + plan.block_kv).min(end);
             let key = rows::block(inputs.key, &spec.key, kv_head, block.clone(), &mut scratch.key_block);
             let value = rows::block(inputs.value, &spec.value, kv_head, block.clone(), &mut scratch.value_block);
             let mut finite = None;
@@ -208,10 +208,13 @@ impl Job<'_> {
                     self.load_tile(chunk, tile, &mut scratch.query, scoring.lines);
                     loaded |= 1 << tile.number;
                 }
+                // what comes next is asked for by the first tile, on behalf of all
+                let first = |of| if tile.number == 0 { of } else { Strided { data: &[], stride: 0 } };
                 let skip = keys.start - block.start;
                 let original = from_row(value, skip);
                 let key = from_row(key, skip);
-                let Some(full) = self.score(chunk, tile, &keys, &scratch.query, key, original, &mut scoring) else {
+                let Some(full) = self.score(chunk, tile, &keys, &scratch.query, key, first(original), &mut scoring)
+                else {
                     continue;
                 };
                 let at = tile.number * plan.tile_rows;
@@ -224,6 +227,7 @@ impl Job<'_> {
                     self.ask_for_next(chunk, tile, [0, 2]);
                 }
                 let n = keys.len();
+                let next = first(from_row(key, n));
                 let grew = simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state, self.binary());
                 if fetch {
                     self.ask_for_next(chunk, tile, [1, 2]);
@@ -245,7 +249,7 @@ impl Job<'_> {
                     if grew && !fresh {
                         simd::scale_lanes(level, tile.vectors, v_dim, acc, &scratch.rescale);
                     }
-                    simd::accumulate(level, tile.vectors, weights, weighed, n, v_dim, acc, fresh, from_row(key, n));
+                    simd::accumulate(level, tile.vectors, weights, weighed, n, v_dim, acc, fresh, next);
                 }
                 if hidden {
                     let acc = if self.few() { &mut scratch.acc[..] } else { &mut scratch.acc[at * v_dim..] };

@@ -6,16 +6,16 @@
 use super::{Simd, Strided, array, dispatch};
 
 dispatch! {
-    /// `out[key][row] = scale * sum over d of query[d][row] * key[d]` for `n` keys. Where rows are so few that memory is
-    /// what is waited for, the next keys and the rows of `value` are asked for on the way.
+    /// `out[key][row] = scale * sum over d of query[d][row] * key[d]` for `n` keys. The next keys and the rows of
+    /// `value`, if there are any, are asked for on the way.
     fn scores(vectors: usize, query: &[f32], key: Strided<'_>, n: usize, dim: usize, scale: f32, out: &mut [f32],
         value: Strided<'_>)
         = scores_on
 }
 
 dispatch! {
-    /// `acc[column][row] (+)= sum over keys of weights[key][row] * value[column]` for `n` keys. Where rows are few, as many
-    /// rows of `next` are asked for on the way.
+    /// `acc[column][row] (+)= sum over keys of weights[key][row] * value[column]` for `n` keys. As many rows of
+    /// `next`, if it is not empty, are asked for on the way.
     fn accumulate(vectors: usize, weights: &[f32], value: Strided<'_>, n: usize, dim: usize, acc: &mut [f32], fresh: bool,
         next: Strided<'_>) = accumulate_on
 }
@@ -43,8 +43,8 @@ fn scores_on<S: Simd>(
             ($vectors:literal: $($keys:literal)*) => {{$(
                 while n - j >= $keys {
                     let (k, o) = (k.add(j * key.stride), o.add(j * rows));
-                    let x = value.data.as_ptr().wrapping_add(j * value.stride);
-                    score_tile::<S, $keys, $vectors>(s, q, k, key.stride, dim, scale, o, x, value.stride);
+                    let x = Strided { data: value.data.get(j * value.stride..).unwrap_or_default(), stride: value.stride };
+                    score_tile::<S, $keys, $vectors>(s, q, k, key.stride, dim, scale, o, x);
                     j += $keys;
                 }
             )*}};
@@ -70,19 +70,18 @@ unsafe fn score_tile<S: Simd, const KEYS: usize, const VECTORS: usize>(
     dim: usize,
     scale: f32,
     out: *mut f32,
-    value: *const f32,
-    value_stride: usize,
+    value: Strided<'_>,
 ) {
     let rows = VECTORS * S::LANES;
     let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
     unsafe {
         let keys = array![KEYS; m => key.add(m * key_stride)];
         for d in 0..dim {
-            if VECTORS == 1 && d % 16 == 0 {
+            if d % 16 == 0 && !value.data.is_empty() {
                 // by two tiles of keys ahead: a tile takes about as long as memory does
                 for m in 0..KEYS {
                     s.prefetch(keys[m].wrapping_add(2 * KEYS * key_stride + d));
-                    s.prefetch(value.wrapping_add(m * value_stride + d));
+                    s.prefetch(value.data.as_ptr().wrapping_add(m * value.stride + d));
                 }
             }
             let q = array![VECTORS; v => s.load(query.add(d * rows + v * S::LANES))];
@@ -125,8 +124,10 @@ fn accumulate_on<S: Simd>(
             ($vectors:literal: $($columns:literal)*) => {{$(
                 while dim - d >= $columns {
                     let (x, a) = (x.add(d), a.add(d * rows));
-                    let ahead = next.data.as_ptr().wrapping_add(d);
-                    accumulate_tile::<S, $columns, $vectors>(s, w, x, value.stride, n, a, fresh, ahead, next.stride);
+                    // a line for each 16 columns
+                    let lines = if d % 16 < $columns && !next.data.is_empty() { n } else { 0 };
+                    let ahead = Strided { data: next.data.get(d..).unwrap_or_default(), stride: next.stride };
+                    accumulate_tile::<S, $columns, $vectors>(s, w, x, value.stride, n, a, fresh, ahead, lines);
                     d += $columns;
                 }
             )*}};
@@ -152,16 +153,16 @@ unsafe fn accumulate_tile<S: Simd, const COLUMNS: usize, const VECTORS: usize>(
     n: usize,
     out: *mut f32,
     fresh: bool,
-    next: *const f32,
-    next_stride: usize,
+    next: Strided<'_>,
+    lines: usize,
 ) {
     let rows = VECTORS * S::LANES;
     let mut acc = [[s.splat(0.0); VECTORS]; COLUMNS];
     unsafe {
         let mut value = value;
         for j in 0..n {
-            if VECTORS == 1 {
-                s.prefetch(next.wrapping_add(j * next_stride));
+            if j < lines {
+                s.prefetch(next.data.as_ptr().wrapping_add(j * next.stride));
             }
             let w = array![VECTORS; v => s.load(weights.add(j * rows + v * S::LANES))];
             for m in 0..COLUMNS {
