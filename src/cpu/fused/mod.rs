@@ -362,20 +362,13 @@ impl SharedState {
 }
 
 /// An element that rows of f32 are stored as.
-pub(super) trait Store: Copy + Send {
+pub(super) trait Store: Copy + Send + bytemuck::NoUninit {
     fn store(row: &[f32], to: &mut [Self]);
-
-    /// Asks for memory that will be stored to.
-    fn ask_for(_level: SimdLevel, _row: &[Self]) {}
 }
 
 impl Store for f32 {
     fn store(row: &[f32], to: &mut [Self]) {
         to.copy_from_slice(row);
-    }
-
-    fn ask_for(level: SimdLevel, row: &[Self]) {
-        simd::ask_for(level, row);
     }
 }
 

@@ -198,6 +198,10 @@ pub(super) fn fill_extra(
             if start != last {
                 let (row_any, row_all) = any_and_all(level, mask, start, layout.strides[3], n);
                 (any, all, last) = (any | row_any, all & row_all, start);
+                if layout.strides[3] == 1 {
+                    // the next block of keys of the row: rows are far apart, and no processor guesses that
+                    simd::ask_for(level, bytemuck::cast_slice(behind(mask, start + n, n)));
+                }
             }
         }
         if !any {
@@ -235,10 +239,7 @@ pub(super) fn fill_extra(
         _ => None,
     };
     let next = |r: usize| match bias {
-        Some((TensorRef::F32(data), _)) => {
-            let start = (starts(r)[1] + n).min(data.len());
-            &data[start..(start + n).min(data.len())]
-        }
+        Some((TensorRef::F32(data), _)) => behind(data, starts(r)[1] + n, n),
         _ => &[],
     };
     if same {
@@ -249,9 +250,9 @@ pub(super) fn fill_extra(
         let count = 4.min(rows - first);
         if let (4, Some(_)) = (count, direct(first)) {
             turn_in(level, [0, 1, 2, 3].map(|r| direct(first + r).unwrap_or_default()), width, first, extra);
-            // the next block of keys of the same rows: rows are far apart, and no processor guesses that
+            // as for a mask
             for r in first..first + 4 {
-                simd::ask_for(level, next(r));
+                simd::ask_for(level, bytemuck::cast_slice(next(r)));
             }
             continue;
         }
@@ -261,6 +262,12 @@ pub(super) fn fill_extra(
         turn_lines(level, lines, n, count, width, first, extra);
     }
     Seen::Some
+}
+
+/// Up to `n` elements from `start` on, as far as there are any.
+fn behind<T>(data: &[T], start: usize, n: usize) -> &[T] {
+    let start = start.min(data.len());
+    &data[start..(start + n).min(data.len())]
 }
 
 fn any_and_all(level: SimdLevel, mask: &[bool], start: usize, stride: usize, n: usize) -> (bool, bool) {

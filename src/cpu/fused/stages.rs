@@ -43,7 +43,7 @@ impl Job<'_> {
                 // where the rows after the next go: no cache holds that yet
                 let ahead = tile.first_row + first + 2 * lanes;
                 for row in ahead..(ahead + lanes).min(plan.map.rows(chunk)) {
-                    T::ask_for(plan.level(), output.row(row));
+                    simd::ask_for(plan.level(), bytemuck::cast_slice(output.row(row)));
                 }
                 simd::turn_out(plan.level(), acc, tile.width, first, dim, &scratch.rescale, &mut scratch.lines);
                 for (r, line) in scratch.lines.chunks_exact_mut(dim).take(n).enumerate() {

@@ -81,7 +81,8 @@ impl Job<'_> {
         let rows = plan.tile_rows.min(plan.map.rows(chunk).saturating_sub(next));
         for r in next + rows * part / parts..next + rows * (part + 1) / parts {
             let [b, h, i] = plan.map.place_in(of, r);
-            simd::ask_for(plan.level(), &data[tensor.layout.index([b, h, i, 0])..][..problem.head_dim()]);
+            let row = &data[tensor.layout.index([b, h, i, 0])..][..problem.head_dim()];
+            simd::ask_for(plan.level(), bytemuck::cast_slice(row));
         }
     }
 

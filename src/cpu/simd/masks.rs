@@ -19,7 +19,7 @@ dispatch! {
 
 dispatch! {
     /// Asks for a line of memory that will be read.
-    fn ask_for(line: &[f32]) = ask_for_on
+    fn ask_for(line: &[u8]) = ask_for_on
 }
 
 // plain loops, compiled for each unit
@@ -70,7 +70,7 @@ fn all_finite_on<S: Simd>(s: S, rows: Strided<'_>, n: usize, dim: usize) -> bool
 }
 
 #[inline(always)]
-fn ask_for_on<S: Simd>(s: S, line: &[f32]) {
+fn ask_for_on<S: Simd>(s: S, line: &[u8]) {
     // 64 bytes is a line of every cache here
-    line.iter().step_by(16).for_each(|x| s.prefetch(x));
+    line.iter().step_by(64).for_each(|x| s.prefetch(std::ptr::from_ref(x).cast()));
 }
