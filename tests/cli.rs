@@ -504,3 +504,94 @@ fn devices_are_listed_where_there_are_none_too() {
         }
     }
 }
+
+const WHISPER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/whisper.safetensors");
+
+/// Fields of a line, where no field holds a comma.
+fn fields(line: &str) -> Vec<&str> {
+    line.split(',').map(|field| field.trim_matches('"')).collect()
+}
+
+#[test]
+fn a_map_is_a_table() {
+    let folder = Folder::new();
+    let input = folder.write("labelled.safetensors", &small(), &[("row_labels", r#"[" It", "was \"it\""]"#)]);
+    let probs = folder.run(&small(), &[], &["--probs"]);
+    let probs = probs.values("probs");
+    let table = |flags: &[&str]| {
+        let output = folder.at("map.csv");
+        good(&[&["map", &input, "--out", &output, "--device", "cpu", "--quiet"], flags].concat());
+        fs::read_to_string(output).unwrap()
+    };
+    // [2, 4, 3, 5]: entry 1, heads 3 and 0, rows 1 and 2, keys 4, 0 and 1
+    let text = table(&["--batch", "1", "--heads", "3,0", "--rows", "1-2", "--keys", "4,0-1", "--reduce", "none"]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "heads,row,label,key 4,key 0,key 1");
+    assert!(lines[1].starts_with(r#""head 3",1,"was ""it""","#), "{text}");
+    assert_eq!(lines.len(), 5);
+    for (line, (head, row)) in lines[1..].iter().zip([(3, 1), (3, 2), (0, 1), (0, 2)]) {
+        let fields = fields(line);
+        assert_eq!(fields[..2], [format!("head {head}"), row.to_string()]);
+        let got: Vec<f32> = fields[3..].iter().map(|field| field.parse().unwrap()).collect();
+        let wanted = [4, 0, 1].map(|key| probs[((4 + head) * 3 + row) * 5 + key]);
+        assert_close(&got, &wanted, 1e-6);
+    }
+    // the mean over all heads, and the mass of two ranges
+    let text = table(&["--segments", "0-2,3-4", "--rows", "0"]);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!((lines[0], lines.len()), ("heads,row,label,keys 0 to 2,keys 3 to 4", 2));
+    assert!(lines[1].starts_with(r#""mean of heads 0 1 2 3",0,"It","#), "{text}");
+    let got: Vec<f32> = fields(lines[1])[3..].iter().map(|field| field.parse().unwrap()).collect();
+    let mass = |keys: std::ops::Range<usize>| (0..4).flat_map(|h| &probs[h * 15..][keys.clone()]).sum::<f32>() / 4.0;
+    assert_close(&got, &[mass(0..3), mass(3..5)], 1e-6);
+}
+
+#[test]
+fn a_map_is_a_picture() {
+    let folder = Folder::new();
+    let picture = |flags: &[&str]| {
+        let output = folder.at("map.png");
+        good(&[&["map", WHISPER, "--out", &output, "--device", "cpu"], flags].concat());
+        let decoder = png::Decoder::new(std::io::Cursor::new(fs::read(output).unwrap()));
+        let mut reader = decoder.read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut pixels).unwrap();
+        assert_eq!((info.color_type, info.bit_depth), (png::ColorType::Rgb, png::BitDepth::Eight));
+        ([info.width as usize, info.height as usize], pixels)
+    };
+    // 535 keys of one pixel and 39 rows of twelve, and labels around them
+    let ([width, height], pixels) = picture(&[]);
+    assert!((600..900).contains(&width) && (468..600).contains(&height), "{width} x {height}");
+    let shades: std::collections::HashSet<_> = pixels.as_chunks::<3>().0.iter().collect();
+    assert!(shades.len() > 50, "only {} shades", shades.len());
+    // the rows follow the sound: the brightest place moves to the right
+    let brightness = |x: usize, y: usize| pixels[3 * (y * width + x)..][..3].iter().map(|&c| u32::from(c)).sum::<u32>();
+    let left = (0..width).find(|&x| (24..height - 70).all(|y| brightness(x, y) < 700)).unwrap();
+    let brightest = |y: usize| (left..left + 535).max_by_key(|&x| brightness(x, y)).unwrap() - left;
+    let row = |n: usize| 14 + 8 + n * 12 + 6;
+    assert!(brightest(row(3)) < brightest(row(12)) && brightest(row(12)) < brightest(row(34)));
+    // a panel for each head
+    let ([wide, high], _) = picture(&["--heads", "0-3", "--reduce", "none"]);
+    assert!(wide > width && high > height, "{wide} x {high}");
+}
+
+#[test]
+fn maps_that_cannot_be_are_refused() {
+    let folder = Folder::new();
+    let input = folder.write("in.safetensors", &small(), &[]);
+    let refused = |output: &str, flags: &[&str]| {
+        let output = folder.at(output);
+        let said = bad(&[&["map", &input, "--device", "cpu", "--out", &output], flags].concat());
+        assert!(!Path::new(&output).exists());
+        said
+    };
+    assert!(refused("x.png", &["--heads", "4"]).contains("heads[0] is 4, there are 4"));
+    assert!(refused("x.png", &["--rows", "1-3"]).contains("rows holds the range 1..4, there are 3"));
+    assert!(refused("x.csv", &["--segments", "0-9"]).contains("segments holds the range 0..10, there are 5"));
+    assert!(refused("x.csv", &["--batch", "2"]).contains("the file has 2 entries"));
+    assert!(refused("x.gif", &[]).contains("name it .png or .csv"));
+    assert!(refused("none/x.png", &[]).contains("cannot write"));
+    assert_eq!(program(&["map", &input, "--out", "x.png", "--heads", "two"]).status.code(), Some(2));
+    let list = folder.list(".");
+    assert_eq!(list, ["in.safetensors"]);
+}

@@ -46,6 +46,17 @@ pub(crate) enum Error {
     OutputFolder { path: PathBuf, source: std::io::Error },
     #[error("cannot write {path}")]
     Write { path: PathBuf, source: std::io::Error },
+    #[error("{path} is neither a picture nor a table; name it .png or .csv")]
+    MapFormat { path: PathBuf },
+    #[error("--batch is {found}, the file has {batch} entries, counted from 0")]
+    Batch { found: usize, batch: usize },
+    #[error("there are no weights to write: [batch, heads, rows, columns] is {shape:?}")]
+    NoWeights { shape: [usize; 4] },
+    #[error(
+        "the picture would have {width} x {height} pixels, at most {max} are drawn; choose fewer heads, take their mean, or \
+         write a table (.csv)"
+    )]
+    LargePicture { width: usize, height: usize, max: usize },
     #[error("cannot lay out {path}")]
     Layout { path: PathBuf, source: safetensors::SafeTensorError },
     #[error("cannot write to standard output")]

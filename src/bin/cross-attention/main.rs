@@ -4,9 +4,11 @@
 
 mod bench;
 mod devices;
+mod draw;
 mod error;
 mod explain;
 mod file;
+mod map;
 mod open;
 mod options;
 mod run;
@@ -37,6 +39,7 @@ struct Program {
 enum Command {
     Devices(devices::Args),
     Run(Box<run::Args>),
+    Map(Box<map::Args>),
     Explain(Box<explain::Args>),
     Bench(bench::Args),
     Tune(Box<tune::Args>),
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
     let all_well = match &program.command {
         Command::Devices(args) => devices::devices(args, &mut terminal).map(|()| true),
         Command::Run(args) => run::run(args, &mut terminal),
+        Command::Map(args) => map::map(args, &mut terminal).map(|()| true),
         Command::Explain(args) => explain::explain(args, &mut terminal).map(|()| true),
         Command::Bench(args) => bench::bench(args, started, &mut terminal),
         Command::Tune(args) => tune::tune(args, &mut terminal),

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
 use cross_attention::kernels::{Shader, Slot};
-use cross_attention::plan::{CatalogEntry, DeviceKind, Step, Variant, catalog};
+use cross_attention::plan::{CatalogEntry, DeviceKind, Step, Variant, WeightsPlan, catalog};
+use cross_attention::weights::{HeadReduce, Keys, WeightsProblem, WeightsSpec};
 use cross_attention::{AttentionProblem, Device, DeviceCaps, DeviceClass, DeviceRequest, KernelChoice, Plan};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -103,7 +104,7 @@ impl ValueEnum for ClassName {
 
 /// A shader to write.
 struct Job {
-    /// The kernel that it is part of; merging is not part of any.
+    /// The kernel that it is part of; merging and selected weights are not part of any.
     kernel: &'static str,
     variant: Variant,
     step: Option<Step>,
@@ -214,7 +215,34 @@ fn every_shader() -> Vec<Job> {
         // partial attentions are merged on every device
         chosen_for: DeviceKind::all(),
     };
-    catalog().into_iter().map(of).chain([merge]).collect()
+    let entries = catalog();
+    let weights = weights(&entries);
+    entries.into_iter().map(of).chain([merge]).chain(weights).collect()
+}
+
+/// The shaders of selected weights for the problems of the catalog, each once; they fit every device.
+fn weights(entries: &[CatalogEntry]) -> Vec<Job> {
+    let mut seen = HashSet::new();
+    let mut jobs = vec![];
+    for CatalogEntry { problem, .. } in entries {
+        for reduce in [HeadReduce::Each, HeadReduce::Mean] {
+            for keys in [Keys::default(), Keys::Segments(std::iter::once(0..problem.kv_len()).collect())] {
+                let spec = WeightsSpec { reduce, keys, ..WeightsSpec::default() };
+                let Ok(wanted) = WeightsProblem::new(problem, &spec) else { continue };
+                let Ok(plan) = WeightsPlan::new(&wanted, &DeviceCaps::webgpu_defaults()) else { continue };
+                for step in plan.steps().iter().filter(|step| seen.insert(step.variant.clone())) {
+                    jobs.push(Job {
+                        kernel: Shader::Weights.name(),
+                        variant: step.variant.clone(),
+                        step: Some(step.clone()),
+                        problem: Some(problem.clone()),
+                        chosen_for: DeviceKind::all(),
+                    });
+                }
+            }
+        }
+    }
+    jobs
 }
 
 /// The shaders of one plan, each once.

@@ -67,14 +67,14 @@ fn shade(column: usize, width: usize, weights: &[f32], largest: f32) -> char {
 }
 
 /// The heads to average; all, where none that exist are named.
-fn heads(problem: &AttentionProblem, metadata: &Metadata) -> Vec<usize> {
+pub(crate) fn heads(problem: &AttentionProblem, metadata: &Metadata) -> Vec<usize> {
     let named = metadata.get("show_heads").map(String::as_str).unwrap_or_default();
     let named = named.split(',').filter_map(|head| head.trim().parse().ok());
     let heads: Vec<usize> = named.filter(|&head| head < problem.q_heads()).collect();
     if heads.is_empty() { (0..problem.q_heads()).collect() } else { heads }
 }
 
-fn labels(metadata: &Metadata) -> Vec<String> {
+pub(crate) fn labels(metadata: &Metadata) -> Vec<String> {
     metadata.get("row_labels").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
@@ -83,7 +83,7 @@ fn clip(label: &str) -> String {
     label.trim().chars().filter(|char| !char.is_control()).take(MAX_LABEL).collect()
 }
 
-fn number(metadata: &Metadata, name: &str) -> Option<usize> {
+pub(crate) fn number(metadata: &Metadata, name: &str) -> Option<usize> {
     metadata.get(name)?.trim().parse().ok()
 }
 
