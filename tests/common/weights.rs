@@ -5,6 +5,7 @@ use cross_attention::weights::{HeadReduce, Keys, Select, WeightsSpec};
 use cross_attention::{AttentionData, AttentionInputs, AttentionProblem};
 
 use super::case::Case;
+use super::check::is_near;
 
 /// Rounding of one f32 operation.
 const U: f64 = 1.0 / (1 << 24) as f64;
@@ -173,7 +174,7 @@ pub(crate) fn compare(
                     let error = sum.error / divisor as f64 + (terms + 3.0) * U * (want + sum.error);
                     let &got = got.next().expect("counted");
                     let both_nan = got.is_nan() && want.is_nan();
-                    if sum.judged && !both_nan && !((f64::from(got) - want).abs() <= error) {
+                    if sum.judged && !both_nan && !is_near(f64::from(got), want, error) {
                         let place = format!("batch {b}, heads {heads:?}, row {i}, column {n}");
                         return Err(format!(
                             "{case}\n{spec:?}\n{place}: {got}, should be {want}, may be off by {error:e}"

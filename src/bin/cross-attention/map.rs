@@ -265,7 +265,9 @@ impl<'a> Table<'a> {
         let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
         let mut text = "heads,row,label".to_owned();
         // writing to a String cannot fail
-        let mut name = |name: std::fmt::Arguments<'_>| drop(write!(text, ",{name}"));
+        let mut name = |name: std::fmt::Arguments<'_>| {
+            let _ = write!(text, ",{name}");
+        };
         match (&self.keys, self.seconds) {
             (Columns::Keys(keys), Some(seconds)) => {
                 keys.iter().for_each(|&key| name(format_args!("{:.3} s", key as f64 * seconds)));
