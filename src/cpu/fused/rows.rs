@@ -152,6 +152,9 @@ fn turn_lines(level: SimdLevel, lines: &[f32], len: usize, n: usize, width: usiz
     }
 }
 
+/// Most rows of a tile: four vectors of 16 lanes.
+const MAX_TILE_ROWS: usize = 64;
+
 /// What masks and bias leave of a block of keys for the rows of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
@@ -182,11 +185,13 @@ pub(super) fn fill_extra(
     if mask.is_none() && bias.is_none() {
         return Seen::Everything;
     }
-    let starts = |r: usize| {
+    let mut of_rows = [[0; 2]; MAX_TILE_ROWS];
+    for (r, of_row) in of_rows.iter_mut().enumerate().take(rows) {
         let [b, h, i] = places(r);
         let at = [b, h, i, keys.start];
-        [mask.map_or(0, |(_, layout)| layout.index(at)), bias.map_or(0, |(_, bias)| bias.layout.index(at))]
-    };
+        *of_row = [mask.map_or(0, |(_, layout)| layout.index(at)), bias.map_or(0, |(_, bias)| bias.layout.index(at))];
+    }
+    let starts = |r: usize| of_rows[r];
     let n = keys.len();
     let first = starts(0);
     let mut same = true;
@@ -216,9 +221,13 @@ pub(super) fn fill_extra(
 
     let fill = |r: usize, line: &mut [f32]| {
         let [mask_start, bias_start] = starts(r);
-        match bias {
-            Some((data, bias)) => load_row(data, bias_start, bias.layout.strides[3], line),
-            None => line.fill(0.0),
+        match (bias, mask) {
+            (Some((data, bias)), _) => load_row(data, bias_start, bias.layout.strides[3], line),
+            (None, Some((mask, layout))) if layout.strides[3] == 1 => {
+                simd::permit(level, &mask[mask_start..][..line.len()], line);
+                return;
+            }
+            (None, _) => line.fill(0.0),
         }
         if let Some((mask, layout)) = mask {
             match layout.strides[3] {

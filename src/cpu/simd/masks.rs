@@ -13,6 +13,11 @@ dispatch! {
 }
 
 dispatch! {
+    /// Makes every element 0 whose key is allowed, else negative infinity; `mask` and `line` have one length.
+    fn permit(mask: &[bool], line: &mut [f32]) = permit_on
+}
+
+dispatch! {
     /// Whether the first `n` rows have neither infinity nor NaN in their first `dim` elements.
     fn all_finite(rows: Strided<'_>, n: usize, dim: usize) -> bool = all_finite_on
 }
@@ -33,6 +38,13 @@ fn count_on<S: Simd>(_: S, mask: &[bool]) -> usize {
 fn forbid_on<S: Simd>(_: S, mask: &[bool], line: &mut [f32]) {
     for (x, &allowed) in line.iter_mut().zip(mask) {
         *x = if allowed { *x } else { f32::NEG_INFINITY };
+    }
+}
+
+#[inline(always)]
+fn permit_on<S: Simd>(_: S, mask: &[bool], line: &mut [f32]) {
+    for (x, &allowed) in line.iter_mut().zip(mask) {
+        *x = if allowed { 0.0 } else { f32::NEG_INFINITY };
     }
 }
 

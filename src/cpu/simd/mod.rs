@@ -27,7 +27,7 @@ mod turn;
 mod x86;
 
 pub(super) use few::{dots, rescale_rows, weigh};
-pub(super) use masks::{all_finite, ask_for, count, forbid};
+pub(super) use masks::{all_finite, ask_for, count, forbid, permit};
 #[cfg(feature = "native")]
 pub(super) use peak::{flops_per_round, fma_chains, read_all};
 pub(super) use softmax::{RowState, add_terms, exp_all, keep_in_range, merge_into, scale_lanes, soften};
