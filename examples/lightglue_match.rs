@@ -14,6 +14,7 @@ mod tensors;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use cross_attention::weights::{HeadReduce, WeightsSpec};
 use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Device, DeviceRequest};
 use image::{Rgb, RgbImage, imageops};
 use serde::Deserialize;
@@ -107,13 +108,13 @@ fn looks(
     value: &[f32],
     exact: &[f32],
 ) -> Result<Vec<f32>, Failure> {
-    let mut spec = AttentionSpec::new([1, HEADS, from, DIM], [1, HEADS, to, DIM]);
-    spec.scores = Some(cross_attention::ScoreStage::Probs);
-    let result = device.attention_blocking(&AttentionProblem::new(spec)?, &AttentionInputs::new(query, key, value))?;
-    let off = result.output.to_f32().iter().zip(exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let problem = AttentionProblem::new(AttentionSpec::new([1, HEADS, from, DIM], [1, HEADS, to, DIM]))?;
+    let inputs = AttentionInputs::new(query, key, value);
+    let wanted = WeightsSpec { reduce: HeadReduce::Mean, ..WeightsSpec::default() };
+    let result = device.attention_with_weights_blocking(&problem, &inputs, &wanted)?;
+    let off = result.attention.output.to_f32().iter().zip(exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     println!("{from} to {to}: output at most {off:.1e} off the exact one");
-    let probs = result.scores.unwrap_or_default();
-    Ok((0..from * to).map(|at| (0..HEADS).map(|h| probs[h * from * to + at]).sum::<f32>() / HEADS as f32).collect())
+    Ok(result.weights)
 }
 
 /// A line of one pixel.

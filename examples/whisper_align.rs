@@ -17,6 +17,7 @@ mod tensors;
 use std::path::PathBuf;
 
 use clap::Parser;
+use cross_attention::weights::{Keys, Select, WeightsSpec};
 use cross_attention::{
     AttentionInputs, AttentionProblem, AttentionSpec, Device, DeviceRequest, Diagonal, KernelChoice, Layout, TensorSpec,
 };
@@ -182,35 +183,28 @@ fn decode(
         let query = layer.cross_query.apply(&layer.cross_norm.apply(&x));
         let context = layer.cross_context.apply(sound);
         let inputs = AttentionInputs::new(&query, &context, &context);
-        let heard = cross.run_blocking(&inputs)?;
+        let heads: Vec<usize> =
+            transcript.alignment_heads.iter().filter(|of| of[0] == number).map(|of| of[1]).collect();
+        let heard = if heads.is_empty() {
+            cross.run_blocking(&inputs)?
+        } else {
+            // only what the times are found from: these heads, on the frames with speech
+            let wanted = WeightsSpec {
+                heads: Select::List(heads),
+                keys: Keys::Each(Select::Range(0..transcript.frames_with_speech)),
+                ..WeightsSpec::default()
+            };
+            let both = device.attention_with_weights_blocking(&cross_problem, &inputs, &wanted)?;
+            weights.extend(both.weights);
+            both.attention
+        };
         add(&mut x, &layer.cross_out.apply(&heard.output.to_f32()));
-        let heads = transcript.alignment_heads.iter().filter(|of| of[0] == number).map(|of| of[1]);
-        weights.extend(head_weights(device, &cross_problem, &inputs, heads.collect(), transcript.frames_with_speech)?);
 
         let inner: Vec<f32> = layer.ffn_in.apply(&layer.ffn_norm.apply(&x)).into_iter().map(gelu).collect();
         add(&mut x, &layer.ffn_out.apply(&inner));
     }
     let norm = LayerNorm::open(file, "decoder/layer_norm/gamma", "decoder/layer_norm/beta")?;
     Ok((norm.apply(&x), weights))
-}
-
-/// Weights of some heads on the frames with speech.
-fn head_weights(
-    device: &Device,
-    problem: &AttentionProblem,
-    inputs: &AttentionInputs<'_>,
-    heads: Vec<usize>,
-    frames: usize,
-) -> Result<Vec<f32>, Failure> {
-    let mut spec = problem.spec().clone();
-    spec.scores = Some(cross_attention::ScoreStage::Probs);
-    let all = device.attention_blocking(&AttentionProblem::new(spec)?, inputs)?;
-    let probs = all.scores.unwrap_or_default();
-    let len = problem.q_len();
-    Ok(heads
-        .iter()
-        .flat_map(|h| (0..len).flat_map(|i| probs[(h * len + i) * FRAMES..][..frames].to_vec()).collect::<Vec<_>>())
-        .collect())
 }
 
 fn gelu(x: f32) -> f32 {

@@ -15,6 +15,7 @@ use crate::problem::AttentionProblem;
 use crate::roofline::Roofline;
 #[cfg(feature = "native")]
 use crate::timing::{Timing, TimingSource};
+use crate::weights::{AttentionWithWeights, WeightsProblem, WeightsSpec};
 
 /// Which device is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -240,6 +241,62 @@ impl Device {
         inputs: &AttentionInputs<'_>,
     ) -> Result<AttentionOutput, Error> {
         self.block_on(self.attention(problem, inputs))
+    }
+
+    /// One attention and some of its weights, from host memory to host memory; on a GPU in one submission.
+    ///
+    /// ```
+    /// use cross_attention::weights::{HeadReduce, WeightsSpec};
+    /// use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Device};
+    /// # pollster::block_on(async {
+    /// let problem = AttentionProblem::new(AttentionSpec::new([1, 2, 3, 4], [1, 2, 5, 4]))?;
+    /// let (query, key, value) = (vec![0.5f32; 24], vec![0.25f32; 40], vec![1.0f32; 40]);
+    /// let mean = WeightsSpec { reduce: HeadReduce::Mean, ..WeightsSpec::default() };
+    /// let inputs = AttentionInputs::new(&query, &key, &value);
+    /// let result = Device::Cpu.attention_with_weights(&problem, &inputs, &mean).await?;
+    /// assert_eq!(result.shape, [1, 1, 3, 5]);
+    /// assert!(result.weights.iter().all(|weight| (weight - 0.2).abs() < 1e-6));
+    /// # Ok::<(), cross_attention::Error>(())
+    /// # })?;
+    /// # Ok::<(), cross_attention::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Input`], [`Error::Weights`], [`Error::Plan`], [`Error::WeightsPlan`], [`Error::Gpu`].
+    pub async fn attention_with_weights(
+        &self,
+        problem: &AttentionProblem,
+        inputs: &AttentionInputs<'_>,
+        spec: &WeightsSpec,
+    ) -> Result<AttentionWithWeights, Error> {
+        if let Self::Gpu(context) = self {
+            return context.attention_with_weights(problem, inputs, spec).await;
+        }
+        inputs.check(problem)?;
+        let wanted = WeightsProblem::new(problem, spec)?;
+        let attention = self.prepare(&problem.with_lse(), KernelChoice::Auto).await?.run(inputs).await?;
+        let weights = match self {
+            Self::Oracle => cpu::reference_weights(&wanted, problem, inputs),
+            Self::Cpu | Self::Gpu(_) => {
+                let lse = attention.lse.as_deref().unwrap_or_default();
+                cpu::weights(&wanted, inputs, lse)?
+            }
+        };
+        Ok(AttentionWithWeights { attention, weights, shape: wanted.shape() })
+    }
+
+    /// [`attention_with_weights`](Self::attention_with_weights), blocking.
+    ///
+    /// # Errors
+    /// As [`attention_with_weights`](Self::attention_with_weights).
+    #[cfg(feature = "native")]
+    pub fn attention_with_weights_blocking(
+        &self,
+        problem: &AttentionProblem,
+        inputs: &AttentionInputs<'_>,
+        spec: &WeightsSpec,
+    ) -> Result<AttentionWithWeights, Error> {
+        self.block_on(self.attention_with_weights(problem, inputs, spec))
     }
 
     /// Measures what the device can do at most, spending about `budget` on each of its two roofs; blocking. `None` for

@@ -4,8 +4,9 @@ use crate::cpu::{CpuKernel, MergeError};
 use crate::gpu::GpuError;
 use crate::inputs::InputError;
 use crate::kernels::{Kernel, Unsupported};
-use crate::plan::PlanError;
+use crate::plan::{PlanError, Rejection};
 use crate::problem::ProblemError;
+use crate::weights::WeightsError;
 
 /// Any error of this crate.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -31,6 +32,15 @@ pub enum Error {
     MergePlan {
         /// Why.
         reason: Unsupported,
+    },
+    /// Attention weights were asked for that are not there.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// Attention weights are too many or too large for the device.
+    #[error("the device cannot return these weights: {reason}")]
+    WeightsPlan {
+        /// Why.
+        reason: Rejection,
     },
     /// A kernel was asked for that the chosen device does not have.
     #[error("kernel {kernel} does not run on {device}; possible there: {possible}")]

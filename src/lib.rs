@@ -80,6 +80,7 @@ mod timing;
 #[cfg(feature = "tune")]
 pub mod tune;
 pub mod verify;
+pub mod weights;
 pub mod workload;
 
 pub use caps::{CooperativeMatrix, DeviceCaps, DeviceClass};

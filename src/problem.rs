@@ -326,6 +326,27 @@ impl AttentionProblem {
         partial
     }
 
+    /// The scores alone, to be turned into probabilities by a log-sum-exp that is known: no value, no sink, no output of
+    /// its own.
+    #[must_use]
+    pub(crate) fn scores_alone(&self) -> Self {
+        let mut alone = self.clone();
+        alone.spec.value = alone.spec.key;
+        alone.spec.output = TensorSpec::f32(Layout::bhld(self.spec.query.layout.shape));
+        alone.spec.lse = true;
+        alone.spec.sinks = false;
+        alone.spec.scores = None;
+        alone
+    }
+
+    /// The same attention, which returns its log-sum-exp.
+    #[must_use]
+    pub(crate) fn with_lse(&self) -> Self {
+        let mut with_lse = self.clone();
+        with_lse.spec.lse = true;
+        with_lse
+    }
+
     /// The factor on the dot products, default filled in.
     #[must_use]
     pub const fn scale(&self) -> f32 {

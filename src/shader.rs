@@ -76,6 +76,7 @@ const fn kernel_file(shader: Shader) -> &'static str {
         Shader::Softmax => include_str!("../shaders/softmax.wgsl"),
         Shader::WeightedSum => include_str!("../shaders/weighted_sum.wgsl"),
         Shader::Merge => include_str!("../shaders/merge.wgsl"),
+        Shader::Weights => include_str!("../shaders/weights.wgsl"),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod reference;
 #[expect(unsafe_code, reason = "vector instructions, and buffers shared by tasks; the invariants stand at its head")]
 mod simd;
 mod terms;
+mod weights;
 
 pub use fused::{CpuAttention, CpuOutputs, CpuPlan, CpuStrategy, TensorMut};
 pub(crate) use merge::check_parts;
@@ -17,6 +18,8 @@ pub use merge::{MergeError, MergedState, PartialState, merge};
 pub use peak::roofline;
 pub(crate) use plain::row as plain_row;
 pub use simd::SimdLevel;
+pub(crate) use weights::reference_weights;
+pub use weights::weights;
 
 use half::f16;
 

@@ -59,6 +59,8 @@ pub(super) fn needed_bytes(problem: &AttentionProblem, slot: Slot) -> u64 {
         Slot::Lse => problem.rows() as u64 * 4,
         Slot::Scores => problem.rows() as u64 * problem.kv_len() as u64 * 4,
         Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartLse => 0,
+        // no buffers of an attention
+        Slot::Selection | Slot::Weights => 0,
     };
     bytes.next_multiple_of(4)
 }
@@ -100,6 +102,7 @@ impl<'a> AttentionBuffers<'a> {
             Slot::Lse => self.lse,
             Slot::Scores => self.scores,
             Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartLse => None,
+            Slot::Selection | Slot::Weights => None,
         }
     }
 
@@ -161,7 +164,10 @@ impl<'a> AttentionBuffers<'a> {
     }
 
     /// Name, slice, whether it is wanted, and its words of 4 bytes, in the order of [`RowDataMap`].
-    fn row_data(&self, problem: &AttentionProblem) -> [(&'static str, Option<wgpu::BufferSlice<'a>>, bool, usize); 5] {
+    pub(super) fn row_data(
+        &self,
+        problem: &AttentionProblem,
+    ) -> [(&'static str, Option<wgpu::BufferSlice<'a>>, bool, usize); 5] {
         let spec = problem.spec();
         let rows = problem.batch() * problem.q_len();
         [
@@ -206,7 +212,7 @@ impl<'a> AttentionBuffers<'a> {
     }
 }
 
-fn present<'a>(
+pub(super) fn present<'a>(
     name: &'static str,
     slice: Option<wgpu::BufferSlice<'a>>,
     wanted: bool,
@@ -218,17 +224,21 @@ fn present<'a>(
     }
 }
 
-fn enough(name: &'static str, slice: &wgpu::BufferSlice<'_>, needed: u64) -> Result<(), GpuError> {
+pub(super) fn enough(name: &'static str, slice: &wgpu::BufferSlice<'_>, needed: u64) -> Result<(), GpuError> {
     let found = slice.size();
     if found < needed { Err(GpuError::BufferTooSmall { name, needed, found }) } else { Ok(()) }
 }
 
-fn usage(name: &'static str, slice: &wgpu::BufferSlice<'_>, needed: wgpu::BufferUsages) -> Result<(), GpuError> {
+pub(super) fn usage(
+    name: &'static str,
+    slice: &wgpu::BufferSlice<'_>,
+    needed: wgpu::BufferUsages,
+) -> Result<(), GpuError> {
     let found = slice.buffer().usage();
     if found.contains(needed) { Ok(()) } else { Err(GpuError::Usage { name, needed, found }) }
 }
 
-fn aligned(name: &'static str, slice: &wgpu::BufferSlice<'_>, alignment: u32) -> Result<(), GpuError> {
+pub(super) fn aligned(name: &'static str, slice: &wgpu::BufferSlice<'_>, alignment: u32) -> Result<(), GpuError> {
     let offset = slice.offset();
     if offset.is_multiple_of(u64::from(alignment)) {
         Ok(())

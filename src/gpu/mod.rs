@@ -30,6 +30,7 @@ mod pipelines;
 #[cfg(feature = "native")]
 mod timing;
 mod transfer;
+mod weights;
 
 pub(crate) use adapters::adapter_name_wanted;
 #[cfg(feature = "native")]
@@ -49,3 +50,4 @@ pub use merge::MergeBuffers;
 pub use timing::KernelTiming;
 #[cfg(feature = "tune")]
 pub(crate) use timing::Stopwatch;
+pub use weights::{PreparedWeights, WeightsBuffers};

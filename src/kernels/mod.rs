@@ -9,6 +9,7 @@ pub(crate) mod plain;
 pub(crate) mod rows;
 pub(crate) mod split;
 pub(crate) mod tiled;
+pub(crate) mod weights;
 
 pub use params::Params;
 
@@ -323,11 +324,13 @@ pub enum Shader {
     WeightedSum,
     /// Merge of partial attentions.
     Merge,
+    /// Selected attention weights from the log-sum-exp.
+    Weights,
 }
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Rows,
         Self::Split,
         Self::Combine,
@@ -338,6 +341,7 @@ impl Shader {
         Self::Softmax,
         Self::WeightedSum,
         Self::Merge,
+        Self::Weights,
     ];
 
     /// The name of its file in `shaders/`, without the ending.
@@ -354,6 +358,7 @@ impl Shader {
             Self::Softmax => "softmax",
             Self::WeightedSum => "weighted_sum",
             Self::Merge => "merge",
+            Self::Weights => "weights",
         }
     }
 
@@ -370,7 +375,8 @@ impl Shader {
             | Self::Fused
             | Self::Scores
             | Self::Softmax
-            | Self::WeightedSum => Params::FIELDS,
+            | Self::WeightedSum
+            | Self::Weights => Params::FIELDS,
         }
     }
 }
@@ -404,6 +410,10 @@ pub enum Slot {
     PartOutput,
     /// The log-sum-exps of one of those parts.
     PartLse,
+    /// Which heads, rows and keys weights are wanted of.
+    Selection,
+    /// The caller's selected weights.
+    Weights,
 }
 
 impl Slot {
@@ -424,6 +434,8 @@ impl Slot {
             Self::States => "states",
             Self::PartOutput => "part_output",
             Self::PartLse => "part_lse",
+            Self::Selection => "selection",
+            Self::Weights => "weights",
         }
     }
 
@@ -440,6 +452,8 @@ impl Slot {
             Self::Output | Self::PartOutput => 7,
             Self::Lse | Self::PartLse => 8,
             Self::Scores | Self::Workspace | Self::States => 9,
+            Self::Selection => 10,
+            Self::Weights => 11,
         }
     }
 }

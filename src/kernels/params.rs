@@ -144,14 +144,16 @@ impl Params {
                 Slot::Value => (params.value_strides, params.value_offset) = (strides, offset),
                 Slot::Bias => (params.bias_strides, params.bias_offset) = (strides, offset),
                 Slot::Mask => (params.mask_strides, params.mask_offset) = (strides, offset),
-                Slot::Output | Slot::PartOutput => (params.output_strides, params.output_offset) = (strides, offset),
+                Slot::Output | Slot::PartOutput | Slot::Weights => {
+                    (params.output_strides, params.output_offset) = (strides, offset)
+                }
                 Slot::Lse | Slot::PartLse => {
                     (params.lse_strides, params.lse_offset) = ([strides[0], strides[1]], offset);
                 }
                 Slot::Scores | Slot::Workspace | Slot::States => {
                     (params.scores_strides, params.scores_offset) = (strides, offset);
                 }
-                Slot::RowData => {}
+                Slot::RowData | Slot::Selection => {}
             }
         }
         params

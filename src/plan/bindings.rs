@@ -55,6 +55,12 @@ impl<'a> Bindings<'a> {
         self.list
     }
 
+    /// Words of 4 bytes that are no tensor of the problem: `layout` is the part's, in the whole buffer.
+    pub(crate) fn push(&mut self, slot: Slot, written: bool, layout: Layout) -> &mut Self {
+        self.bind(slot, written, layout, layout, 4);
+        self
+    }
+
     pub(crate) fn read(&mut self, slots: &[Slot]) -> &mut Self {
         for &slot in slots {
             self.add(slot, false);
@@ -129,8 +135,15 @@ impl<'a> Bindings<'a> {
             Slot::States => dense(Layout::bhld([1, 1, 1, self.state_map().words])),
             Slot::PartOutput => dense(self.state_map().output(self.part, self.states.first)),
             Slot::PartLse => dense(self.state_map().lse(self.part, self.states.first)),
+            // no tensors of the problem: `push` says where they lie
+            Slot::Selection | Slot::Weights => dense(Layout::bhld([0; 4])),
             Slot::RowData => dense(Layout::bhld([1, 1, 1, RowDataMap::new(self.problem).words as usize])),
         };
+        self.bind(slot, written, layout, slice, element_bytes);
+    }
+
+    /// Binds what `slice` reaches over of a tensor with the strides of `layout`.
+    fn bind(&mut self, slot: Slot, written: bool, layout: Layout, slice: Layout, element_bytes: usize) {
         let mut binding = Binding { slot, written, start_bytes: 0, size_bytes: 0, offset: 0, strides: layout.strides };
         match slice.extent().and_then(|end| Some((end, end.checked_mul(element_bytes)?.checked_next_multiple_of(4)?))) {
             Some((0, _)) => {}

@@ -7,6 +7,7 @@ mod select;
 pub(crate) mod split;
 pub(crate) mod variant;
 
+pub use crate::kernels::weights::WeightsPlan;
 pub use bindings::{Binding, RowDataMap};
 pub use catalog::{CatalogEntry, DeviceKind, catalog};
 pub use choice::{PlanChoice, TileShape};
@@ -174,28 +175,7 @@ impl Plan {
 
     /// Whether a device with `caps` can run the plan, which may have been made for another.
     pub(crate) fn check(&self, caps: &DeviceCaps) -> Result<(), PlanError> {
-        for step in &self.steps {
-            let grid = step.grid.into_iter().max().unwrap_or(0);
-            let binding = step.bindings.iter().map(|binding| binding.size_bytes).max().unwrap_or(0);
-            let alignment = u64::from(caps.min_storage_buffer_offset_alignment).max(1);
-            let offset = step.bindings.iter().map(|binding| binding.start_bytes % alignment).max().unwrap_or(0);
-            let limits = [
-                ("bytes of workgroup memory", step.workgroup_bytes, u64::from(caps.max_compute_workgroup_storage_size)),
-                ("bytes in a binding", binding, caps.max_storage_buffer_binding_size),
-                ("bytes past an alignment", offset, 0),
-                (
-                    "workgroups along one dimension",
-                    u64::from(grid),
-                    u64::from(caps.max_compute_workgroups_per_dimension),
-                ),
-            ];
-            for (what, needed, found) in limits {
-                if needed > found {
-                    return Err(PlanError::OtherDevice { what, needed, found });
-                }
-            }
-        }
-        Ok(())
+        check_steps(&self.steps, caps)
     }
 
     pub(crate) const fn scores_bytes(&self) -> u64 {
@@ -209,6 +189,28 @@ impl Plan {
     pub(crate) const fn row_data(&self) -> &RowDataMap {
         &self.row_data
     }
+}
+
+/// Whether a device with `caps` can run steps that may have been planned for another.
+pub(crate) fn check_steps(steps: &[Step], caps: &DeviceCaps) -> Result<(), PlanError> {
+    for step in steps {
+        let grid = step.grid.into_iter().max().unwrap_or(0);
+        let binding = step.bindings.iter().map(|binding| binding.size_bytes).max().unwrap_or(0);
+        let alignment = u64::from(caps.min_storage_buffer_offset_alignment).max(1);
+        let offset = step.bindings.iter().map(|binding| binding.start_bytes % alignment).max().unwrap_or(0);
+        let limits = [
+            ("bytes of workgroup memory", step.workgroup_bytes, u64::from(caps.max_compute_workgroup_storage_size)),
+            ("bytes in a binding", binding, caps.max_storage_buffer_binding_size),
+            ("bytes past an alignment", offset, 0),
+            ("workgroups along one dimension", u64::from(grid), u64::from(caps.max_compute_workgroups_per_dimension)),
+        ];
+        for (what, needed, found) in limits {
+            if needed > found {
+                return Err(PlanError::OtherDevice { what, needed, found });
+            }
+        }
+    }
+    Ok(())
 }
 
 impl std::fmt::Display for Plan {

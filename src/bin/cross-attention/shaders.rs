@@ -300,6 +300,7 @@ fn element_types(job: &Job) -> Vec<(&'static str, &'static str)> {
         Slot::Output => Some(spec.output.element),
         Slot::Mask | Slot::RowData | Slot::Lse => None,
         Slot::Scores | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartLse => None,
+        Slot::Selection | Slot::Weights => None,
     };
     let slots = step.bindings.iter().map(|binding| binding.slot);
     slots.filter_map(|slot| Some((slot.name(), element(slot)?.name()))).collect()

@@ -1,0 +1,173 @@
+//! Selected attention weights from query, key and log-sum-exp: each row's dot products with the chosen keys, no others.
+
+use std::ops::Range;
+
+use super::fused::prob;
+use super::reference;
+use super::terms::RowTerms;
+use crate::inputs::{AttentionInputs, InputError};
+use crate::problem::AttentionProblem;
+use crate::tensor::{Layout, TensorRef};
+use crate::weights::{KeyList, WeightsProblem};
+
+/// Partial sums of a dot product.
+const LANES: usize = 8;
+
+/// Computes the weights that are asked for, `[batch, heads or 1, rows, keys or segments]`, on all cores (feature
+/// `native`) or on one. `lse` is `[batch, q_heads, q_len]`, as the attention returns it.
+///
+/// Value and sinks of the inputs are not looked at. Sums over heads and over the keys of a segment are taken in f64.
+///
+/// ```
+/// use cross_attention::weights::{Keys, WeightsProblem, WeightsSpec};
+/// use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, cpu};
+/// let mut spec = AttentionSpec::new([1, 1, 1, 2], [1, 1, 4, 2]);
+/// spec.lse = true;
+/// let problem = AttentionProblem::new(spec)?;
+/// let (query, key, value) = (vec![1.0f32, 0.0], vec![0.0f32; 8], vec![1.0f32; 8]);
+/// let inputs = AttentionInputs::new(&query, &key, &value);
+/// let lse = cpu::attention(&problem, &inputs)?.lse.unwrap_or_default();
+/// // four equal keys: three of them have 3/4 of the mass
+/// let segments = WeightsSpec { keys: Keys::Segments(vec![0..3, 3..4]), ..WeightsSpec::default() };
+/// let mass = cpu::weights(&WeightsProblem::new(&problem, &segments)?, &inputs, &lse)?;
+/// assert!((mass[0] - 0.75).abs() < 1e-6 && (mass[1] - 0.25).abs() < 1e-6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// An [`InputError`] if the data is not what the problem asks for.
+pub fn weights(problem: &WeightsProblem, inputs: &AttentionInputs<'_>, lse: &[f32]) -> Result<Vec<f32>, InputError> {
+    let inputs = problem.inputs(inputs, lse)?;
+    let [_, _, rows, columns] = problem.shape();
+    let mut result = vec![0.0f32; problem.elements()];
+    if result.is_empty() {
+        return Ok(result);
+    }
+    let tasks: Vec<_> = result.chunks_mut(columns).enumerate().collect();
+    super::for_each(tasks, |(n, out)| row(problem, &inputs, lse, place(problem, rows, n), out));
+    Ok(result)
+}
+
+/// The same by the formula in f64, from the probabilities of whole rows and not from a log-sum-exp; `attention` is what
+/// the weights are of. The inputs must have passed [`check`](AttentionInputs::check).
+pub(crate) fn reference_weights(
+    problem: &WeightsProblem,
+    attention: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+) -> Vec<f32> {
+    let [_, _, rows, columns] = problem.shape();
+    if problem.elements() == 0 {
+        return vec![];
+    }
+    let result = super::map(problem.elements() / columns, |n| {
+        let Place { b, shown, i } = place(problem, rows, n);
+        let (heads, divisor) = problem.heads_of(shown);
+        let mut sums = vec![0.0f64; columns];
+        for &h in heads {
+            let probs = reference::row(attention, inputs, b, h as usize, i).probs;
+            match problem.keys() {
+                KeyList::Each(keys) => sums.iter_mut().zip(keys).for_each(|(sum, &j)| *sum += probs[j as usize]),
+                KeyList::Segments(segments) => {
+                    for (sum, &[from, to]) in sums.iter_mut().zip(segments) {
+                        *sum += probs[from as usize..to as usize].iter().sum::<f64>();
+                    }
+                }
+            }
+        }
+        sums.into_iter().map(|sum| rounded(sum, divisor)).collect::<Vec<_>>()
+    });
+    result.concat()
+}
+
+/// One row of the result.
+struct Place {
+    b: usize,
+    shown: usize,
+    i: usize,
+}
+
+fn place(problem: &WeightsProblem, rows: usize, n: usize) -> Place {
+    let heads = problem.shape()[1];
+    Place { b: n / (rows * heads), shown: n / rows % heads, i: problem.rows()[n % rows] as usize }
+}
+
+fn row(
+    problem: &WeightsProblem,
+    inputs: &AttentionInputs<'_>,
+    lse: &[f32],
+    Place { b, shown, i }: Place,
+    out: &mut [f32],
+) {
+    let scores = problem.scores();
+    let spec = scores.spec();
+    let (heads, divisor) = problem.heads_of(shown);
+    let mut sums = vec![0.0f64; out.len()];
+    for &h in heads {
+        let h = h as usize;
+        let lse = lse[(b * scores.q_heads() + h) * scores.q_len() + i];
+        let terms = RowTerms::new(scores, inputs, [b, h, i]);
+        let start = spec.query.layout.index([b, h, i, 0]);
+        let stride = spec.query.layout.strides[3];
+        let query: Vec<f32> = (0..scores.head_dim()).map(|d| inputs.query.get(start + d * stride)).collect();
+        let weight = |j: usize| {
+            // a key that is not allowed never enters arithmetic
+            if !terms.keys.contains(&j) || !terms.allows(j) {
+                return 0.0;
+            }
+            let key = dot(&query, inputs.key, &spec.key.layout, [b, h / scores.group_size(), j]);
+            f64::from(prob(terms.score(j, key), lse))
+        };
+        match problem.keys() {
+            KeyList::Each(keys) => sums.iter_mut().zip(keys).for_each(|(sum, &j)| *sum += weight(j as usize)),
+            KeyList::Segments(segments) => {
+                for (sum, &segment) in sums.iter_mut().zip(segments) {
+                    *sum += within(segment, &terms.keys).map(weight).sum::<f64>();
+                }
+            }
+        }
+    }
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = rounded(sum, divisor);
+    }
+}
+
+/// The keys of a segment that a row may see.
+fn within([from, to]: [u32; 2], keys: &Range<usize>) -> Range<usize> {
+    let from = keys.start.max(from as usize);
+    from..keys.end.min(to as usize).max(from)
+}
+
+/// A sum over heads, or their mean, rounded once.
+#[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+fn rounded(sum: f64, divisor: usize) -> f32 {
+    (sum / divisor as f64) as f32
+}
+
+/// A dot product in f32, in as many partial sums as a vector register has lanes; the same bits for every layout.
+fn dot(query: &[f32], key: TensorRef<'_>, layout: &Layout, [b, h, j]: [usize; 3]) -> f32 {
+    let start = layout.index([b, h, j, 0]);
+    let stride = layout.strides[3];
+    let mut sums = [0.0f32; LANES];
+    match key {
+        TensorRef::F32(key) if stride == 1 => {
+            let key = &key[start..start + query.len()];
+            let (q, q_rest) = query.as_chunks::<LANES>();
+            let (k, k_rest) = key.as_chunks::<LANES>();
+            for (q, k) in q.iter().zip(k) {
+                for (sum, (q, k)) in sums.iter_mut().zip(q.iter().zip(k)) {
+                    *sum += q * k;
+                }
+            }
+            for (sum, (q, k)) in sums.iter_mut().zip(q_rest.iter().zip(k_rest)) {
+                *sum += q * k;
+            }
+        }
+        TensorRef::F32(_) | TensorRef::F16(_) => {
+            for (d, q) in query.iter().enumerate() {
+                sums[d % LANES] += q * key.get(start + d * stride);
+            }
+        }
+    }
+    let [a, b, c, d, e, f, g, h] = sums;
+    ((a + b) + (c + d)) + ((e + f) + (g + h))
+}
