@@ -88,9 +88,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             let row = row_at(b, selection[HEADER + shown + n], i);
             let keys = row_keys(row);
             let row_lse = lse[params.lse_offset + row.b * params.lse_strides.x + row.h * params.lse_strides.y + row.i];
-            let from = max(first, keys.x) + select(0u, lane, SEGMENTS);
-            let to = min(end, keys.y);
-            for (var j = from; j < to; j += WIDTH) {
+            let begin = max(first, keys.x) + select(0u, lane, SEGMENTS);
+            let stop = min(end, keys.y);
+            for (var j = begin; j < stop; j += WIDTH) {
                 sum += weight(row, j, row_lse);
             }
         }

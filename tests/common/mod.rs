@@ -11,3 +11,4 @@ pub(crate) mod random;
 pub(crate) mod real;
 pub(crate) mod recipe;
 pub(crate) mod split;
+pub(crate) mod weights;

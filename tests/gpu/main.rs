@@ -25,6 +25,7 @@ mod parts;
 mod trials;
 #[cfg(feature = "tune")]
 mod tuning;
+mod weights;
 
 use libtest_mimic::{Arguments, Conclusion, Trial};
 

@@ -8,7 +8,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
 use super::adapters::Adapter;
-use super::{keys, known_faults, levels, merging, parts};
+use super::{keys, known_faults, levels, merging, parts, weights};
 use crate::common::case::Case;
 use crate::common::check::{self, Run};
 use crate::common::{cases, meaning, onnx, random, real};
@@ -42,7 +42,7 @@ fn checks() -> Vec<(String, Check)> {
     checks
 }
 
-fn random_cases() -> Vec<Case> {
+pub(crate) fn random_cases() -> Vec<Case> {
     let mut runner = TestRunner::deterministic();
     let wanted = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(RANDOM_CASES);
     let mut case = || random::case().new_tree(&mut runner).expect("nothing is filtered out").current();
@@ -85,6 +85,7 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
         trials.extend(keys::trials(adapter, kernel));
     }
     trials.extend(merging::trials(adapter));
+    trials.extend(weights::trials(adapter));
     trials.extend(levels::trials(adapter));
     #[cfg(feature = "tune")]
     trials.extend(super::tuning::trials(adapter));

@@ -18,3 +18,4 @@ mod shaders;
 mod table;
 #[cfg(feature = "tune")]
 mod tune;
+mod weights;

@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 
 use cross_attention::kernels::Shader;
-use cross_attention::plan::{Step, Variant};
+use cross_attention::plan::{Step, Variant, WeightsPlan};
+use cross_attention::weights::{HeadReduce, Keys, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element, Kernel, Layout,
     Plan, ScoreStage, TensorSpec,
@@ -181,7 +182,8 @@ fn every_variant_is_valid_and_host_and_shader_agree() {
     let steps = steps();
     assert!(steps.len() > 1000, "only {} variants", steps.len());
     let shaders: HashSet<_> = steps.iter().map(|step| step.variant.shader).collect();
-    assert_eq!(shaders.len() + 2, Shader::ALL.len(), "merge is not part of any plan, cooperative of none of these");
+    let elsewhere = "merge and weights are not part of any plan, cooperative of none of these";
+    assert_eq!(shaders.len() + 3, Shader::ALL.len(), "{elsewhere}");
     for (n, step) in steps.iter().enumerate() {
         let (module, info) = resolve(&step.variant);
         compare_bindings(&module, step);
@@ -290,6 +292,41 @@ fn merge_is_valid_and_host_and_shader_agree() {
     translate(&module, &info, false);
 }
 
+/// Steps of selected weights, each variant once.
+fn weights_steps() -> Vec<Step> {
+    let caps = DeviceCaps::webgpu_defaults();
+    let mut seen = HashSet::new();
+    let mut steps = vec![];
+    for (n, spec) in specs().into_iter().enumerate() {
+        let problem = AttentionProblem::new(spec).expect("a sound spec");
+        let spec = WeightsSpec {
+            reduce: [HeadReduce::Each, HeadReduce::Mean][n % 2],
+            keys: if n / 2 % 2 == 0 { Keys::default() } else { Keys::Segments(vec![0..7, 7..70]) },
+            ..WeightsSpec::default()
+        };
+        let wanted = WeightsProblem::new(&problem, &spec).expect("a sound selection");
+        let plan = WeightsPlan::new(&wanted, &caps).expect("it fits");
+        steps.extend(plan.steps().iter().filter(|step| seen.insert(step.variant.clone())).cloned());
+    }
+    steps
+}
+
+#[test]
+fn weights_are_valid_and_host_and_shader_agree() {
+    let steps = weights_steps();
+    assert!(steps.len() > 300, "only {} variants", steps.len());
+    for (n, step) in steps.iter().enumerate() {
+        let (module, info) = resolve(&step.variant);
+        compare_bindings(&module, step);
+        compare_params(&module, step.variant.shader);
+        assert_eq!(workgroup_bytes(&module), step.workgroup_bytes, "{:?}", step.variant);
+        assert!(module.entry_points[0].workgroup_size.iter().product::<u32>() <= 256);
+        if n % 16 == 0 {
+            translate(&module, &info, false);
+        }
+    }
+}
+
 /// Binding numbers, access and names of the storage buffers.
 fn compare_bindings(module: &naga::Module, step: &Step) {
     let mut in_wgsl = vec![];
@@ -309,6 +346,7 @@ fn compare_bindings(module: &naga::Module, step: &Step) {
     };
     let number = |name: &str| {
         let names = ["params", "query", "key", "value", "bias", "mask", "row_data", "output", "lse", "scores"];
+        let names = names.into_iter().chain(["selection", "weights"]);
         let name = if name == "states" { "scores" } else { name };
         (0..).zip(names).find(|(_, known)| *known == name).expect("a known buffer").0
     };
@@ -373,7 +411,7 @@ fn tint_accepts_the_shaders() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     let mut seen = HashSet::new();
-    let variants = steps().into_iter().map(|step| step.variant).chain([Variant::merge()]);
+    let variants = steps().into_iter().chain(weights_steps()).map(|step| step.variant).chain([Variant::merge()]);
     // one of each combination of snippets: overrides are open in the text, and tint checks them as such
     let variants = variants.filter(|v| seen.insert((v.shader, v.snippets.clone())));
     // naga does not know the directive, browsers need it
