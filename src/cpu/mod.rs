@@ -123,11 +123,15 @@ pub(crate) fn check_memory(problem: &AttentionProblem, element_bytes: usize) -> 
     let row =
         problem.v_head_dim().checked_add(2).and_then(|n| n.checked_add(spec.scores.map_or(0, |_| problem.kv_len())));
     let computed = row.and_then(|n| n.checked_mul(rows)).and_then(|n| n.checked_mul(element_bytes));
-    let all = stored.and_then(|n| n.checked_add(computed?));
-    if all.is_some_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok()) {
+    check_bytes(stored.and_then(|n| n.checked_add(computed?)))
+}
+
+/// Whether so many bytes can be allocated; `None` is more than can be counted.
+pub(crate) fn check_bytes(bytes: Option<usize>) -> Result<(), InputError> {
+    if bytes.is_some_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok()) {
         return Ok(());
     }
-    Err(InputError::Memory { bytes: all.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(u64::MAX) })
+    Err(InputError::Memory { bytes: bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(u64::MAX) })
 }
 
 /// Neighbouring rows of one head, and where their results go.
