@@ -41,11 +41,8 @@ fn no_scores_are_held() {
         spec.lse = true;
         let problem = AttentionProblem::new(spec).unwrap();
         let data = workload::inputs(&problem, "memory");
-        let wanted = WeightsSpec {
-            reduce: HeadReduce::Mean,
-            keys: Keys::Each(Select::List(keys)),
-            ..WeightsSpec::default()
-        };
+        let wanted =
+            WeightsSpec { reduce: HeadReduce::Mean, keys: Keys::Each(Select::List(keys)), ..WeightsSpec::default() };
         let before = HELD.load(Ordering::Relaxed);
         MOST.store(before, Ordering::Relaxed);
         let inputs = data.as_inputs();
