@@ -217,6 +217,14 @@ pub enum InputError {
         /// Elements that were given.
         found: usize,
     },
+    /// The results are more than this machine has memory for.
+    #[error(
+        "output, lse and scores take {bytes} bytes, more than can be allocated; cut the problem over batch, heads or rows"
+    )]
+    Memory {
+        /// What all of them take, workspace included; `u64::MAX` if it cannot be counted.
+        bytes: u64,
+    },
     /// A key length is beyond the keys.
     #[error("kv_lens[{batch}] is {found}, there are {kv_len} keys")]
     KvLen {

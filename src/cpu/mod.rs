@@ -87,6 +87,7 @@ pub fn attention_with(
     inputs: &AttentionInputs<'_>,
 ) -> Result<AttentionOutput, InputError> {
     inputs.check(problem)?;
+    check_memory(problem, size_of::<f32>())?;
     Ok(match kernel {
         CpuKernel::Fused => return prepare(problem).run(inputs),
         CpuKernel::Plain => run(problem, 1, |task| plain::compute(problem, inputs, task)),
@@ -102,6 +103,8 @@ pub fn attention_at(
     problem: &AttentionProblem,
     inputs: &AttentionInputs<'_>,
 ) -> Result<AttentionOutput, InputError> {
+    inputs.check(problem)?;
+    check_memory(problem, size_of::<f32>())?;
     CpuAttention::new(problem, level).run(inputs)
 }
 
@@ -109,6 +112,26 @@ pub fn attention_at(
 #[must_use]
 pub fn prepare(problem: &AttentionProblem) -> CpuAttention {
     CpuAttention::new(problem, SimdLevel::best())
+}
+
+/// Whether there is memory for what an attention gives back, computed in elements of so many bytes. Asked for and given back:
+/// a vector that cannot be allocated would end the process.
+pub(crate) fn check_memory(problem: &AttentionProblem, element_bytes: usize) -> Result<(), InputError> {
+    let spec = problem.spec();
+    let rows = problem.rows();
+    let stored = spec.output.layout.extent().and_then(|n| n.checked_mul(spec.output.element.size_bytes()));
+    let row =
+        problem.v_head_dim().checked_add(2).and_then(|n| n.checked_add(spec.scores.map_or(0, |_| problem.kv_len())));
+    let computed = row.and_then(|n| n.checked_mul(rows)).and_then(|n| n.checked_mul(element_bytes));
+    check_bytes(stored.and_then(|n| n.checked_add(computed?)))
+}
+
+/// Whether so many bytes can be allocated; `None` is more than can be counted.
+pub(crate) fn check_bytes(bytes: Option<usize>) -> Result<(), InputError> {
+    if bytes.is_some_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok()) {
+        return Ok(());
+    }
+    Err(InputError::Memory { bytes: bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(u64::MAX) })
 }
 
 /// Neighbouring rows of one head, and where their results go.

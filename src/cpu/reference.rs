@@ -40,6 +40,8 @@ pub struct Row {
 /// An [`InputError`] if the data is not what the problem asks for.
 pub fn attention(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -> Result<Reference, InputError> {
     inputs.check(problem)?;
+    // each row comes in vectors of its own, and is then gathered
+    super::check_memory(problem, 3 * size_of::<f64>())?;
     let rows = super::map(problem.rows(), |n| {
         let (b, h, i) = super::row_place(problem, n);
         let row = row(problem, inputs, b, h, i);

@@ -39,6 +39,7 @@ const LANES: usize = 8;
 pub fn weights(problem: &WeightsProblem, inputs: &AttentionInputs<'_>, lse: &[f32]) -> Result<Vec<f32>, InputError> {
     let inputs = problem.inputs(inputs, lse)?;
     let [_, _, rows, columns] = problem.shape();
+    super::check_bytes(problem.elements().checked_mul(size_of::<f32>()))?;
     let mut result = vec![0.0f32; problem.elements()];
     if result.is_empty() {
         return Ok(result);

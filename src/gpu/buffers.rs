@@ -66,6 +66,31 @@ pub(super) fn needed_bytes(problem: &AttentionProblem, slot: Slot) -> u64 {
 }
 
 impl<'a> AttentionBuffers<'a> {
+    /// What every attention has; fields for the rest can be filled in.
+    #[must_use]
+    pub const fn new(
+        query: wgpu::BufferSlice<'a>,
+        key: wgpu::BufferSlice<'a>,
+        value: wgpu::BufferSlice<'a>,
+        output: wgpu::BufferSlice<'a>,
+    ) -> Self {
+        Self {
+            query,
+            key,
+            value,
+            bias: None,
+            mask: None,
+            kv_lens: None,
+            row_start: None,
+            row_end: None,
+            alibi_slopes: None,
+            sinks: None,
+            output,
+            lse: None,
+            scores: None,
+        }
+    }
+
     pub(super) fn slice(&self, slot: Slot) -> Option<wgpu::BufferSlice<'a>> {
         match slot {
             Slot::Query => Some(self.query),

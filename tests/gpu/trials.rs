@@ -104,9 +104,9 @@ fn in_turn(adapter: &Adapter, kernel: Kernel, check: usize) -> bool {
     // SwiftShader has subgroups of 4, and takes as long for the rows kernel as for the tiled one
     let small_subgroups = adapter.context.caps().subgroups.is_some_and(|(_, largest)| largest < 8);
     match kernel {
-        Kernel::Rows if small_subgroups => check.is_multiple_of(3),
-        Kernel::Split => check.is_multiple_of(2),
-        Kernel::Tiled => !check.is_multiple_of(2),
+        Kernel::Rows if small_subgroups => check.is_multiple_of(6),
+        Kernel::Split => check % 3 == 1,
+        Kernel::Tiled => check % 3 == 2,
         Kernel::Rows | Kernel::Cooperative | Kernel::Fused | Kernel::Plain => true,
     }
 }

@@ -2,8 +2,8 @@
 
 use cross_attention::cpu::{self, CpuKernel, MergeError, PartialState};
 use cross_attention::{
-    AttentionData, AttentionProblem, AttentionSpec, Diagonal, Element, InputError, Layout, MAX_LEN, ProblemError,
-    ScoreStage, TensorData, TensorSpec,
+    AttentionData, AttentionInputs, AttentionProblem, AttentionSpec, Diagonal, Element, InputError, Layout, MAX_LEN,
+    ProblemError, ScoreStage, TensorData, TensorSpec,
 };
 
 use crate::common::case::Case;
@@ -70,6 +70,29 @@ fn shapes_that_do_not_fit() {
     for (tensor, change) in changes {
         let error = refused(change);
         assert!(matches!(error, ProblemError::Shape { name, .. } if name == tensor), "{tensor}: {error:?}");
+    }
+}
+
+#[test]
+fn results_past_all_memory() {
+    // one element stands for every tensor, and 2^52 bytes of output
+    let shape = [16, 1 << 16, MAX_LEN, 1];
+    let one = TensorSpec::f32(Layout::bhld([1; 4]).broadcast_to(shape).expect("from one element"));
+    let key = TensorSpec::f32(Layout::bhld([1; 4]).broadcast_to([16, 1 << 16, 1, 1]).expect("from one element"));
+    let mut spec = AttentionSpec::from_tensors(one, key, key);
+    spec.output = TensorSpec::f32(Layout::bhld(shape));
+    for lse in [false, true] {
+        spec.lse = lse;
+        let problem = AttentionProblem::new(spec.clone()).expect("sound, but large");
+        let inputs = AttentionInputs::new(&[1.0f32][..], &[1.0f32][..], &[1.0f32][..]);
+        for kernel in CpuKernel::ALL {
+            let error = cpu::attention_with(kernel, &problem, &inputs).expect_err("no machine has that");
+            assert!(matches!(error, InputError::Memory { .. }), "{error:?}");
+        }
+        let error = cpu::prepare(&problem).run(&inputs).expect_err("no machine has that");
+        assert!(matches!(error, InputError::Memory { .. }), "{error:?}");
+        let error = cpu::reference::attention(&problem, &inputs).expect_err("no machine has that");
+        assert!(matches!(error, InputError::Memory { .. }), "{error:?}");
     }
 }
 

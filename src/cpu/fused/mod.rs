@@ -39,7 +39,8 @@ pub struct CpuAttention {
     /// Where the rows of the output go; `None` if they are gathered first, as their elements are no neighbours.
     rows: Option<TensorRows>,
     scratch: Mutex<Vec<Scratch>>,
-    shared: Mutex<SharedState>,
+    /// `None` where there was no memory for it.
+    shared: Mutex<Option<SharedState>>,
 }
 
 /// What the tasks of one call share.
@@ -90,7 +91,7 @@ impl CpuAttention {
         let plan = CpuPlan::new(problem, level);
         let output = &problem.spec().output.layout;
         let rows = TensorRows::new(plan.map, output);
-        let shared = SharedState::new(problem, &plan, rows.is_some());
+        let shared = SharedState::new(problem, &plan, rows.is_some()).ok();
         #[cfg(feature = "native")]
         let threads = if plan.serial { 1 } else { rayon::current_num_threads() };
         #[cfg(not(feature = "native"))]
@@ -117,6 +118,7 @@ impl CpuAttention {
     /// # Errors
     /// An [`InputError`] if the data is not what the problem asks for.
     pub fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, InputError> {
+        super::check_memory(&self.problem, size_of::<f32>())?;
         let spec = self.problem.spec();
         let rows = self.problem.rows();
         let mut result = AttentionOutput {
@@ -138,10 +140,10 @@ impl CpuAttention {
         if self.problem.is_empty() {
             return Ok(());
         }
-        let mut fresh;
+        let mut fresh = None;
         let mut held;
         // a call that overlaps another gets a state of its own; waiting here could block a thread of the pool
-        let shared = match self.shared.try_lock() {
+        let state = match self.shared.try_lock() {
             Ok(state) => {
                 held = state;
                 &mut *held
@@ -150,10 +152,11 @@ impl CpuAttention {
                 held = poisoned.into_inner();
                 &mut *held
             }
-            Err(std::sync::TryLockError::WouldBlock) => {
-                fresh = SharedState::new(&self.problem, &self.plan, self.rows.is_some());
-                &mut fresh
-            }
+            Err(std::sync::TryLockError::WouldBlock) => &mut fresh,
+        };
+        let shared = match state {
+            Some(shared) => shared,
+            none => none.insert(SharedState::new(&self.problem, &self.plan, self.rows.is_some())?),
         };
         self.compute(inputs, outputs, shared);
         Ok(())
@@ -348,16 +351,17 @@ impl Clone for CpuAttention {
 }
 
 impl SharedState {
-    fn new(problem: &AttentionProblem, plan: &CpuPlan, direct: bool) -> Self {
+    fn new(problem: &AttentionProblem, plan: &CpuPlan, direct: bool) -> Result<Self, InputError> {
+        super::check_memory(problem, size_of::<f32>())?;
         let flags = |n: usize| (0..n).map(|_| AtomicBool::new(false)).collect();
         let (chunks, rows) = (plan.map.chunks(), problem.rows());
         let parts = if plan.splits > 1 { chunks * plan.splits } else { 0 };
-        Self {
+        Ok(Self {
             partial: Buffer::new(parts * plan.partial_len(problem.v_head_dim())),
             gathered: vec![0.0; if direct { 0 } else { rows * problem.v_head_dim() }],
             lse: vec![0.0; if problem.spec().lse { 0 } else { rows }],
             flags: [flags(chunks), flags(chunks), flags(parts), flags(chunks)],
-        }
+        })
     }
 }
 

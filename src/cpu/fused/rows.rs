@@ -152,6 +152,9 @@ fn turn_lines(level: SimdLevel, lines: &[f32], len: usize, n: usize, width: usiz
     }
 }
 
+/// Most rows of a tile: four vectors of 16 lanes.
+const MAX_TILE_ROWS: usize = 64;
+
 /// What masks and bias leave of a block of keys for the rows of a tile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Seen {
@@ -160,6 +163,8 @@ pub(super) enum Seen {
     /// What is added is the same for all rows.
     Alike,
     Some,
+    /// Nothing is added, and `bits[key]` has a bit for each row that sees it.
+    Bits,
 }
 
 /// Compares boolean mask and bias of keys `keys` for rows at `places`. With `Some`, `extra[key][row]` holds what is
@@ -174,6 +179,7 @@ pub(super) fn fill_extra(
     keys: std::ops::Range<usize>,
     width: usize,
     extra: &mut [f32],
+    bits: &mut [u64],
     lines: &mut [f32],
 ) -> Seen {
     let spec = problem.spec();
@@ -182,19 +188,25 @@ pub(super) fn fill_extra(
     if mask.is_none() && bias.is_none() {
         return Seen::Everything;
     }
-    let starts = |r: usize| {
+    let mut of_rows = [[0; 2]; MAX_TILE_ROWS];
+    for (r, of_row) in of_rows.iter_mut().enumerate().take(rows) {
         let [b, h, i] = places(r);
         let at = [b, h, i, keys.start];
-        [mask.map_or(0, |(_, layout)| layout.index(at)), bias.map_or(0, |(_, bias)| bias.layout.index(at))]
-    };
+        *of_row = [mask.map_or(0, |(_, layout)| layout.index(at)), bias.map_or(0, |(_, bias)| bias.layout.index(at))];
+    }
+    let starts = |r: usize| of_rows[r];
     let n = keys.len();
     let first = starts(0);
-    let mut same = true;
+    let same = of_rows[..rows].iter().all(|start| *start == first);
+    if let (Some((mask, layout)), None, false) = (mask, bias, same)
+        && layout.strides[3] == 1
+    {
+        return mask_bits(level, mask, of_rows.map(|[start, _]| start), rows, &mut bits[..n]);
+    }
     if let Some((mask, layout)) = mask {
         let (mut any, mut all, mut last) = (false, true, usize::MAX);
         for r in 0..rows {
-            let [start, bias_start] = starts(r);
-            same &= [start, bias_start] == first;
+            let [start, _] = starts(r);
             if start != last {
                 let (row_any, row_all) = any_and_all(level, mask, start, layout.strides[3], n);
                 (any, all, last) = (any | row_any, all & row_all, start);
@@ -210,15 +222,17 @@ pub(super) fn fill_extra(
         if all && bias.is_none() {
             return Seen::Everything;
         }
-    } else {
-        same = (1..rows).all(|r| starts(r) == first);
     }
 
     let fill = |r: usize, line: &mut [f32]| {
         let [mask_start, bias_start] = starts(r);
-        match bias {
-            Some((data, bias)) => load_row(data, bias_start, bias.layout.strides[3], line),
-            None => line.fill(0.0),
+        match (bias, mask) {
+            (Some((data, bias)), _) => load_row(data, bias_start, bias.layout.strides[3], line),
+            (None, Some((mask, layout))) if layout.strides[3] == 1 => {
+                simd::permit(level, &mask[mask_start..][..line.len()], line);
+                return;
+            }
+            (None, _) => line.fill(0.0),
         }
         if let Some((mask, layout)) = mask {
             match layout.strides[3] {
@@ -262,6 +276,27 @@ pub(super) fn fill_extra(
         turn_lines(level, lines, n, count, width, first, extra);
     }
     Seen::Some
+}
+
+/// [`fill_extra`] for a boolean mask alone.
+fn mask_bits(level: SimdLevel, mask: &[bool], starts: [usize; MAX_TILE_ROWS], rows: usize, bits: &mut [u64]) -> Seen {
+    let n = bits.len();
+    let starts = &starts[..rows];
+    simd::row_bits(level, mask, starts, bits);
+    let mut last = usize::MAX;
+    for &start in starts {
+        if start != last {
+            // the next block of keys of the row: rows are far apart, and no processor guesses that
+            simd::ask_for(level, bytemuck::cast_slice(behind(mask, start + n, n)));
+        }
+        last = start;
+    }
+    let every = u64::MAX >> (64 - rows);
+    match bits.iter().fold((0, every), |(any, all), &bits| (any | bits, all & bits)) {
+        (0, _) => Seen::Nothing,
+        (_, all) if all == every => Seen::Everything,
+        _ => Seen::Bits,
+    }
 }
 
 /// Up to `n` elements from `start` on, as far as there are any.

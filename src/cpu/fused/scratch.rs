@@ -52,6 +52,8 @@ pub(super) struct Scratch {
     pub(super) scores: Buffer,
     /// `[key][row]`: bias, negative infinity where masked.
     pub(super) extra: Buffer,
+    /// `[key]`: which rows a boolean mask lets see it.
+    pub(super) bits: Vec<u64>,
     /// `[tile][row]`: the keys of a row by its position.
     pub(super) keys: Vec<[usize; 2]>,
     /// Keys of a row within a block.
@@ -100,6 +102,10 @@ impl Sizes {
         ])
     }
 
+    fn bits(plan: &CpuPlan, problem: &AttentionProblem) -> usize {
+        if problem.spec().mask.is_some() { plan.block_kv } else { 0 }
+    }
+
     fn lines(plan: &CpuPlan, problem: &AttentionProblem) -> usize {
         (4 * problem.head_dim().max(plan.block_kv)).max(plan.level().lanes() * problem.v_head_dim())
     }
@@ -140,6 +146,7 @@ impl Scratch {
             fresh: vec![true; plan.tiles],
             scores,
             extra,
+            bits: vec![0; Sizes::bits(plan, problem)],
             keys: vec![[0; 2]; plan.chunk_rows()],
             low,
             high,
@@ -156,6 +163,6 @@ impl Scratch {
     pub(super) fn bytes(plan: &CpuPlan, problem: &AttentionProblem) -> usize {
         let Sizes(sizes) = Sizes::new(plan, problem);
         let buffers: usize = sizes.into_iter().chain([Sizes::lines(plan, problem)]).map(|n| n.div_ceil(16) * 64).sum();
-        buffers + plan.chunk_rows() * size_of::<[usize; 2]>() + plan.tiles
+        buffers + 8 * Sizes::bits(plan, problem) + plan.chunk_rows() * size_of::<[usize; 2]>() + plan.tiles
     }
 }

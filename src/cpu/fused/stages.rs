@@ -87,6 +87,7 @@ impl Job<'_> {
                     scale: problem.scale(),
                     scores: &mut scratch.scores,
                     extra: &mut scratch.extra,
+                    bits: &mut scratch.bits,
                     keys: &scratch.keys,
                     low: &mut scratch.low,
                     high: &mut scratch.high,

@@ -112,6 +112,7 @@ impl Job<'_> {
             range,
             tile.width,
             scratch.extra,
+            scratch.bits,
             scratch.lines,
         );
         if seen == Seen::Nothing {
@@ -122,7 +123,7 @@ impl Job<'_> {
         let extra: &[f32] = match seen {
             Seen::Some => scratch.extra,
             Seen::Alike => &scratch.extra[..n],
-            Seen::Everything | Seen::Nothing => &[],
+            Seen::Everything | Seen::Bits | Seen::Nothing => &[],
         };
         if let Some(slopes) = inputs.alibi_slopes {
             for r in 0..tile.rows {
@@ -135,6 +136,9 @@ impl Job<'_> {
             let alike = seen == Seen::Alike;
             let (scores, slope) = (&mut *scratch.scores, &*scratch.slope);
             simd::add_terms(level, tile.vectors, n, scores, softcap, extra, alike, slope, scratch.diagonal);
+        }
+        if seen == Seen::Bits {
+            simd::keep_by_bits(level, tile.vectors, scratch.scores, &scratch.bits[..n]);
         }
         let row_keys = &scratch.keys[tile.first_row..][..tile.rows];
         let full = row_keys.iter().all(|&[start, end]| start <= keys.start && keys.end <= end);
@@ -191,6 +195,7 @@ impl Job<'_> {
                 scale,
                 scores: &mut scratch.scores,
                 extra: &mut scratch.extra,
+                bits: &mut scratch.bits,
                 keys: &scratch.keys,
                 low: &mut scratch.low,
                 high: &mut scratch.high,
@@ -310,6 +315,7 @@ pub(super) struct Scoring<'a> {
     pub(super) scale: f32,
     pub(super) scores: &'a mut [f32],
     pub(super) extra: &'a mut [f32],
+    pub(super) bits: &'a mut [u64],
     pub(super) keys: &'a [[usize; 2]],
     pub(super) low: &'a mut [f32],
     pub(super) high: &'a mut [f32],

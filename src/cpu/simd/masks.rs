@@ -13,6 +13,16 @@ dispatch! {
 }
 
 dispatch! {
+    /// Makes every element 0 whose key is allowed, else negative infinity; `mask` and `line` have one length.
+    fn permit(mask: &[bool], line: &mut [f32]) = permit_on
+}
+
+dispatch! {
+    /// For each of `bits.len()` keys, which of up to 64 rows see it; a row's line of the mask begins at its start.
+    fn row_bits(mask: &[bool], starts: &[usize], bits: &mut [u64]) = row_bits_on
+}
+
+dispatch! {
     /// Whether the first `n` rows have neither infinity nor NaN in their first `dim` elements.
     fn all_finite(rows: Strided<'_>, n: usize, dim: usize) -> bool = all_finite_on
 }
@@ -33,6 +43,41 @@ fn count_on<S: Simd>(_: S, mask: &[bool]) -> usize {
 fn forbid_on<S: Simd>(_: S, mask: &[bool], line: &mut [f32]) {
     for (x, &allowed) in line.iter_mut().zip(mask) {
         *x = if allowed { *x } else { f32::NEG_INFINITY };
+    }
+}
+
+#[inline(always)]
+fn permit_on<S: Simd>(_: S, mask: &[bool], line: &mut [f32]) {
+    for (x, &allowed) in line.iter_mut().zip(mask) {
+        *x = if allowed { 0.0 } else { f32::NEG_INFINITY };
+    }
+}
+
+/// Keys that are taken at once: their bits of 16 rows are a vector or two.
+const AT_ONCE: usize = 32;
+
+#[inline(always)]
+fn row_bits_on<S: Simd>(_: S, mask: &[bool], starts: &[usize], bits: &mut [u64]) {
+    assert!(starts.len() <= 64);
+    for (part, bits) in bits.chunks_mut(AT_ONCE).enumerate() {
+        bits.fill(0);
+        for (group, starts) in starts.chunks(16).enumerate() {
+            let mut of_group = [0u16; AT_ONCE];
+            for (r, &start) in starts.iter().enumerate() {
+                let line = &mask[start + part * AT_ONCE..][..bits.len()];
+                match line.first_chunk::<AT_ONCE>() {
+                    Some(line) => {
+                        for k in 0..AT_ONCE {
+                            of_group[k] |= u16::from(line[k]) << r;
+                        }
+                    }
+                    None => line.iter().zip(&mut of_group).for_each(|(&m, bits)| *bits |= u16::from(m) << r),
+                }
+            }
+            for (bits, of_group) in bits.iter_mut().zip(of_group) {
+                *bits |= u64::from(of_group) << (16 * group);
+            }
+        }
     }
 }
 

@@ -27,10 +27,10 @@ mod turn;
 mod x86;
 
 pub(super) use few::{dots, rescale_rows, weigh};
-pub(super) use masks::{all_finite, ask_for, count, forbid};
+pub(super) use masks::{all_finite, ask_for, count, forbid, permit, row_bits};
 #[cfg(feature = "native")]
 pub(super) use peak::{flops_per_round, fma_chains, read_all};
-pub(super) use softmax::{RowState, add_terms, exp_all, keep_in_range, merge_into, scale_lanes, soften};
+pub(super) use softmax::{RowState, add_terms, exp_all, keep_by_bits, keep_in_range, merge_into, scale_lanes, soften};
 pub(super) use tiles::{accumulate, scores};
 pub(super) use turn::{turn_in, turn_out};
 
@@ -166,6 +166,8 @@ trait Simd: Copy {
     fn lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
     /// Whether `a < b` anywhere.
     fn any_lt(self, a: Self::V, b: Self::V) -> bool;
+    /// `x` in the lanes whose bit is set, counted from the lowest, else negative infinity.
+    fn keep(self, bits: u32, x: Self::V) -> Self::V;
     /// `x * 2^n`, rounded once, for whole `n` from -160 to 127 and `x` about 1.
     fn ldexp(self, x: Self::V, n: Self::V) -> Self::V;
     /// Asks for the line of the cache that `at` is in; any address will do.

@@ -70,6 +70,14 @@ impl Simd for Neon {
         unsafe { vmaxvq_u32(vcltq_f32(a, b)) != 0 }
     }
     #[inline(always)]
+    fn keep(self, bits: u32, x: float32x4_t) -> float32x4_t {
+        const OF_LANE: [u32; 4] = [1, 2, 4, 8];
+        unsafe {
+            let kept = vtstq_u32(vdupq_n_u32(bits), vld1q_u32(OF_LANE.as_ptr()));
+            vbslq_f32(kept, x, vdupq_n_f32(f32::NEG_INFINITY))
+        }
+    }
+    #[inline(always)]
     fn ldexp(self, x: float32x4_t, n: float32x4_t) -> float32x4_t {
         // two exact powers, so that only the last product rounds
         unsafe {

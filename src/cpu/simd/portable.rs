@@ -67,6 +67,10 @@ impl Simd for Portable {
         (0..4).any(|i| a[i] < b[i])
     }
     #[inline(always)]
+    fn keep(self, bits: u32, x: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if bits >> i & 1 == 1 { x[i] } else { f32::NEG_INFINITY })
+    }
+    #[inline(always)]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number from -160 to 127")]
     fn ldexp(self, x: [f32; 4], n: [f32; 4]) -> [f32; 4] {
         // two exact powers, so that only the last product rounds

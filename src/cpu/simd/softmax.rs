@@ -26,6 +26,11 @@ dispatch! {
 }
 
 dispatch! {
+    /// Makes the score of a key and row -inf unless `bits[key]` has the row's bit.
+    fn keep_by_bits(vectors: usize, scores: &mut [f32], bits: &[u64]) = keep_by_bits_on
+}
+
+dispatch! {
     /// Makes every score -inf whose key is not in `low[row]..high[row]`.
     fn keep_in_range(vectors: usize, n: usize, scores: &mut [f32], low: &[f32], high: &[f32]) = keep_in_range_on
 }
@@ -241,6 +246,22 @@ fn keep_in_range_on<S: Simd>(s: S, vectors: usize, n: usize, scores: &mut [f32],
                 let key = s.splat(j as f32);
                 let at = scores.as_mut_ptr().add(j * rows + v);
                 s.store(at, s.lt(key, low, forbidden, s.lt(key, high, s.load(at), forbidden)));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the lowest bits are meant")]
+fn keep_by_bits_on<S: Simd>(s: S, vectors: usize, scores: &mut [f32], bits: &[u64]) {
+    let rows = vectors * S::LANES;
+    assert!(scores.len() >= bits.len() * rows && rows <= 64);
+    for (j, &bits) in bits.iter().enumerate() {
+        for v in (0..rows).step_by(S::LANES) {
+            // SAFETY: v + LANES <= rows and j < n, within the length compared above
+            unsafe {
+                let at = scores.as_mut_ptr().add(j * rows + v);
+                s.store(at, s.keep((bits >> v) as u32, s.load(at)));
             }
         }
     }

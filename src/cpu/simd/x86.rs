@@ -67,6 +67,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) != 0 }
     }
     #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "a bit for each lane")]
+    fn keep(self, bits: u32, x: __m512) -> __m512 {
+        unsafe { _mm512_mask_blend_ps(bits as u16, _mm512_set1_ps(f32::NEG_INFINITY), x) }
+    }
+    #[inline(always)]
     fn ldexp(self, x: __m512, n: __m512) -> __m512 {
         unsafe { _mm512_scalef_ps(x, n) }
     }
@@ -172,6 +177,15 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn any_lt(self, a: __m256, b: __m256) -> bool {
         unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) != 0 }
+    }
+    #[inline(always)]
+    fn keep(self, bits: u32, x: __m256) -> __m256 {
+        unsafe {
+            let of_lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let set = _mm256_and_si256(_mm256_set1_epi32(bits.cast_signed()), of_lane);
+            let kept = _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, of_lane));
+            _mm256_blendv_ps(_mm256_set1_ps(f32::NEG_INFINITY), x, kept)
+        }
     }
     #[inline(always)]
     fn ldexp(self, x: __m256, n: __m256) -> __m256 {
