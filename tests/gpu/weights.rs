@@ -34,6 +34,9 @@ const CASES: [&str; 12] = [
 const SELECTIONS: u64 = 4;
 const RANDOM_CASES: usize = 40;
 
+/// What a trial does that has no case of the table.
+type Check = fn(&Adapter) -> Result<(), String>;
+
 pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
     let table = cases::all();
     let named = |name: &str| table.iter().find(|case| case.name == name).expect("a case of the table").clone();
@@ -52,7 +55,7 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
         let name = format!("random_{n:02}");
         trials.push(trial(adapter, GROUP, &name, move || check(&on, &case, n as u64 + 1)));
     }
-    let others: [(&str, fn(&Adapter) -> Result<(), String>); 4] =
+    let others: [(&str, Check); 4] =
         [("one_call", one_call), ("cut", cut), ("encoded", encoded), ("refusals", refusals)];
     for (name, check) in others {
         let on = adapter.clone();
