@@ -3,6 +3,7 @@
 pub(crate) mod combine;
 pub(crate) mod cooperative;
 pub(crate) mod fused;
+pub(crate) mod linear;
 pub(crate) mod merge;
 pub(crate) mod params;
 pub(crate) mod plain;
@@ -326,11 +327,17 @@ pub enum Shader {
     Merge,
     /// Selected attention weights from the log-sum-exp.
     Weights,
+    /// A projection of many rows.
+    Linear,
+    /// A projection of up to 4 rows.
+    LinearFew,
+    /// A norm of every head.
+    HeadNorm,
 }
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Rows,
         Self::Split,
         Self::Combine,
@@ -342,6 +349,9 @@ impl Shader {
         Self::WeightedSum,
         Self::Merge,
         Self::Weights,
+        Self::Linear,
+        Self::LinearFew,
+        Self::HeadNorm,
     ];
 
     /// The name of its file in `shaders/`, without the ending.
@@ -359,6 +369,9 @@ impl Shader {
             Self::WeightedSum => "weighted_sum",
             Self::Merge => "merge",
             Self::Weights => "weights",
+            Self::Linear => "linear",
+            Self::LinearFew => "linear_few",
+            Self::HeadNorm => "head_norm",
         }
     }
 
@@ -367,6 +380,8 @@ impl Shader {
     pub const fn param_fields(self) -> &'static [(&'static str, usize)] {
         match self {
             Self::Merge => merge::Params::FIELDS,
+            Self::Linear | Self::LinearFew => linear::LinearParams::FIELDS,
+            Self::HeadNorm => linear::HeadNormParams::FIELDS,
             Self::Rows
             | Self::Split
             | Self::Combine

@@ -27,10 +27,29 @@ impl Variant {
     }
 }
 
+impl Variant {
+    /// The shader of a projection ([`Shader::Linear`] or [`Shader::LinearFew`]) by weights of an element type.
+    #[must_use]
+    pub fn linear(shader: Shader, weight: Element) -> Self {
+        let mut variant = Self::new(shader);
+        variant.element(weight, ["weight_f32", "weight_f16"]);
+        variant
+    }
+
+    /// The shader of a norm over each head; `centered` takes off the mean.
+    #[must_use]
+    pub fn head_norm(centered: bool) -> Self {
+        let mut variant = Self::new(Shader::HeadNorm);
+        variant.switch("CENTERED", centered);
+        variant
+    }
+}
+
 /// Building blocks; each adds what the shader needs for one tensor or term.
 impl Variant {
     pub(crate) fn new(shader: Shader) -> Self {
-        let snippets = if shader == Shader::Merge { vec![] } else { vec!["params"] };
+        let own_params = matches!(shader, Shader::Merge | Shader::Linear | Shader::LinearFew | Shader::HeadNorm);
+        let snippets = if own_params { vec![] } else { vec!["params"] };
         Self { shader, snippets, constants: vec![], overrides: vec![] }
     }
 
