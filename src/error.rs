@@ -5,6 +5,7 @@ use crate::gpu::GpuError;
 use crate::inputs::InputError;
 use crate::kernels::{Kernel, Unsupported};
 use crate::plan::PlanError;
+use crate::pool::PoolError;
 use crate::problem::ProblemError;
 
 /// Any error of this crate.
@@ -32,6 +33,9 @@ pub enum Error {
         /// Why.
         reason: Unsupported,
     },
+    /// A pool of passages refused a call.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// A kernel was asked for that the chosen device does not have.
     #[error("kernel {kernel} does not run on {device}; possible there: {possible}")]
     WrongKernel {

@@ -76,6 +76,8 @@ const fn kernel_file(shader: Shader) -> &'static str {
         Shader::Softmax => include_str!("../shaders/softmax.wgsl"),
         Shader::WeightedSum => include_str!("../shaders/weighted_sum.wgsl"),
         Shader::Merge => include_str!("../shaders/merge.wgsl"),
+        Shader::CombineSources => include_str!("../shaders/combine_sources.wgsl"),
+        Shader::ExpandQ8 => include_str!("../shaders/expand_q8.wgsl"),
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod merge;
 pub(crate) mod params;
 pub(crate) mod plain;
 pub(crate) mod rows;
+pub(crate) mod small;
 pub(crate) mod split;
 pub(crate) mod tiled;
 
@@ -323,11 +324,15 @@ pub enum Shader {
     WeightedSum,
     /// Merge of partial attentions.
     Merge,
+    /// Weighted and gated sum of attentions over several sources.
+    CombineSources,
+    /// Stored bytes with scales, as f32.
+    ExpandQ8,
 }
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Rows,
         Self::Split,
         Self::Combine,
@@ -338,6 +343,8 @@ impl Shader {
         Self::Softmax,
         Self::WeightedSum,
         Self::Merge,
+        Self::CombineSources,
+        Self::ExpandQ8,
     ];
 
     /// The name of its file in `shaders/`, without the ending.
@@ -354,6 +361,8 @@ impl Shader {
             Self::Softmax => "softmax",
             Self::WeightedSum => "weighted_sum",
             Self::Merge => "merge",
+            Self::CombineSources => "combine_sources",
+            Self::ExpandQ8 => "expand_q8",
         }
     }
 
@@ -362,6 +371,8 @@ impl Shader {
     pub const fn param_fields(self) -> &'static [(&'static str, usize)] {
         match self {
             Self::Merge => merge::Params::FIELDS,
+            Self::CombineSources => small::CombineParams::FIELDS,
+            Self::ExpandQ8 => small::ExpandParams::FIELDS,
             Self::Rows
             | Self::Split
             | Self::Combine

@@ -25,12 +25,27 @@ impl Variant {
         variant.snippets(&["numerics"]);
         variant
     }
+
+    /// The shader that adds attentions over several sources; there is one for all.
+    #[must_use]
+    pub fn combine_sources() -> Self {
+        let mut variant = Self::new(Shader::CombineSources);
+        variant.snippets(&["numerics"]);
+        variant
+    }
+
+    /// The shader that expands stored bytes to f32; there is one for all.
+    #[must_use]
+    pub fn expand_q8() -> Self {
+        Self::new(Shader::ExpandQ8)
+    }
 }
 
 /// Building blocks; each adds what the shader needs for one tensor or term.
 impl Variant {
     pub(crate) fn new(shader: Shader) -> Self {
-        let snippets = if shader == Shader::Merge { vec![] } else { vec!["params"] };
+        let own_params = matches!(shader, Shader::Merge | Shader::CombineSources | Shader::ExpandQ8);
+        let snippets = if own_params { vec![] } else { vec!["params"] };
         Self { shader, snippets, constants: vec![], overrides: vec![] }
     }
 

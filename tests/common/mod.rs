@@ -7,6 +7,9 @@ mod golden;
 pub(crate) mod meaning;
 pub(crate) mod onnx;
 mod pairs;
+pub(crate) mod plain;
+#[cfg(feature = "native")]
+pub(crate) mod pools;
 pub(crate) mod random;
 pub(crate) mod real;
 pub(crate) mod recipe;

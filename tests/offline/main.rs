@@ -12,6 +12,8 @@ mod host;
 mod merging;
 mod plan;
 mod planted;
+#[cfg(feature = "native")]
+mod pools;
 mod properties;
 mod refusals;
 mod shaders;

@@ -181,7 +181,7 @@ fn every_variant_is_valid_and_host_and_shader_agree() {
     let steps = steps();
     assert!(steps.len() > 1000, "only {} variants", steps.len());
     let shaders: HashSet<_> = steps.iter().map(|step| step.variant.shader).collect();
-    assert_eq!(shaders.len() + 2, Shader::ALL.len(), "merge is not part of any plan, cooperative of none of these");
+    assert_eq!(shaders.len() + 4, Shader::ALL.len(), "three are not part of any plan, cooperative of none of these");
     for (n, step) in steps.iter().enumerate() {
         let (module, info) = resolve(&step.variant);
         compare_bindings(&module, step);
@@ -283,11 +283,17 @@ fn cooperative_is_valid_and_host_and_shader_agree() {
 }
 
 #[test]
-fn merge_is_valid_and_host_and_shader_agree() {
-    let (module, info) = resolve(&Variant::merge());
-    compare_params(&module, Shader::Merge);
-    assert_eq!(workgroup_bytes(&module), 0);
-    translate(&module, &info, false);
+fn shaders_beside_plans_are_valid_and_host_and_shader_agree() {
+    for variant in beside_plans() {
+        let (module, info) = resolve(&variant);
+        compare_params(&module, variant.shader);
+        assert_eq!(workgroup_bytes(&module), 0);
+        translate(&module, &info, false);
+    }
+}
+
+fn beside_plans() -> [Variant; 3] {
+    [Variant::merge(), Variant::combine_sources(), Variant::expand_q8()]
 }
 
 /// Binding numbers, access and names of the storage buffers.
@@ -373,7 +379,7 @@ fn tint_accepts_the_shaders() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     let mut seen = HashSet::new();
-    let variants = steps().into_iter().map(|step| step.variant).chain([Variant::merge()]);
+    let variants = steps().into_iter().map(|step| step.variant).chain(beside_plans());
     // one of each combination of snippets: overrides are open in the text, and tint checks them as such
     let variants = variants.filter(|v| seen.insert((v.shader, v.snippets.clone())));
     // naga does not know the directive, browsers need it

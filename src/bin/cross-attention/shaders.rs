@@ -206,15 +206,15 @@ fn every_shader() -> Vec<Job> {
         problem: Some(problem),
         chosen_for,
     };
-    let merge = Job {
-        kernel: Shader::Merge.name(),
-        variant: Variant::merge(),
+    let beside = [Variant::merge(), Variant::combine_sources(), Variant::expand_q8()].map(|variant| Job {
+        kernel: variant.shader.name(),
+        variant,
         step: None,
         problem: None,
-        // partial attentions are merged on every device
+        // what comes before and after attentions runs on every device
         chosen_for: DeviceKind::all(),
-    };
-    catalog().into_iter().map(of).chain([merge]).collect()
+    });
+    catalog().into_iter().map(of).chain(beside).collect()
 }
 
 /// The shaders of one plan, each once.
