@@ -1,5 +1,6 @@
 //! The umbrella error: one variant for each stage, and for choosing a device.
 
+use crate::context::ContextError;
 use crate::cpu::{CpuKernel, MergeError};
 use crate::gpu::GpuError;
 use crate::inputs::InputError;
@@ -7,6 +8,7 @@ use crate::kernels::{Kernel, Unsupported};
 use crate::plan::PlanError;
 use crate::pool::PoolError;
 use crate::problem::ProblemError;
+use crate::sources::SourcesError;
 
 /// Any error of this crate.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -36,6 +38,12 @@ pub enum Error {
     /// A pool of passages refused a call.
     #[error(transparent)]
     Pool(#[from] PoolError),
+    /// A prepared context refused a call.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// Sources do not fit together, or their data does not fit them.
+    #[error(transparent)]
+    Sources(#[from] SourcesError),
     /// A kernel was asked for that the chosen device does not have.
     #[error("kernel {kernel} does not run on {device}; possible there: {possible}")]
     WrongKernel {

@@ -65,6 +65,7 @@
 //! - `cooperative-matrix`: the kernel on matrix units, an experimental feature of wgpu ([`Kernel::Cooperative`]).
 
 mod caps;
+pub mod context;
 pub mod cpu;
 mod device;
 mod error;
@@ -77,6 +78,7 @@ pub mod pool;
 mod problem;
 mod roofline;
 mod shader;
+pub mod sources;
 mod tensor;
 mod timing;
 #[cfg(feature = "tune")]

@@ -286,11 +286,11 @@ impl PreparedAttention {
         let query = self.context.upload_tensor("query", inputs.query).await?;
         let key = self.context.upload_tensor("key", inputs.key).await?;
         let value = self.context.upload_tensor("value", inputs.value).await?;
-        self.upload_beside(inputs, [query, key, value]).await
+        self.upload_terms(inputs, [query, key, value]).await
     }
 
-    /// The same with query, key and value that are on the device already; `inputs` needs no keys and values.
-    pub(crate) async fn upload_beside(
+    /// Copies all other inputs to the device; query, key and value are there. `inputs` needs no keys and values.
+    pub(crate) async fn upload_terms(
         &self,
         inputs: &AttentionInputs<'_>,
         [query, key, value]: [wgpu::Buffer; 3],

@@ -27,6 +27,7 @@ mod merge;
 #[cfg(feature = "native")]
 mod peak;
 mod pipelines;
+mod small;
 #[cfg(feature = "native")]
 mod timing;
 mod transfer;

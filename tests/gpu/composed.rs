@@ -1,12 +1,14 @@
 //! What is built on attention: pools of passages, several sources, prepared contexts; as on the CPU.
 
 use cross_attention::pool::Storage;
+use cross_attention::sources::{Combine, Gate};
 use cross_attention::{Device, Element};
 use libtest_mimic::Trial;
 
 use super::adapters::Adapter;
 use super::trials::trial;
 use crate::common::pools::{self, Step};
+use crate::common::several;
 
 type Check = fn(&Device) -> Result<(), String>;
 
@@ -39,5 +41,18 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
         });
         trials.collect::<Vec<_>>()
     };
-    group("pool", &POOL)
+    let mut trials = group("pool", &POOL);
+    trials.extend(group("sources", &[("refusals", several::refusals)]));
+    for combine in [Combine::Softmax, Combine::Sum] {
+        for gate in [Gate::None, Gate::Scalar, Gate::Heads] {
+            let device = Device::Gpu(adapter.context.clone());
+            let name = format!("{combine:?}_{gate:?}").to_lowercase();
+            trials.push(trial(adapter, "sources", &name, move || {
+                several::fixed(combine, gate)
+                    .iter()
+                    .try_for_each(|asked| several::check(&device, asked).map_err(|error| format!("{asked:?}: {error}")))
+            }));
+        }
+    }
+    trials
 }

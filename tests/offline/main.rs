@@ -16,6 +16,8 @@ mod planted;
 mod pools;
 mod properties;
 mod refusals;
+#[cfg(feature = "native")]
+mod several;
 mod shaders;
 mod table;
 #[cfg(feature = "tune")]
