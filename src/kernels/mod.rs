@@ -8,6 +8,7 @@ pub(crate) mod merge;
 pub(crate) mod params;
 pub(crate) mod plain;
 pub(crate) mod rows;
+pub(crate) mod small;
 pub(crate) mod split;
 pub(crate) mod tiled;
 pub(crate) mod weights;
@@ -333,11 +334,15 @@ pub enum Shader {
     LinearFew,
     /// A norm of every head.
     HeadNorm,
+    /// Weighted and gated sum of attentions over several sources.
+    CombineSources,
+    /// Stored bytes with scales, as f32.
+    ExpandQ8,
 }
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Rows,
         Self::Split,
         Self::Combine,
@@ -352,6 +357,8 @@ impl Shader {
         Self::Linear,
         Self::LinearFew,
         Self::HeadNorm,
+        Self::CombineSources,
+        Self::ExpandQ8,
     ];
 
     /// The name of its file in `shaders/`, without the ending.
@@ -372,6 +379,8 @@ impl Shader {
             Self::Linear => "linear",
             Self::LinearFew => "linear_few",
             Self::HeadNorm => "head_norm",
+            Self::CombineSources => "combine_sources",
+            Self::ExpandQ8 => "expand_q8",
         }
     }
 
@@ -382,6 +391,8 @@ impl Shader {
             Self::Merge => merge::Params::FIELDS,
             Self::Linear | Self::LinearFew => linear::LinearParams::FIELDS,
             Self::HeadNorm => linear::HeadNormParams::FIELDS,
+            Self::CombineSources => small::CombineParams::FIELDS,
+            Self::ExpandQ8 => small::ExpandParams::FIELDS,
             Self::Rows
             | Self::Split
             | Self::Combine

@@ -12,8 +12,12 @@ mod host;
 mod merging;
 mod plan;
 mod planted;
+#[cfg(feature = "native")]
+mod pools;
 mod properties;
 mod refusals;
+#[cfg(feature = "native")]
+mod several;
 mod shaders;
 mod table;
 #[cfg(feature = "tune")]
