@@ -65,10 +65,17 @@ impl HeatMap<'_> {
         let sides = [self.columns, self.row_labels.len()];
         let mut plot = [0; 2];
         for (axis, cells) in sides.into_iter().enumerate() {
-            let cell = (PLOT[axis] / cells.max(1)).clamp(CELL[0], CELL[1]);
+            // where every column has a label, columns are as wide as those
+            let wanted = if axis == 0 && self.ticks.len() == cells { CELL[1].max(self.tick_width()) } else { CELL[1] };
+            let cell = (PLOT[axis] / cells.max(1)).clamp(CELL[0], wanted);
             plot[axis] = (cells * cell).min(MAX_PLOT[axis]);
         }
         plot
+    }
+
+    fn tick_width(&self) -> usize {
+        let longest = self.ticks.iter().map(|(_, label)| label.chars().count()).max().unwrap_or(0);
+        (longest + 1) * LETTER[0]
     }
 
     fn margin(&self) -> usize {

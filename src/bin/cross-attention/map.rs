@@ -103,17 +103,17 @@ fn list(text: &str) -> Result<List, WantedList> {
 impl List {
     /// The ranges of positions below `len`; none of them is empty.
     fn ranges(&self, axis: &'static str, len: usize) -> Result<Vec<Range<usize>>, WeightsError> {
-        let range = |range: &RangeInclusive<u32>| {
+        let range = |(n, range): (usize, &RangeInclusive<u32>)| {
             let (start, last) = (*range.start() as usize, *range.end() as usize);
             let end = last.saturating_add(1);
             match (start > last, end > len) {
                 (true, _) => Err(WeightsError::Backwards { axis, start, end }),
-                (false, true) if start == last => Err(WeightsError::OutOfRange { axis, n: 0, found: start, len }),
+                (false, true) if start == last => Err(WeightsError::OutOfRange { axis, n, found: start, len }),
                 (false, true) => Err(WeightsError::PastTheEnd { axis, start, end, len }),
                 (false, false) => Ok(start..end),
             }
         };
-        self.0.iter().map(range).collect()
+        self.0.iter().enumerate().map(range).collect()
     }
 
     fn select(&self, axis: &'static str, len: usize) -> Result<Select, WeightsError> {
