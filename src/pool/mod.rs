@@ -46,7 +46,7 @@ pub struct PoolSpec {
     pub head_dim: usize,
     /// Width of a value row.
     pub v_head_dim: usize,
-    /// How keys and values are stored; queries come in the same type.
+    /// How keys and values are stored.
     pub element: Element,
     /// Tokens of a page. A passage takes whole pages.
     pub page_len: usize,
