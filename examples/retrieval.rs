@@ -90,11 +90,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = PoolAttention { scale: Some(0.125), ..PoolAttention::new(HEADS) };
     let result = pool.attend_blocking(&[group], &options)?.remove(0);
 
-    print!("\n{:>14}", "share of");
+    let wide = words.iter().map(|word| format!("{word:?}").len()).max().unwrap_or_default();
+    print!("\n{:>wide$}", "share of");
     chosen.iter().for_each(|n| print!("{:>7}", format!("{:.1}s", cuts[*n].0 as f32 / 50.0)));
     println!("   (mean of heads 0 to {})", LISTENING - 1);
     for (i, word) in words.iter().enumerate().take(WORDS) {
-        print!("{word:>14?}");
+        print!("{:>wide$}", format!("{word:?}"));
         for p in 0..chosen.len() {
             let mass = |h: usize| result.mass[(p * HEADS + h) * WORDS + i];
             let mean = (0..LISTENING).map(mass).sum::<f32>() / LISTENING as f32;

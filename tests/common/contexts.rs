@@ -1,5 +1,7 @@
 //! What prepared contexts must do, on any device: the same checks offline and on every GPU.
 
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of tests, and a scale rounded to f32")]
+
 use cross_attention::context::{ContextError, ContextInputs, ContextSpec, ContextStorage, PreparedContext};
 use cross_attention::verify::verify;
 use cross_attention::{

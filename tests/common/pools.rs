@@ -1,5 +1,7 @@
 //! What a pool of passages must do, on any device: the same checks offline and on every GPU.
 
+#![expect(clippy::cast_possible_truncation, reason = "small numbers of tests, and a scale rounded to f32")]
+
 use std::collections::BTreeMap;
 
 use cross_attention::pool::{
