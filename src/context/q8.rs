@@ -1,4 +1,4 @@
-//! Blocks of 32 signed bytes with one f16 scale each: the q8_0 of GGML.
+//! Blocks of 32 signed bytes with one f16 scale each: the `q8_0` of ggml.
 
 use half::f16;
 

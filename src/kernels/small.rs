@@ -1,4 +1,4 @@
-//! Small shaders beside the attention (shaders/combine_sources.wgsl, shaders/expand_q8.wgsl): shape, limits, dispatch.
+//! Small shaders beside the attention (`shaders/combine_sources.wgsl`, `shaders/expand_q8.wgsl`): shape, limits, dispatch.
 
 use std::mem::offset_of;
 

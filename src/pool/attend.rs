@@ -17,7 +17,7 @@ use crate::tensor::{Layout, TensorRef, TensorSpec};
 /// Query rows and the passages they attend to.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupQuery<'a> {
-    /// `[q_heads, q_len, head_dim]`, without gaps, of the pool's element type.
+    /// `[q_heads, q_len, head_dim]`, without gaps, f32 or f16 whatever the pool stores.
     pub query: TensorRef<'a>,
     /// Rows of each head.
     pub q_len: usize,
@@ -76,7 +76,7 @@ impl PassagePool {
     /// One softmax over all passages of each group's list.
     ///
     /// # Errors
-    /// [`PoolError::Heads`], [`PoolError::Element`], [`PoolError::Query`], [`PoolError::Unknown`],
+    /// [`PoolError::Heads`], [`PoolError::Query`], [`PoolError::Unknown`],
     /// [`PoolError::Removed`], [`PoolError::Twice`]; [`Error::Problem`] for a scale or cap that is refused; [`Error::Plan`],
     /// [`Error::Gpu`], [`Error::HostMemory`].
     pub async fn attend(&self, groups: &[GroupQuery<'_>], options: &PoolAttention) -> Result<Vec<GroupOutput>, Error> {
@@ -109,10 +109,6 @@ impl PassagePool {
         if q_heads == 0 || !q_heads.is_multiple_of(kv_heads) {
             return Err(PoolError::Heads { q_heads, kv_heads }.into());
         }
-        let (wanted, found) = (self.spec.element, group.query.element());
-        if found != wanted {
-            return Err(PoolError::Element { name: "query", wanted, found }.into());
-        }
         let (q_len, found) = (group.q_len, group.query.len());
         if q_heads.checked_mul(q_len).and_then(|n| n.checked_mul(head_dim)) != Some(found) {
             return Err(PoolError::Query { group: number, q_heads, q_len, head_dim, found }.into());
@@ -125,7 +121,7 @@ impl PassagePool {
             }
         }
         // scale, cap and lengths are refused here, whatever the list
-        self.problem(1, 1, group.q_len, options)?;
+        self.problem([1, 1], group, options)?;
         Ok(())
     }
 
@@ -174,17 +170,17 @@ impl PassagePool {
 
     fn problem(
         &self,
-        parts: usize,
-        pages: usize,
-        q_len: usize,
+        [parts, pages]: [usize; 2],
+        group: &GroupQuery<'_>,
         options: &PoolAttention,
     ) -> Result<AttentionProblem, Error> {
         let spec = &self.spec;
         let tensor = |layout| TensorSpec { element: spec.element, layout };
-        let query = Layout::bhld([parts, options.q_heads, q_len, spec.head_dim]);
-        let query = query.with_strides([0, query.strides[1], query.strides[2], 1]);
+        let query = Layout::bhld([parts, options.q_heads, group.q_len, spec.head_dim]);
+        let layout = query.with_strides([0, query.strides[1], query.strides[2], 1]);
+        let query = TensorSpec { element: group.query.element(), layout };
         let held = |width| tensor(Layout::blhd([parts, spec.kv_heads, pages * spec.page_len, width]));
-        let mut asked = AttentionSpec::from_tensors(tensor(query), held(spec.head_dim), held(spec.v_head_dim));
+        let mut asked = AttentionSpec::from_tensors(query, held(spec.head_dim), held(spec.v_head_dim));
         asked.output = TensorSpec::f32(asked.output.layout);
         asked.scale = options.scale;
         asked.softcap = options.softcap;
@@ -209,7 +205,7 @@ impl PassagePool {
         while !left.is_empty() {
             let (now, later) = left.split_at(self.round(left, usize::MAX));
             left = later;
-            let problem = self.problem(now.len(), now[0].pages.len(), group.q_len, options)?;
+            let problem = self.problem([now.len(), now[0].pages.len()], group, options)?;
             let prepared = kept.get(&problem, device.prepare(&problem, crate::KernelChoice::Auto)).await?;
             let [key, value] = self.staged(now, group.passages)?;
             let kv_lens = kv_lens(now);
@@ -278,7 +274,7 @@ impl PassagePool {
             let (now, later) = left.split_at(self.round(left, most));
             left = later;
             let count = now.len() as u64;
-            let problem = self.problem(now.len(), now[0].pages.len(), group.q_len, options)?;
+            let problem = self.problem([now.len(), now[0].pages.len()], group, options)?;
             let prepared = kept.get(&problem, context.prepare(&problem, None)).await?;
             let kv_lens = context.upload("kv_lens", &kv_lens(now)).await?;
             let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());

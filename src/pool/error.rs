@@ -47,10 +47,10 @@ pub enum PoolError {
         /// Elements that were given.
         found: usize,
     },
-    /// Keys, values or queries are of another type.
+    /// Keys or values are of another type.
     #[error("{name} holds {found}, needs {wanted}")]
     Element {
-        /// `key`, `value` or `query`.
+        /// `key` or `value`.
         name: &'static str,
         /// The type that would do.
         wanted: Element,

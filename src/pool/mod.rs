@@ -1,6 +1,6 @@
 //! A pool of passages: keys and values that come and go, and attention over any of them.
 //!
-//! Retrieval (RAG, FiD, RETRO) attends to a few passages out of many. A [`PassagePool`] keeps the keys and values of each
+//! Retrieval (RAG, fusion in the decoder, RETRO) attends to a few passages out of many. A [`PassagePool`] keeps the keys and values of each
 //! once, in pages of a fixed number of tokens (as the paged cache of Kwon et al. 2023, arXiv:2309.06180, does), and
 //! [`attend`](PassagePool::attend) takes, for each group of queries, a list of passages, with one softmax over all of
 //! them. What each passage contributed comes back as its probability mass.
@@ -46,7 +46,7 @@ pub struct PoolSpec {
     pub head_dim: usize,
     /// Width of a value row.
     pub v_head_dim: usize,
-    /// How keys and values are stored; queries come in the same type.
+    /// How keys and values are stored.
     pub element: Element,
     /// Tokens of a page. A passage takes whole pages.
     pub page_len: usize,

@@ -6,7 +6,7 @@ use crate::gpu::Context;
 use crate::tensor::{Element, TensorRef};
 
 /// Bytes of a slab, where the device allows as much.
-const SLAB_BYTES: u64 = 16 << 20;
+const SLAB_BYTES: u64 = 4 << 20;
 
 /// All pages of a pool. Page `n` of the keys and page `n` of the values belong together.
 #[derive(Debug)]

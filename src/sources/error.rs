@@ -11,12 +11,10 @@ pub enum SourcesError {
     #[error("there are no sources, needs at least 1")]
     NoSources,
     /// A source is made for another query than the first.
-    #[error("source {source_name} is for another query than source {first}: {found:?}, needs {wanted:?}")]
+    #[error("source {source_name} is for another query than the first: {found:?}, needs {wanted:?}")]
     Query {
         /// Which source.
         source_name: String,
-        /// The first source.
-        first: String,
         /// Shape of the query that would do.
         wanted: [usize; 4],
         /// Shape that was found; where it is the same, strides, offset or element differ.
@@ -40,7 +38,7 @@ pub enum SourcesError {
         /// Which source.
         source_name: String,
         /// Why.
-        error: ProblemError,
+        error: Box<ProblemError>,
     },
     /// The data of a source is not what its spec says.
     #[error("source {source_name}: {error}")]

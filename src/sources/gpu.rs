@@ -69,8 +69,10 @@ impl SourcesOnGpu {
         for (part, problem) in sources.problems.iter().enumerate() {
             let mut spec = problem.spec().clone();
             spec.output.layout = Layout::bhld(spec.output.layout.shape).with_offset(part * rows * width);
-            let placed = AttentionProblem::new(spec)
-                .map_err(|error| SourcesError::Problem { source_name: sources.sources[part].name.clone(), error })?;
+            let placed = AttentionProblem::new(spec).map_err(|error| SourcesError::Problem {
+                source_name: sources.sources[part].name.clone(),
+                error: error.into(),
+            })?;
             attentions.push(context.prepare(&placed, None).await?);
         }
         let elements = (rows * width) as u64;

@@ -195,7 +195,6 @@ impl Sources {
             if source.spec.query != first.spec.query {
                 return Err(SourcesError::Query {
                     source_name,
-                    first: first.name.clone(),
                     wanted: first.spec.query.layout.shape,
                     found: source.spec.query.layout.shape,
                 });
@@ -224,7 +223,8 @@ impl Sources {
                     }
                 }
             }
-            let problem = problem(source).map_err(|error| SourcesError::Problem { source_name, error })?;
+            let problem =
+                problem(source).map_err(|error| SourcesError::Problem { source_name, error: error.into() })?;
             problems.push(problem);
         }
         Ok(Self { sources, problems, combine, gate })

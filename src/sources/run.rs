@@ -106,7 +106,7 @@ fn ready<'a>(
     let of_input = |error| SourcesError::Input { source_name: source.name.clone(), error };
     // as it was described, before weights are worked in
     let described = AttentionProblem::new(source.spec.clone())
-        .map_err(|error| SourcesError::Problem { source_name: source.name.clone(), error })?;
+        .map_err(|error| SourcesError::Problem { source_name: source.name.clone(), error: error.into() })?;
     inputs.with_query(query).check(&described).map_err(of_input)?;
     let bias = source.key_weights.then(|| inputs.key_weights.unwrap_or_default().iter().map(|w| w.ln()).collect());
     let value = source.after_weights.then(|| {

@@ -3,6 +3,8 @@
 pub(crate) mod case;
 pub(crate) mod cases;
 pub(crate) mod check;
+#[cfg(feature = "native")]
+pub(crate) mod contexts;
 mod golden;
 pub(crate) mod meaning;
 pub(crate) mod onnx;

@@ -1,5 +1,11 @@
 //! What several sources must do, on any device: the same checks offline and on every GPU.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small numbers of tests, and a scale rounded to f32"
+)]
+
 use cross_attention::sources::{Combine, Gate, Source, SourceInputs, Sources, SourcesError, SourcesOutput};
 use cross_attention::{Device, Element, Error, Layout, TensorData, TensorSpec};
 
@@ -253,7 +259,7 @@ pub(crate) fn refusals(device: &Device) -> Result<(), String> {
     let none = Sources::new(vec![], Combine::Sum, Gate::None).map(drop);
     wanted(none, "there are no sources")?;
     let of_heads = changed(Combine::Sum, |s| s.spec.query.layout = Layout::bhld([2, 3, 3, 8]));
-    wanted(of_heads, "source number 1 is for another query than source number 0: [2, 3, 3, 8], needs [2, 4, 3, 8]")?;
+    wanted(of_heads, "source number 1 is for another query than the first: [2, 3, 3, 8], needs [2, 4, 3, 8]")?;
     let of_width = changed(Combine::Sum, |s| s.spec.value.layout = Layout::bhld([2, 2, 4, 7]));
     wanted(of_width, "source number 1 has v_head_dim 7, needs 6")?;
     let of_batch = changed(Combine::Sum, |s| s.spec.key.layout = Layout::bhld([3, 2, 4, 8]));

@@ -7,6 +7,7 @@ use libtest_mimic::Trial;
 
 use super::adapters::Adapter;
 use super::trials::trial;
+use crate::common::contexts;
 use crate::common::pools::{self, Step};
 use crate::common::several;
 
@@ -22,6 +23,9 @@ const POOL: [(&str, Check); 8] = [
     ("refusals", pools::refusals),
     ("sequence", |device| pools::sequence(device, Storage::Device, &steps())),
 ];
+
+const CONTEXTS: [(&str, Check); 3] =
+    [("all", contexts::all), ("fifty_calls", contexts::fifty_calls), ("refusals", contexts::refusals)];
 
 /// Appends, removals and calls in turns that return nowhere soon.
 fn steps() -> Vec<Step> {
@@ -43,6 +47,7 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
     };
     let mut trials = group("pool", &POOL);
     trials.extend(group("sources", &[("refusals", several::refusals)]));
+    trials.extend(group("contexts", &CONTEXTS));
     for combine in [Combine::Softmax, Combine::Sum] {
         for gate in [Gate::None, Gate::Scalar, Gate::Heads] {
             let device = Device::Gpu(adapter.context.clone());

@@ -6,6 +6,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[cfg(feature = "native")]
+mod contexts;
 mod golden;
 #[cfg(feature = "native")]
 mod host;
