@@ -54,16 +54,6 @@ pub enum Error {
     /// Sources do not fit together, or their data does not fit them.
     #[error(transparent)]
     Sources(#[from] SourcesError),
-    /// A layer refused its weights, its data or a context.
-    #[cfg(feature = "layer")]
-    #[error(transparent)]
-    Layer(#[from] crate::layer::LayerError),
-    /// A layer's projections are too large for the device.
-    #[error("the device cannot compute this projection: {reason}")]
-    LayerPlan {
-        /// Why.
-        reason: Unsupported,
-    },
     /// A kernel was asked for that the chosen device does not have.
     #[error("kernel {kernel} does not run on {device}; possible there: {possible}")]
     WrongKernel {

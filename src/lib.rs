@@ -60,7 +60,6 @@
 //!
 //! - `native` (default): Vulkan, Metal, DX12 and GL adapters, blocking calls, threads on the CPU path.
 //! - `webgpu`: the browser's WebGPU.
-//! - `layer`: a whole layer with its projections, and weights from `safetensors` files ([`layer`]).
 //! - `tune`: tuning on the device at hand, and the file that keeps what it finds.
 //! - `cli`: the program `cross-attention`.
 //! - `cooperative-matrix`: the kernel on matrix units, an experimental feature of wgpu ([`Kernel::Cooperative`]).
@@ -74,8 +73,6 @@ pub mod gpu;
 mod inputs;
 mod kept;
 pub mod kernels;
-#[cfg(feature = "layer")]
-pub mod layer;
 pub mod plan;
 pub mod pool;
 mod problem;

@@ -23,8 +23,6 @@ mod error;
 mod experimental;
 #[cfg(feature = "native")]
 mod host_cost;
-#[cfg(feature = "layer")]
-pub(crate) mod linear;
 mod merge;
 #[cfg(feature = "native")]
 mod peak;

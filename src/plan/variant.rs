@@ -39,49 +39,18 @@ impl Variant {
     pub fn expand_q8() -> Self {
         Self::new(Shader::ExpandQ8)
     }
-}
-
-impl Variant {
-    /// The shader of a projection ([`Shader::Linear`] or [`Shader::LinearFew`]) by weights of an element type.
-    #[must_use]
-    pub fn linear(shader: Shader, weight: Element) -> Self {
-        let mut variant = Self::new(shader);
-        variant.element(weight, ["weight_f32", "weight_f16"]);
-        variant
-    }
 
     /// Every shader that runs beside the plans of attentions: what comes before and after them.
     #[must_use]
     pub fn beside_plans() -> Vec<Self> {
-        let mut variants = vec![Self::merge(), Self::combine_sources(), Self::expand_q8()];
-        for shader in [Shader::Linear, Shader::LinearFew] {
-            variants.extend([Element::F32, Element::F16].map(|weight| Self::linear(shader, weight)));
-        }
-        variants.extend([false, true].map(Self::head_norm));
-        variants
-    }
-
-    /// The shader of a norm over each head; `centered` takes off the mean.
-    #[must_use]
-    pub fn head_norm(centered: bool) -> Self {
-        let mut variant = Self::new(Shader::HeadNorm);
-        variant.switch("CENTERED", centered);
-        variant
+        vec![Self::merge(), Self::combine_sources(), Self::expand_q8()]
     }
 }
 
 /// Building blocks; each adds what the shader needs for one tensor or term.
 impl Variant {
     pub(crate) fn new(shader: Shader) -> Self {
-        let own_params = matches!(
-            shader,
-            Shader::Merge
-                | Shader::CombineSources
-                | Shader::ExpandQ8
-                | Shader::Linear
-                | Shader::LinearFew
-                | Shader::HeadNorm
-        );
+        let own_params = matches!(shader, Shader::Merge | Shader::CombineSources | Shader::ExpandQ8);
         let snippets = if own_params { vec![] } else { vec!["params"] };
         Self { shader, snippets, constants: vec![], overrides: vec![] }
     }
