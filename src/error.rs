@@ -1,11 +1,14 @@
 //! The umbrella error: one variant for each stage, and for choosing a device.
 
+use crate::context::ContextError;
 use crate::cpu::{CpuKernel, MergeError};
 use crate::gpu::GpuError;
 use crate::inputs::InputError;
 use crate::kernels::{Kernel, Unsupported};
 use crate::plan::{PlanError, Rejection};
+use crate::pool::PoolError;
 use crate::problem::ProblemError;
+use crate::sources::SourcesError;
 use crate::weights::WeightsError;
 
 /// Any error of this crate.
@@ -41,6 +44,25 @@ pub enum Error {
     WeightsPlan {
         /// Why.
         reason: Rejection,
+    },
+    /// A pool of passages refused a call.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// A prepared context refused a call.
+    #[error(transparent)]
+    Context(#[from] ContextError),
+    /// Sources do not fit together, or their data does not fit them.
+    #[error(transparent)]
+    Sources(#[from] SourcesError),
+    /// A layer refused its weights, its data or a context.
+    #[cfg(feature = "layer")]
+    #[error(transparent)]
+    Layer(#[from] crate::layer::LayerError),
+    /// A layer's projections are too large for the device.
+    #[error("the device cannot compute this projection: {reason}")]
+    LayerPlan {
+        /// Why.
+        reason: Unsupported,
     },
     /// A kernel was asked for that the chosen device does not have.
     #[error("kernel {kernel} does not run on {device}; possible there: {possible}")]

@@ -57,15 +57,22 @@ impl<'a> AttentionInputs<'a> {
     /// An [`InputError`] that names the tensor, what was found and what would do.
     pub fn check(&self, problem: &AttentionProblem) -> Result<(), InputError> {
         let spec = problem.spec();
-        let tensor = |name, data: TensorRef<'_>, element: Element, layout: &Layout| {
-            if data.element() != element {
-                return Err(InputError::Element { name, wanted: element, found: data.element() });
-            }
-            at_least(name, layout.extent().unwrap_or(usize::MAX), data.len())
-        };
         tensor("query", self.query, spec.query.element, &spec.query.layout)?;
         tensor("key", self.key, spec.key.element, &spec.key.layout)?;
         tensor("value", self.value, spec.value.element, &spec.value.layout)?;
+        self.check_terms(problem)
+    }
+
+    /// The same where keys and values are held elsewhere.
+    pub(crate) fn check_beside_keys(&self, problem: &AttentionProblem) -> Result<(), InputError> {
+        let query = &problem.spec().query;
+        tensor("query", self.query, query.element, &query.layout)?;
+        self.check_terms(problem)
+    }
+
+    /// The same for what is beside query, key and value.
+    pub(crate) fn check_terms(&self, problem: &AttentionProblem) -> Result<(), InputError> {
+        let spec = problem.spec();
         if let Some((bias, of)) = both("bias", self.bias, spec.bias.as_ref())? {
             tensor("bias", bias, of.element, &of.layout)?;
         }
@@ -147,6 +154,13 @@ fn both<D, S>(name: &'static str, data: Option<D>, spec: Option<S>) -> Result<Op
         (None, Some(_)) => Err(InputError::Missing { name }),
         (Some(_), None) => Err(InputError::Unexpected { name }),
     }
+}
+
+fn tensor(name: &'static str, data: TensorRef<'_>, element: Element, layout: &Layout) -> Result<(), InputError> {
+    if data.element() != element {
+        return Err(InputError::Element { name, wanted: element, found: data.element() });
+    }
+    at_least(name, layout.extent().unwrap_or(usize::MAX), data.len())
 }
 
 fn at_least(name: &'static str, needed: usize, found: usize) -> Result<(), InputError> {

@@ -60,21 +60,28 @@
 //!
 //! - `native` (default): Vulkan, Metal, DX12 and GL adapters, blocking calls, threads on the CPU path.
 //! - `webgpu`: the browser's WebGPU.
+//! - `layer`: a whole layer with its projections, and weights from `safetensors` files ([`layer`]).
 //! - `tune`: tuning on the device at hand, and the file that keeps what it finds.
 //! - `cli`: the program `cross-attention`.
 //! - `cooperative-matrix`: the kernel on matrix units, an experimental feature of wgpu ([`Kernel::Cooperative`]).
 
 mod caps;
+pub mod context;
 pub mod cpu;
 mod device;
 mod error;
 pub mod gpu;
 mod inputs;
+mod kept;
 pub mod kernels;
+#[cfg(feature = "layer")]
+pub mod layer;
 pub mod plan;
+pub mod pool;
 mod problem;
 mod roofline;
 mod shader;
+pub mod sources;
 mod tensor;
 mod timing;
 #[cfg(feature = "tune")]

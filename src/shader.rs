@@ -62,6 +62,8 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "value_f32",
     "value_f32x4",
     "value_gather",
+    "weight_f16",
+    "weight_f32",
 );
 
 const fn kernel_file(shader: Shader) -> &'static str {
@@ -76,7 +78,12 @@ const fn kernel_file(shader: Shader) -> &'static str {
         Shader::Softmax => include_str!("../shaders/softmax.wgsl"),
         Shader::WeightedSum => include_str!("../shaders/weighted_sum.wgsl"),
         Shader::Merge => include_str!("../shaders/merge.wgsl"),
+        Shader::Linear => include_str!("../shaders/linear.wgsl"),
+        Shader::LinearFew => include_str!("../shaders/linear_few.wgsl"),
+        Shader::HeadNorm => include_str!("../shaders/head_norm.wgsl"),
         Shader::Weights => include_str!("../shaders/weights.wgsl"),
+        Shader::CombineSources => include_str!("../shaders/combine_sources.wgsl"),
+        Shader::ExpandQ8 => include_str!("../shaders/expand_q8.wgsl"),
     }
 }
 

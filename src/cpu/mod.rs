@@ -1,6 +1,8 @@
 //! Attention on the CPU: the executor for machines without a GPU, the twins of the algorithms, and the oracle.
 
 mod fused;
+#[cfg(feature = "layer")]
+pub(crate) mod linear;
 mod merge;
 #[cfg(feature = "native")]
 mod peak;

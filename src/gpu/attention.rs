@@ -283,13 +283,26 @@ impl PreparedAttention {
     /// [`Error::Input`] if they are not what the problem says, [`Error::Gpu`].
     pub async fn upload(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionTensors, Error> {
         inputs.check(self.problem())?;
+        let query = self.context.upload_tensor("query", inputs.query).await?;
+        let key = self.context.upload_tensor("key", inputs.key).await?;
+        let value = self.context.upload_tensor("value", inputs.value).await?;
+        self.upload_terms(inputs, [query, key, value]).await
+    }
+
+    /// Copies all other inputs to the device; query, key and value are there. `inputs` needs no keys and values.
+    pub(crate) async fn upload_terms(
+        &self,
+        inputs: &AttentionInputs<'_>,
+        [query, key, value]: [wgpu::Buffer; 3],
+    ) -> Result<AttentionTensors, Error> {
+        inputs.check_beside_keys(self.problem())?;
         let context = &self.context;
         let spec = self.problem().spec();
         let bytes = |slot| self.plan_bytes(slot);
         let mut tensors = AttentionTensors {
-            query: context.upload_tensor("query", inputs.query).await?,
-            key: context.upload_tensor("key", inputs.key).await?,
-            value: context.upload_tensor("value", inputs.value).await?,
+            query,
+            key,
+            value,
             bias: None,
             mask: None,
             kv_lens: None,

@@ -121,7 +121,7 @@ impl Context {
     }
 
     /// Runs `work` with every error of the device caught; a lost device is told apart from a refusal.
-    pub(super) async fn checked<T>(&self, what: &str, bytes: u64, work: impl FnOnce() -> T) -> Result<T, GpuError> {
+    pub(crate) async fn checked<T>(&self, what: &str, bytes: u64, work: impl FnOnce() -> T) -> Result<T, GpuError> {
         self.or_lost(checked(self.device(), what, bytes, work).await)
     }
 
@@ -148,7 +148,7 @@ impl Context {
     }
 
     /// What a device of ours reported since the last look.
-    pub(super) fn check_faults(&self) -> Result<(), GpuError> {
+    pub(crate) fn check_faults(&self) -> Result<(), GpuError> {
         self.inner.faults.take()
     }
 

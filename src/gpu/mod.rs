@@ -23,10 +23,13 @@ mod error;
 mod experimental;
 #[cfg(feature = "native")]
 mod host_cost;
+#[cfg(feature = "layer")]
+pub(crate) mod linear;
 mod merge;
 #[cfg(feature = "native")]
 mod peak;
 mod pipelines;
+mod small;
 #[cfg(feature = "native")]
 mod timing;
 mod transfer;

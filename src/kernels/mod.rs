@@ -3,10 +3,12 @@
 pub(crate) mod combine;
 pub(crate) mod cooperative;
 pub(crate) mod fused;
+pub(crate) mod linear;
 pub(crate) mod merge;
 pub(crate) mod params;
 pub(crate) mod plain;
 pub(crate) mod rows;
+pub(crate) mod small;
 pub(crate) mod split;
 pub(crate) mod tiled;
 pub(crate) mod weights;
@@ -326,11 +328,21 @@ pub enum Shader {
     Merge,
     /// Selected attention weights from the log-sum-exp.
     Weights,
+    /// A projection of many rows.
+    Linear,
+    /// A projection of up to 4 rows.
+    LinearFew,
+    /// A norm of every head.
+    HeadNorm,
+    /// Weighted and gated sum of attentions over several sources.
+    CombineSources,
+    /// Stored bytes with scales, as f32.
+    ExpandQ8,
 }
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
         Self::Rows,
         Self::Split,
         Self::Combine,
@@ -342,6 +354,11 @@ impl Shader {
         Self::WeightedSum,
         Self::Merge,
         Self::Weights,
+        Self::Linear,
+        Self::LinearFew,
+        Self::HeadNorm,
+        Self::CombineSources,
+        Self::ExpandQ8,
     ];
 
     /// The name of its file in `shaders/`, without the ending.
@@ -359,6 +376,11 @@ impl Shader {
             Self::WeightedSum => "weighted_sum",
             Self::Merge => "merge",
             Self::Weights => "weights",
+            Self::Linear => "linear",
+            Self::LinearFew => "linear_few",
+            Self::HeadNorm => "head_norm",
+            Self::CombineSources => "combine_sources",
+            Self::ExpandQ8 => "expand_q8",
         }
     }
 
@@ -367,6 +389,10 @@ impl Shader {
     pub const fn param_fields(self) -> &'static [(&'static str, usize)] {
         match self {
             Self::Merge => merge::Params::FIELDS,
+            Self::Linear | Self::LinearFew => linear::LinearParams::FIELDS,
+            Self::HeadNorm => linear::HeadNormParams::FIELDS,
+            Self::CombineSources => small::CombineParams::FIELDS,
+            Self::ExpandQ8 => small::ExpandParams::FIELDS,
             Self::Rows
             | Self::Split
             | Self::Combine

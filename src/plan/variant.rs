@@ -25,12 +25,64 @@ impl Variant {
         variant.snippets(&["numerics"]);
         variant
     }
+
+    /// The shader that adds attentions over several sources; there is one for all.
+    #[must_use]
+    pub fn combine_sources() -> Self {
+        let mut variant = Self::new(Shader::CombineSources);
+        variant.snippets(&["numerics"]);
+        variant
+    }
+
+    /// The shader that expands stored bytes to f32; there is one for all.
+    #[must_use]
+    pub fn expand_q8() -> Self {
+        Self::new(Shader::ExpandQ8)
+    }
+}
+
+impl Variant {
+    /// The shader of a projection ([`Shader::Linear`] or [`Shader::LinearFew`]) by weights of an element type.
+    #[must_use]
+    pub fn linear(shader: Shader, weight: Element) -> Self {
+        let mut variant = Self::new(shader);
+        variant.element(weight, ["weight_f32", "weight_f16"]);
+        variant
+    }
+
+    /// Every shader that runs beside the plans of attentions: what comes before and after them.
+    #[must_use]
+    pub fn beside_plans() -> Vec<Self> {
+        let mut variants = vec![Self::merge(), Self::combine_sources(), Self::expand_q8()];
+        for shader in [Shader::Linear, Shader::LinearFew] {
+            variants.extend([Element::F32, Element::F16].map(|weight| Self::linear(shader, weight)));
+        }
+        variants.extend([false, true].map(Self::head_norm));
+        variants
+    }
+
+    /// The shader of a norm over each head; `centered` takes off the mean.
+    #[must_use]
+    pub fn head_norm(centered: bool) -> Self {
+        let mut variant = Self::new(Shader::HeadNorm);
+        variant.switch("CENTERED", centered);
+        variant
+    }
 }
 
 /// Building blocks; each adds what the shader needs for one tensor or term.
 impl Variant {
     pub(crate) fn new(shader: Shader) -> Self {
-        let snippets = if shader == Shader::Merge { vec![] } else { vec!["params"] };
+        let own_params = matches!(
+            shader,
+            Shader::Merge
+                | Shader::CombineSources
+                | Shader::ExpandQ8
+                | Shader::Linear
+                | Shader::LinearFew
+                | Shader::HeadNorm
+        );
+        let snippets = if own_params { vec![] } else { vec!["params"] };
         Self { shader, snippets, constants: vec![], overrides: vec![] }
     }
 

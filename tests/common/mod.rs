@@ -3,12 +3,20 @@
 pub(crate) mod case;
 pub(crate) mod cases;
 pub(crate) mod check;
+#[cfg(feature = "native")]
+pub(crate) mod contexts;
 mod golden;
 pub(crate) mod meaning;
 pub(crate) mod onnx;
 mod pairs;
+#[cfg(feature = "native")]
+pub(crate) mod plain;
+#[cfg(feature = "native")]
+pub(crate) mod pools;
 pub(crate) mod random;
 pub(crate) mod real;
 pub(crate) mod recipe;
+#[cfg(feature = "native")]
+pub(crate) mod several;
 pub(crate) mod split;
 pub(crate) mod weights;

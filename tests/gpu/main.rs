@@ -15,6 +15,7 @@
 mod common;
 
 mod adapters;
+mod composed;
 mod host;
 mod interop;
 mod keys;

@@ -6,14 +6,20 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[cfg(feature = "native")]
+mod contexts;
 mod golden;
 #[cfg(feature = "native")]
 mod host;
 mod merging;
 mod plan;
 mod planted;
+#[cfg(feature = "native")]
+mod pools;
 mod properties;
 mod refusals;
+#[cfg(feature = "native")]
+mod several;
 mod shaders;
 mod table;
 #[cfg(feature = "tune")]

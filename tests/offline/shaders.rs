@@ -181,9 +181,13 @@ fn resolve(variant: &Variant) -> (naga::Module, ModuleInfo) {
 fn every_variant_is_valid_and_host_and_shader_agree() {
     let steps = steps();
     assert!(steps.len() > 1000, "only {} variants", steps.len());
-    let shaders: HashSet<_> = steps.iter().map(|step| step.variant.shader).collect();
-    let elsewhere = "merge and weights are not part of any plan, cooperative of none of these";
-    assert_eq!(shaders.len() + 3, Shader::ALL.len(), "{elsewhere}");
+    let mut shaders: HashSet<_> = steps.iter().map(|step| step.variant.shader).collect();
+    shaders.extend(Variant::beside_plans().into_iter().map(|variant| variant.shader));
+    assert_eq!(
+        shaders.len() + 2,
+        Shader::ALL.len(),
+        "weights have plans of their own, cooperative is in none of these"
+    );
     for (n, step) in steps.iter().enumerate() {
         let (module, info) = resolve(&step.variant);
         compare_bindings(&module, step);
@@ -285,11 +289,14 @@ fn cooperative_is_valid_and_host_and_shader_agree() {
 }
 
 #[test]
-fn merge_is_valid_and_host_and_shader_agree() {
-    let (module, info) = resolve(&Variant::merge());
-    compare_params(&module, Shader::Merge);
-    assert_eq!(workgroup_bytes(&module), 0);
-    translate(&module, &info, false);
+fn shaders_beside_plans_are_valid_and_host_and_shader_agree() {
+    for variant in Variant::beside_plans() {
+        let (module, info) = resolve(&variant);
+        compare_params(&module, variant.shader);
+        assert!(workgroup_bytes(&module) <= 16 << 10, "{variant:?}");
+        assert!(module.entry_points[0].workgroup_size.iter().product::<u32>() <= 256);
+        translate(&module, &info, false);
+    }
 }
 
 /// Steps of selected weights, each variant once.
@@ -411,7 +418,7 @@ fn tint_accepts_the_shaders() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     let mut seen = HashSet::new();
-    let variants = steps().into_iter().chain(weights_steps()).map(|step| step.variant).chain([Variant::merge()]);
+    let variants = steps().into_iter().chain(weights_steps()).map(|step| step.variant).chain(Variant::beside_plans());
     // one of each combination of snippets: overrides are open in the text, and tint checks them as such
     let variants = variants.filter(|v| seen.insert((v.shader, v.snippets.clone())));
     // naga does not know the directive, browsers need it

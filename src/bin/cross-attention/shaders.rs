@@ -207,17 +207,17 @@ fn every_shader() -> Vec<Job> {
         problem: Some(problem),
         chosen_for,
     };
-    let merge = Job {
-        kernel: Shader::Merge.name(),
-        variant: Variant::merge(),
+    let beside = Variant::beside_plans().into_iter().map(|variant| Job {
+        kernel: variant.shader.name(),
+        variant,
         step: None,
         problem: None,
-        // partial attentions are merged on every device
+        // what comes before and after attentions runs on every device
         chosen_for: DeviceKind::all(),
-    };
+    });
     let entries = catalog();
     let weights = weights(&entries);
-    entries.into_iter().map(of).chain([merge]).chain(weights).collect()
+    entries.into_iter().map(of).chain(beside).chain(weights).collect()
 }
 
 /// The shaders of selected weights for the problems of the catalog, each once; they fit every device.

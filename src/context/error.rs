@@ -1,0 +1,95 @@
+//! Why a prepared context refused what was asked.
+
+/// Why a context could not be prepared, or refused a call.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ContextError {
+    /// A count or width is 0 that must not be.
+    #[error("{name} is 0, needs at least 1")]
+    Zero {
+        /// Which one.
+        name: &'static str,
+    },
+    /// Rows that are no whole blocks of 32.
+    #[error("{name} is {found}, storage as q8_0 needs a multiple of 32; f16 takes any width")]
+    Blocks {
+        /// `head_dim` or `v_head_dim`.
+        name: &'static str,
+        /// The width that was found.
+        found: usize,
+    },
+    /// A number that blocks with a common scale in f16 cannot hold.
+    #[error("{name}[{at}] is {value}, storage as q8_0 needs finite numbers of at most 8319008")]
+    NotStorable {
+        /// `key` or `value`.
+        name: &'static str,
+        /// Which element.
+        at: usize,
+        /// What was found.
+        value: f32,
+    },
+    /// Keys, values or key lengths are not as many as the shape says.
+    #[error("{name} has {found} elements, needs {wanted}")]
+    Len {
+        /// `key`, `value`, `kv_lens` or `context_index`.
+        name: &'static str,
+        /// Elements that would do.
+        wanted: usize,
+        /// Elements that were given.
+        found: usize,
+    },
+    /// A shape that no memory holds.
+    #[error(
+        "{contexts} contexts of {kv_heads} heads, {kv_len} keys and a width of {width} are more than can be counted"
+    )]
+    Overflow {
+        /// Contexts that were asked for.
+        contexts: usize,
+        /// Heads that were asked for.
+        kv_heads: usize,
+        /// Keys that were asked for.
+        kv_len: usize,
+        /// The larger width.
+        width: usize,
+    },
+    /// A key length is beyond the keys.
+    #[error("kv_lens[{context}] is {found}, there are {kv_len} keys")]
+    KvLen {
+        /// Which context.
+        context: usize,
+        /// The length that was given, in tokens.
+        found: u32,
+        /// The keys there are.
+        kv_len: usize,
+    },
+    /// The keys or values of a spec are not those of the context.
+    #[error("{name} of the spec is not that of the context; begin with `PreparedContext::attention` and leave it")]
+    Keys {
+        /// `key`, `value` or `kv_lens`.
+        name: &'static str,
+    },
+    /// An output with gaps or another order of axes.
+    #[error("the output is laid out with strides {strides:?}, is given in the order [batch, heads, len, dim] only")]
+    OutputLayout {
+        /// The strides that were asked for.
+        strides: [usize; 4],
+    },
+    /// Without an index, a batch has a context for each entry, or one for all.
+    #[error("there are {batch} batch entries and {contexts} contexts; needs a context_index, {batch} contexts or 1")]
+    Batch {
+        /// Entries of the batch.
+        batch: usize,
+        /// Contexts there are.
+        contexts: usize,
+    },
+    /// No context has this number.
+    #[error("context_index[{row}] is {found}, there are {contexts} contexts")]
+    Index {
+        /// Entry of the batch.
+        row: usize,
+        /// The number that was given.
+        found: u32,
+        /// Contexts there are.
+        contexts: usize,
+    },
+}
