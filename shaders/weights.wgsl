@@ -2,7 +2,7 @@
 //
 //   P = exp(S - lse), 0 where not allowed    summed over heads, over the keys of a segment
 //
-// grid       workgroup_id = (block, row of blocks), flattened over batch, heads, rows and blocks of WIDTH keys, or segments
+// grid       workgroup_id = (block, row of blocks), flattened over batch, heads, rows and keys, WIDTH to a block, or segments
 // workgroup  WIDTH invocations: a weight each, or every WIDTH-th key of one segment
 // memory     partial: WIDTH f32, written in full before it is read
 // needs      WIDTH a power of two; every barrier in uniform control flow
@@ -60,16 +60,17 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let chosen_heads = selection[HEADS];
     let shown_heads = select(chosen_heads, 1u, ONE_HEAD);
     let summed_heads = select(1u, chosen_heads, ONE_HEAD);
-    let blocks = select((columns + WIDTH - 1u) / WIDTH, columns, SEGMENTS);
 
     let block = group.y * selection[BLOCKS_PER_ROW] + group.x;
-    let result_row = block / blocks;
+    // a segment for each workgroup, or a weight for each invocation
+    let element = select(block * WIDTH + lane, block, SEGMENTS);
+    let result_row = element / columns;
+    let column = element % columns;
     let plane = result_row / rows;
     let shown = plane % shown_heads;
     let b = plane / shown_heads;
-    let column = select(block % blocks * WIDTH + lane, block % blocks, SEGMENTS);
-    // the last row of blocks may reach past the last block
-    let live = b < params.batch && column < columns;
+    // the last row of blocks may reach past the last element
+    let live = b < params.batch;
 
     var sum = 0.0;
     if live {

@@ -95,11 +95,11 @@ fn iterations(problem: &WeightsProblem) -> usize {
     heads.saturating_mul(1 + keys.saturating_mul(1 + chunks)).saturating_add(6)
 }
 
-/// Workgroups for one row of the result.
-fn blocks(problem: &WeightsProblem) -> usize {
+/// Workgroups for so many elements of the result.
+fn blocks(problem: &WeightsProblem, elements: u64) -> u64 {
     match problem.keys() {
-        KeyList::Each(keys) => keys.len().div_ceil(WIDTH),
-        KeyList::Segments(segments) => segments.len(),
+        KeyList::Each(_) => elements.div_ceil(WIDTH as u64),
+        KeyList::Segments(_) => elements,
     }
 }
 
@@ -140,8 +140,9 @@ fn step(problem: &WeightsProblem, caps: &DeviceCaps, batch: Range<usize>, select
     variant.switch("SEGMENTS", matches!(problem.keys(), KeyList::Segments(_)));
     variant.switch("ONE_HEAD", problem.reduce() != HeadReduce::Each);
     let params = Params::new(scores, &part, &bindings);
-    let all = [batch.len(), heads, rows, blocks(problem)].iter().try_fold(1u64, |all, &n| all.checked_mul(n as u64));
-    let (all, limit) = (all.unwrap_or(u64::MAX), u64::from(caps.max_compute_workgroups_per_dimension).max(1));
+    // the whole result was found to be countable
+    let all = blocks(problem, (batch.len() * heads * rows * columns) as u64);
+    let limit = u64::from(caps.max_compute_workgroups_per_dimension).max(1);
     Step::new(variant, bindings, params, [all.min(limit), all.div_ceil(limit), 1], PARTIAL_BYTES)
 }
 
