@@ -139,7 +139,7 @@ impl Context {
     }
 
     /// Looks whether a device of ours is lost, which is told in a callback of a poll.
-    pub(super) fn check_alive(&self) -> Result<(), GpuError> {
+    pub(crate) fn check_alive(&self) -> Result<(), GpuError> {
         if self.inner.faults.are_heard() {
             // what the poll says of itself adds nothing
             let _ = self.device().poll(wgpu::PollType::Poll);

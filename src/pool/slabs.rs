@@ -113,10 +113,11 @@ impl Slabs {
                 }
             }
         }
-        Ok(())
+        // a lost device takes what is written, and keeps nothing
+        self.context.as_ref().map_or(Ok(()), |context| Ok(context.check_alive()?))
     }
 
-    /// Puts pages of the keys (0) or values (1) side by side: `to` is told where each lies.
+    /// Where each of these pages of the keys (0) or values (1) lies.
     pub(super) fn each<'a>(&'a self, tensor: usize, pages: &'a [usize]) -> impl Iterator<Item = Page<'a>> {
         pages.iter().map(move |&page| {
             let words = self.page_words[tensor];
