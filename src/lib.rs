@@ -56,6 +56,15 @@
 //! weighted sum; grouped heads; any lengths, widths and strides; f32 or f16 storage with f32 arithmetic. A row that sees
 //! no key gives zeros and an `lse` of negative infinity. A key that is not allowed never enters arithmetic.
 //!
+//! # Beyond one attention
+//!
+//! - [`context`]: keys and values that are stored once (f32, f16, 8 bits) and attended to many times, by any batch entry.
+//! - [`weights`]: chosen attention weights in a second pass, without the matrix; probability mass of ranges of keys.
+//! - [`sources`]: several sources of keys and values in one softmax or a weighted sum; weights of keys, gates.
+//! - [`pool`]: passages that come and go, and attention to any list of them.
+//!
+//! [`uses`] has a page for each use: diffusion, encoder-decoders, resamplers, retrieval, attention maps.
+//!
 //! # Features
 //!
 //! - `native` (default): Vulkan, Metal, DX12 and GL adapters, blocking calls, threads on the CPU path.
@@ -83,6 +92,7 @@ mod tensor;
 mod timing;
 #[cfg(feature = "tune")]
 pub mod tune;
+pub mod uses;
 pub mod verify;
 pub mod weights;
 pub mod workload;
