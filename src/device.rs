@@ -257,7 +257,7 @@ impl Device {
     }
 
     #[cfg(feature = "native")]
-    fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         match self {
             Self::Cpu | Self::Oracle => pollster::block_on(future),
             Self::Gpu(context) => context.block_on(future),

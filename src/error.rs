@@ -1,7 +1,7 @@
 //! The umbrella error: one variant for each stage, and for choosing a device.
 
 use crate::cpu::{CpuKernel, MergeError};
-use crate::gpu::GpuError;
+use crate::gpu::{GpuError, LinearError};
 use crate::inputs::InputError;
 use crate::kernels::{Kernel, Unsupported};
 use crate::plan::PlanError;
@@ -32,6 +32,19 @@ pub enum Error {
         /// Why.
         reason: Unsupported,
     },
+    /// Sizes of a linear map do not fit together.
+    #[error(transparent)]
+    Linear(#[from] LinearError),
+    /// A linear map is too large for the device's kernels.
+    #[error("the device cannot map this: {reason}")]
+    LinearPlan {
+        /// Why.
+        reason: Unsupported,
+    },
+    /// A cross-attention layer refused what it was given.
+    #[cfg(feature = "layer")]
+    #[error(transparent)]
+    Layer(#[from] crate::layer::LayerError),
     /// A kernel was asked for that the chosen device does not have.
     #[error("kernel {kernel} does not run on {device}; possible there: {possible}")]
     WrongKernel {

@@ -76,6 +76,9 @@ const fn kernel_file(shader: Shader) -> &'static str {
         Shader::Softmax => include_str!("../shaders/softmax.wgsl"),
         Shader::WeightedSum => include_str!("../shaders/weighted_sum.wgsl"),
         Shader::Merge => include_str!("../shaders/merge.wgsl"),
+        Shader::Linear => include_str!("../shaders/linear.wgsl"),
+        Shader::LinearFew => include_str!("../shaders/linear_few.wgsl"),
+        Shader::HeadNorm => include_str!("../shaders/head_norm.wgsl"),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Attention on the CPU: the executor for machines without a GPU, the twins of the algorithms, and the oracle.
 
 mod fused;
+#[cfg(feature = "layer")]
+mod linear;
 mod merge;
 #[cfg(feature = "native")]
 mod peak;
@@ -11,6 +13,8 @@ mod simd;
 mod terms;
 
 pub use fused::{CpuAttention, CpuOutputs, CpuPlan, CpuStrategy, TensorMut};
+#[cfg(feature = "layer")]
+pub(crate) use linear::linear;
 pub(crate) use merge::check_parts;
 pub use merge::{MergeError, MergedState, PartialState, merge};
 #[cfg(feature = "native")]

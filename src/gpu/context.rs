@@ -121,12 +121,12 @@ impl Context {
     }
 
     /// Runs `work` with every error of the device caught; a lost device is told apart from a refusal.
-    pub(super) async fn checked<T>(&self, what: &str, bytes: u64, work: impl FnOnce() -> T) -> Result<T, GpuError> {
+    pub(crate) async fn checked<T>(&self, what: &str, bytes: u64, work: impl FnOnce() -> T) -> Result<T, GpuError> {
         self.or_lost(checked(self.device(), what, bytes, work).await)
     }
 
     /// The same where nothing can be awaited.
-    pub(super) fn checked_now<T>(&self, what: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
+    pub(crate) fn checked_now<T>(&self, what: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
         self.or_lost(checked_now(self.device(), what, work))
     }
 

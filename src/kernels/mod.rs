@@ -3,6 +3,7 @@
 pub(crate) mod combine;
 pub(crate) mod cooperative;
 pub(crate) mod fused;
+pub(crate) mod linear;
 pub(crate) mod merge;
 pub(crate) mod params;
 pub(crate) mod plain;
@@ -323,11 +324,17 @@ pub enum Shader {
     WeightedSum,
     /// Merge of partial attentions.
     Merge,
+    /// Linear map of many rows.
+    Linear,
+    /// Linear map of at most 4 rows.
+    LinearFew,
+    /// Norm of each row of a head.
+    HeadNorm,
 }
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Rows,
         Self::Split,
         Self::Combine,
@@ -338,6 +345,9 @@ impl Shader {
         Self::Softmax,
         Self::WeightedSum,
         Self::Merge,
+        Self::Linear,
+        Self::LinearFew,
+        Self::HeadNorm,
     ];
 
     /// The name of its file in `shaders/`, without the ending.
@@ -354,6 +364,9 @@ impl Shader {
             Self::Softmax => "softmax",
             Self::WeightedSum => "weighted_sum",
             Self::Merge => "merge",
+            Self::Linear => "linear",
+            Self::LinearFew => "linear_few",
+            Self::HeadNorm => "head_norm",
         }
     }
 
@@ -362,6 +375,8 @@ impl Shader {
     pub const fn param_fields(self) -> &'static [(&'static str, usize)] {
         match self {
             Self::Merge => merge::Params::FIELDS,
+            Self::Linear | Self::LinearFew => linear::Params::FIELDS,
+            Self::HeadNorm => linear::NormParams::FIELDS,
             Self::Rows
             | Self::Split
             | Self::Combine

@@ -30,7 +30,9 @@ impl Variant {
 /// Building blocks; each adds what the shader needs for one tensor or term.
 impl Variant {
     pub(crate) fn new(shader: Shader) -> Self {
-        let snippets = if shader == Shader::Merge { vec![] } else { vec!["params"] };
+        // those that are no step of an attention bring parameters of their own
+        let own = matches!(shader, Shader::Merge | Shader::Linear | Shader::LinearFew | Shader::HeadNorm);
+        let snippets = if own { vec![] } else { vec!["params"] };
         Self { shader, snippets, constants: vec![], overrides: vec![] }
     }
 

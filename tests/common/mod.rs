@@ -4,6 +4,7 @@ pub(crate) mod case;
 pub(crate) mod cases;
 pub(crate) mod check;
 mod golden;
+pub(crate) mod linear;
 pub(crate) mod meaning;
 pub(crate) mod onnx;
 mod pairs;

@@ -8,7 +8,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
 use super::adapters::Adapter;
-use super::{keys, known_faults, levels, merging, parts};
+use super::{keys, known_faults, levels, linear, merging, parts};
 use crate::common::case::Case;
 use crate::common::check::{self, Run};
 use crate::common::{cases, meaning, onnx, random, real};
@@ -85,6 +85,7 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
         trials.extend(keys::trials(adapter, kernel));
     }
     trials.extend(merging::trials(adapter));
+    trials.extend(linear::trials(adapter));
     trials.extend(levels::trials(adapter));
     #[cfg(feature = "tune")]
     trials.extend(super::tuning::trials(adapter));

@@ -181,7 +181,7 @@ fn every_variant_is_valid_and_host_and_shader_agree() {
     let steps = steps();
     assert!(steps.len() > 1000, "only {} variants", steps.len());
     let shaders: HashSet<_> = steps.iter().map(|step| step.variant.shader).collect();
-    assert_eq!(shaders.len() + 2, Shader::ALL.len(), "merge is not part of any plan, cooperative of none of these");
+    assert_eq!(shaders.len() + 5, Shader::ALL.len(), "merge and linear maps are no plan's, cooperative none of these");
     for (n, step) in steps.iter().enumerate() {
         let (module, info) = resolve(&step.variant);
         compare_bindings(&module, step);
@@ -288,6 +288,21 @@ fn merge_is_valid_and_host_and_shader_agree() {
     compare_params(&module, Shader::Merge);
     assert_eq!(workgroup_bytes(&module), 0);
     translate(&module, &info, false);
+}
+
+#[test]
+fn linear_maps_are_valid_and_host_and_shader_agree() {
+    for variant in Variant::all_linear() {
+        let (module, info) = resolve(&variant);
+        compare_params(&module, variant.shader);
+        let bytes = match variant.shader {
+            Shader::Linear => 8192,
+            Shader::LinearFew => 4096,
+            _ => 256,
+        };
+        assert_eq!(workgroup_bytes(&module), bytes, "{variant:?}");
+        translate(&module, &info, false);
+    }
 }
 
 /// Binding numbers, access and names of the storage buffers.

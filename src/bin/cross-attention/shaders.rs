@@ -206,15 +206,19 @@ fn every_shader() -> Vec<Job> {
         problem: Some(problem),
         chosen_for,
     };
-    let merge = Job {
-        kernel: Shader::Merge.name(),
-        variant: Variant::merge(),
+    let apart = |variant: Variant| Job {
+        kernel: variant.shader.name(),
+        variant,
         step: None,
         problem: None,
-        // partial attentions are merged on every device
+        // partial attentions are merged, and rows mapped, on every device
         chosen_for: DeviceKind::all(),
     };
-    catalog().into_iter().map(of).chain([merge]).collect()
+    catalog()
+        .into_iter()
+        .map(of)
+        .chain([Variant::merge()].into_iter().chain(Variant::all_linear()).map(apart))
+        .collect()
 }
 
 /// The shaders of one plan, each once.
