@@ -131,11 +131,19 @@ impl Names {
         names
     }
 
-    /// `linear_0` the query, `linear_1` key and value, `linear_2` the output: cross-attention of CTranslate2.
+    /// `linear_0` the query, `linear_1` key and value, `linear_2` the output, each with `/weight` and `/bias`:
+    /// cross-attention of CTranslate2.
     #[must_use]
     pub fn ctranslate2(prefix: &str) -> Self {
         let mut names =
             Self::separate(prefix, ["linear_0", "linear_1", "linear_1", "linear_2"], ["query_norm", "key_norm"]);
+        for projection in [&mut names.query, &mut names.key, &mut names.value, &mut names.output] {
+            for source in [&mut projection.weight, &mut projection.bias] {
+                if let Some((name, part)) = source.name.rsplit_once('.') {
+                    source.name = format!("{name}/{part}");
+                }
+            }
+        }
         for projection in [&mut names.key, &mut names.value] {
             projection.weight.holds = vec![Role::Key, Role::Value];
             projection.bias.holds = vec![Role::Key, Role::Value];

@@ -4,6 +4,9 @@ pub(crate) mod case;
 pub(crate) mod cases;
 pub(crate) mod check;
 mod golden;
+#[cfg(all(feature = "layer", feature = "native"))]
+pub(crate) mod layer;
+#[allow(dead_code, reason = "not every test binary has linear maps")]
 pub(crate) mod linear;
 pub(crate) mod meaning;
 pub(crate) mod onnx;

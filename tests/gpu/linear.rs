@@ -39,6 +39,12 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
     trials.push(trial(adapter, GROUP, "strided_f16", move || {
         [3, 70].into_iter().try_for_each(|rows| strided(&on, rows))
     }));
+    #[cfg(feature = "layer")]
+    for (name, check) in crate::common::layer::CHECKS {
+        let on = adapter.clone();
+        let run = move || check(&cross_attention::Device::Gpu(on.context.clone()));
+        trials.push(trial(adapter, "layer", name, run));
+    }
     let on = adapter.clone();
     trials.push(trial(adapter, GROUP, "refusals", move || refusals(&on)));
     trials
@@ -92,8 +98,8 @@ fn strided(adapter: &Adapter, rows: usize) -> Result<(), String> {
         for column in 0..stride {
             let found = f64::from(y[row * stride + column]);
             let weight = match column {
-                1..6 => &weights[0][(column - 1) * inner..][..inner],
-                7..14 => &weights[1][(column - 7) * inner..][..inner],
+                1..=5 => &weights[0][(column - 1) * inner..][..inner],
+                7..=13 => &weights[1][(column - 7) * inner..][..inner],
                 _ if found == 9.0 => continue,
                 _ => return Err(format!("gap {row},{column} became {found}")),
             };

@@ -9,6 +9,8 @@ mod common;
 mod golden;
 #[cfg(feature = "native")]
 mod host;
+#[cfg(all(feature = "layer", feature = "native"))]
+mod layer;
 mod merging;
 mod plan;
 mod planted;
