@@ -269,7 +269,7 @@ impl LinearError {
     }
 
     pub(crate) const fn rows(len: usize, in_features: usize) -> Result<usize, Self> {
-        if in_features == 0 || len % in_features != 0 {
+        if in_features == 0 || !len.is_multiple_of(in_features) {
             return Err(Self::Rows { in_features, found: len });
         }
         Ok(len / in_features)

@@ -1,4 +1,4 @@
-//! Linear maps and norms of heads (shaders/linear.wgsl, linear_few.wgsl, head_norm.wgsl): shape, limits, dispatch.
+//! Linear maps and norms of heads (`linear.wgsl`, `linear_few.wgsl`, `head_norm.wgsl`): shape, limits, dispatch.
 
 use std::mem::offset_of;
 
@@ -96,7 +96,7 @@ impl LinearPlan {
             return Ok(None);
         }
         invocations(256, caps)?;
-        let product = |name, a: usize, b: usize| position(name, a.checked_mul(b).unwrap_or(usize::MAX));
+        let product = |name, a: usize, b: usize| position(name, a.saturating_mul(b));
         product("rows * in_features", rows.next_multiple_of(BLOCK), in_features)?;
         product("out_features * in_features", out_features.next_multiple_of(BLOCK), in_features)?;
         let extent = (rows - 1)
@@ -149,7 +149,7 @@ impl NormPlan {
         if rows == 0 {
             return Ok(None);
         }
-        position("rows * width", rows.checked_mul(width).unwrap_or(usize::MAX))?;
+        position("rows * width", rows.saturating_mul(width))?;
         let grid = flat_grid("rows", rows, caps)?;
         let params = NormParams {
             rows: position("rows", rows)?,

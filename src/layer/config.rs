@@ -120,7 +120,7 @@ impl LayerConfig {
         if let Some((name, _)) = sizes.into_iter().find(|(_, n)| *n == 0) {
             return Err(LayerError::Zero { name });
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(LayerError::Heads { heads: self.heads, kv_heads: self.kv_heads });
         }
         let epsilons = [self.query_norm, self.key_norm].into_iter().flatten().map(|norm| norm.epsilon);

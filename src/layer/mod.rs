@@ -427,11 +427,11 @@ impl<'a> Call<'a> {
 
 /// Tokens of each batch entry, of `width` elements each.
 fn tokens(name: &'static str, batch: usize, width: usize, found: usize) -> Result<usize, LayerError> {
-    let token = batch.checked_mul(width).unwrap_or(usize::MAX);
+    let token = batch.saturating_mul(width);
     if token == 0 && found == 0 {
         return Ok(0);
     }
-    if token == 0 || found % token != 0 {
+    if token == 0 || !found.is_multiple_of(token) {
         return Err(LayerError::Tokens { name, batch, width, found });
     }
     Ok(found / token)

@@ -132,7 +132,7 @@ impl Names {
     }
 
     /// `linear_0` the query, `linear_1` key and value, `linear_2` the output, each with `/weight` and `/bias`:
-    /// cross-attention of CTranslate2.
+    /// cross-attention of `CTranslate2`.
     #[must_use]
     pub fn ctranslate2(prefix: &str) -> Self {
         let mut names =

@@ -9,8 +9,11 @@ use safetensors::SafeTensors;
 
 use super::linear::{exact, numbers, wide};
 
+/// What a layer on a device is held to.
+type Check = fn(&Device) -> Result<(), String>;
+
 /// Name and check of everything that a layer is held to.
-pub(crate) const CHECKS: [(&str, fn(&Device) -> Result<(), String>); 6] = [
+pub(crate) const CHECKS: [(&str, Check); 6] = [
     ("annalog", annalog),
     ("plain", |device| check(device, &LayerConfig::new(24, 24, 3), Element::F32)),
     ("grouped_other_widths_f16", |device| check(device, &grouped(), Element::F16)),
@@ -54,7 +57,7 @@ pub(crate) fn weights(config: &LayerConfig, element: Element) -> LayerWeights {
     }
 }
 
-/// The layer in f64; `allowed(b, h, i, j)` is the mask. Keys and values go through `stored`.
+/// The layer in f64; `allowed(b, h, i, j)` is the mask.
 fn plain(
     layer: &CrossAttention,
     batch: usize,
@@ -145,10 +148,12 @@ fn on(layer: &CrossAttention, device: &Device) -> Result<LayerOn, String> {
 fn check(device: &Device, config: &LayerConfig, element: Element) -> Result<(), String> {
     let layer = CrossAttention::new(config.clone(), weights(config, element)).map_err(|error| error.to_string())?;
     let on_device = on(&layer, device)?;
-    for (batch, q_len, kv_len) in [(1, 1, 9), (2, 5, 70), (1, 0, 3), (2, 3, 0)] {
+    for (batch, q_len, kv_len) in [(1, 1, 9u32), (2, 5, 70), (1, 0, 3), (2, 3, 0)] {
+        let half = kv_len / 2;
+        let kv_len = kv_len as usize;
         let states = numbers(5, batch * q_len * config.width);
         let context = numbers(6, batch * kv_len * config.context_width);
-        let kv_lens: Vec<u32> = (0..batch).map(|b| if b == 1 { 0 } else { kv_len as u32 / 2 }).collect();
+        let kv_lens: Vec<u32> = (0..batch).map(|b| if b == 1 { 0 } else { half }).collect();
         let bits: Vec<bool> = (0..batch * kv_len).map(|n| n % 3 != 1).collect();
         let mask = LayerMask { data: &bits, shape: [batch, 1, 1, kv_len] };
         let none = LayerOptions::default();

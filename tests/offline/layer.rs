@@ -1,5 +1,7 @@
 //! Layers on the CPU, and reading their weights.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use cross_attention::layer::{
     Biases, CrossAttention, LayerConfig, LayerError, LayerWeights, LoadError, Names, Norm, NormKind, Role,
 };
@@ -57,7 +59,8 @@ fn every_way_of_naming() {
     use Role::{Key, Output, Query, Value};
     let config = LayerConfig::new(12, 12, 3);
     let wanted = weights(&config, Element::F32);
-    let names: [(Names, &[(&str, &str, &[Role])]); 4] = [
+    type Held<'a> = &'a [(&'a str, &'a str, &'a [Role])];
+    let names: [(Names, Held<'_>); 4] = [
         (
             Names::torch_packed("a."),
             &[

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
-use cross_attention::kernels::{Shader, Slot};
+use cross_attention::kernels::Slot;
 use cross_attention::plan::{CatalogEntry, DeviceKind, Step, Variant, catalog};
 use cross_attention::{AttentionProblem, Device, DeviceCaps, DeviceClass, DeviceRequest, KernelChoice, Plan};
 use rayon::prelude::*;
