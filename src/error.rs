@@ -2,7 +2,7 @@
 
 use crate::context::ContextError;
 use crate::cpu::{CpuKernel, MergeError};
-use crate::gpu::GpuError;
+use crate::gpu::{GpuError, LinearError};
 use crate::inputs::InputError;
 use crate::kernels::{Kernel, Unsupported};
 use crate::plan::{PlanError, Rejection};
@@ -54,6 +54,19 @@ pub enum Error {
     /// Sources do not fit together, or their data does not fit them.
     #[error(transparent)]
     Sources(#[from] SourcesError),
+    /// Sizes of a linear map do not fit together.
+    #[error(transparent)]
+    Linear(#[from] LinearError),
+    /// A linear map is too large for the device's kernels.
+    #[error("the device cannot map this: {reason}")]
+    LinearPlan {
+        /// Why.
+        reason: Unsupported,
+    },
+    /// A cross-attention layer refused what it was given.
+    #[cfg(feature = "layer")]
+    #[error(transparent)]
+    Layer(#[from] crate::layer::LayerError),
     /// A kernel was asked for that the chosen device does not have.
     #[error("kernel {kernel} does not run on {device}; possible there: {possible}")]
     WrongKernel {

@@ -79,6 +79,9 @@ const fn kernel_file(shader: Shader) -> &'static str {
         Shader::Weights => include_str!("../shaders/weights.wgsl"),
         Shader::CombineSources => include_str!("../shaders/combine_sources.wgsl"),
         Shader::ExpandQ8 => include_str!("../shaders/expand_q8.wgsl"),
+        Shader::Linear => include_str!("../shaders/linear.wgsl"),
+        Shader::LinearFew => include_str!("../shaders/linear_few.wgsl"),
+        Shader::HeadNorm => include_str!("../shaders/head_norm.wgsl"),
     }
 }
 

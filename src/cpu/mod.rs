@@ -1,6 +1,8 @@
 //! Attention on the CPU: the executor for machines without a GPU, the twins of the algorithms, and the oracle.
 
 mod fused;
+#[cfg(feature = "layer")]
+mod linear;
 mod merge;
 #[cfg(feature = "native")]
 mod peak;
@@ -12,6 +14,8 @@ mod terms;
 mod weights;
 
 pub use fused::{CpuAttention, CpuOutputs, CpuPlan, CpuStrategy, TensorMut};
+#[cfg(feature = "layer")]
+pub(crate) use linear::linear;
 pub(crate) use merge::check_parts;
 pub use merge::{MergeError, MergedState, PartialState, merge};
 #[cfg(feature = "native")]

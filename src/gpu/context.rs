@@ -126,7 +126,7 @@ impl Context {
     }
 
     /// The same where nothing can be awaited.
-    pub(super) fn checked_now<T>(&self, what: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
+    pub(crate) fn checked_now<T>(&self, what: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
         self.or_lost(checked_now(self.device(), what, work))
     }
 

@@ -23,7 +23,10 @@ mod error;
 mod experimental;
 #[cfg(feature = "native")]
 mod host_cost;
+mod linear;
 mod merge;
+#[cfg(feature = "layer")]
+mod norm;
 #[cfg(feature = "native")]
 mod peak;
 mod pipelines;
@@ -46,7 +49,10 @@ pub use context::Context;
 pub use error::GpuError;
 #[cfg(feature = "native")]
 pub use host_cost::HostCost;
+pub use linear::{LinearError, LinearInput, LinearOutput, PreparedLinear};
 pub use merge::MergeBuffers;
+#[cfg(feature = "layer")]
+pub(crate) use norm::PreparedNorm;
 #[cfg(feature = "native")]
 pub use timing::KernelTiming;
 #[cfg(feature = "tune")]

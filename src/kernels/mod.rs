@@ -3,6 +3,7 @@
 pub(crate) mod combine;
 pub(crate) mod cooperative;
 pub(crate) mod fused;
+pub(crate) mod linear;
 pub(crate) mod merge;
 pub(crate) mod params;
 pub(crate) mod plain;
@@ -331,11 +332,17 @@ pub enum Shader {
     CombineSources,
     /// Stored bytes with scales, as f32.
     ExpandQ8,
+    /// Linear map of many rows.
+    Linear,
+    /// Linear map of at most 4 rows.
+    LinearFew,
+    /// Norm of each row of a head.
+    HeadNorm,
 }
 
 impl Shader {
     /// Every shader.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Rows,
         Self::Split,
         Self::Combine,
@@ -349,6 +356,9 @@ impl Shader {
         Self::Weights,
         Self::CombineSources,
         Self::ExpandQ8,
+        Self::Linear,
+        Self::LinearFew,
+        Self::HeadNorm,
     ];
 
     /// The name of its file in `shaders/`, without the ending.
@@ -368,6 +378,9 @@ impl Shader {
             Self::Weights => "weights",
             Self::CombineSources => "combine_sources",
             Self::ExpandQ8 => "expand_q8",
+            Self::Linear => "linear",
+            Self::LinearFew => "linear_few",
+            Self::HeadNorm => "head_norm",
         }
     }
 
@@ -378,6 +391,8 @@ impl Shader {
             Self::Merge => merge::Params::FIELDS,
             Self::CombineSources => small::CombineParams::FIELDS,
             Self::ExpandQ8 => small::ExpandParams::FIELDS,
+            Self::Linear | Self::LinearFew => linear::Params::FIELDS,
+            Self::HeadNorm => linear::NormParams::FIELDS,
             Self::Rows
             | Self::Split
             | Self::Combine

@@ -43,14 +43,24 @@ impl Variant {
     /// Every shader that runs beside the plans of attentions: what comes before and after them.
     #[must_use]
     pub fn beside_plans() -> Vec<Self> {
-        vec![Self::merge(), Self::combine_sources(), Self::expand_q8()]
+        let few = [Self::merge(), Self::combine_sources(), Self::expand_q8()];
+        few.into_iter().chain(Self::all_linear()).collect()
     }
 }
 
 /// Building blocks; each adds what the shader needs for one tensor or term.
 impl Variant {
     pub(crate) fn new(shader: Shader) -> Self {
-        let own_params = matches!(shader, Shader::Merge | Shader::CombineSources | Shader::ExpandQ8);
+        // those that are no step of an attention bring parameters of their own
+        let own_params = matches!(
+            shader,
+            Shader::Merge
+                | Shader::CombineSources
+                | Shader::ExpandQ8
+                | Shader::Linear
+                | Shader::LinearFew
+                | Shader::HeadNorm
+        );
         let snippets = if own_params { vec![] } else { vec!["params"] };
         Self { shader, snippets, constants: vec![], overrides: vec![] }
     }

@@ -6,6 +6,10 @@ pub(crate) mod check;
 #[cfg(feature = "native")]
 pub(crate) mod contexts;
 mod golden;
+#[cfg(all(feature = "layer", feature = "native"))]
+pub(crate) mod layer;
+#[allow(dead_code, reason = "not every test binary has linear maps")]
+pub(crate) mod linear;
 pub(crate) mod meaning;
 pub(crate) mod onnx;
 mod pairs;

@@ -21,6 +21,7 @@ mod interop;
 mod keys;
 mod known_faults;
 mod levels;
+mod linear;
 mod merging;
 mod parts;
 mod trials;

@@ -11,6 +11,8 @@ mod contexts;
 mod golden;
 #[cfg(feature = "native")]
 mod host;
+#[cfg(all(feature = "layer", feature = "native"))]
+mod layer;
 mod merging;
 mod plan;
 mod planted;

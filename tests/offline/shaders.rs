@@ -334,6 +334,21 @@ fn weights_are_valid_and_host_and_shader_agree() {
     }
 }
 
+#[test]
+fn linear_maps_are_valid_and_host_and_shader_agree() {
+    for variant in Variant::all_linear() {
+        let (module, info) = resolve(&variant);
+        compare_params(&module, variant.shader);
+        let bytes = match variant.shader {
+            Shader::Linear => 8192,
+            Shader::LinearFew => 4096,
+            _ => 256,
+        };
+        assert_eq!(workgroup_bytes(&module), bytes, "{variant:?}");
+        translate(&module, &info, false);
+    }
+}
+
 /// Binding numbers, access and names of the storage buffers.
 fn compare_bindings(module: &naga::Module, step: &Step) {
     let mut in_wgsl = vec![];

@@ -1,0 +1,277 @@
+//! Linear maps on the device: weights that stay there, applied to rows.
+
+use super::context::Context;
+use super::error::GpuError;
+use super::pipelines::Interface;
+use crate::error::Error;
+use crate::kernels::linear::{LinearPlan, LinearShape};
+use crate::plan::Variant;
+use crate::tensor::{Element, TensorRef};
+
+/// A linear map `y = x W^T + b` whose weights are on a device.
+///
+/// Sums are f32: products of 16 neighbours first, then these sums one after another; for at most 4 rows 64 interleaved
+/// sums, then a tree.
+#[derive(Clone, Debug)]
+pub struct PreparedLinear {
+    context: Context,
+    weight: wgpu::Buffer,
+    bias: Option<wgpu::Buffer>,
+    element: Element,
+    out_features: usize,
+    in_features: usize,
+}
+
+/// Rows that a linear map reads, without gaps.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearInput<'a> {
+    /// `[rows, in_features]`.
+    pub buffer: &'a wgpu::Buffer,
+    /// How it is stored.
+    pub element: Element,
+    /// Rows.
+    pub rows: usize,
+}
+
+/// Where a linear map writes: element `[row, column]` lies at `offset + row * stride + column`, in elements.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearOutput<'a> {
+    /// `[rows, out_features]`; gaps are left alone.
+    pub buffer: &'a wgpu::Buffer,
+    /// How it is stored.
+    pub element: Element,
+    /// From one row to the next, at least `out_features`.
+    pub stride: usize,
+    /// Where the first row begins.
+    pub offset: usize,
+}
+
+impl Context {
+    /// Copies the weights of a linear map to the device: `weight` is `[out_features, in_features]`, row after row, `bias`
+    /// `[out_features]`.
+    ///
+    /// # Errors
+    /// [`Error::Linear`] if a size is 0 or does not fit, [`Error::Gpu`].
+    pub async fn prepare_linear(
+        &self,
+        weight: TensorRef<'_>,
+        bias: Option<&[f32]>,
+        [out_features, in_features]: [usize; 2],
+    ) -> Result<PreparedLinear, Error> {
+        LinearError::check([out_features, in_features], weight.len(), bias.map(<[f32]>::len))?;
+        let element = weight.element();
+        let weight = self.upload_tensor("weight", weight).await?;
+        let limit = self.caps().max_storage_buffer_binding_size;
+        if weight.size() > limit {
+            return Err(GpuError::BufferTooLarge { what: "weight".to_owned(), bytes: weight.size(), max: limit }.into());
+        }
+        let bias = match bias {
+            Some(bias) => Some(self.upload("bias", bias).await?),
+            None => None,
+        };
+        Ok(PreparedLinear { context: self.clone(), weight, bias, element, out_features, in_features })
+    }
+
+    /// [`prepare_linear`](Self::prepare_linear), blocking.
+    ///
+    /// # Errors
+    /// As [`prepare_linear`](Self::prepare_linear).
+    #[cfg(feature = "native")]
+    pub fn prepare_linear_blocking(
+        &self,
+        weight: TensorRef<'_>,
+        bias: Option<&[f32]>,
+        shape: [usize; 2],
+    ) -> Result<PreparedLinear, Error> {
+        self.block_on(self.prepare_linear(weight, bias, shape))
+    }
+
+    /// Records one dispatch over these buffers: a number of the binding, name, buffer, bytes that it needs.
+    pub(super) async fn record(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        variant: &Variant,
+        params: &[u8],
+        grid: [u32; 3],
+        bound: &[(u32, &'static str, &wgpu::Buffer, u64)],
+    ) -> Result<(), GpuError> {
+        let limit = self.caps().max_storage_buffer_binding_size;
+        for &(_, name, buffer, needed) in bound {
+            if buffer.size() < needed {
+                return Err(GpuError::BufferTooSmall { name, needed, found: buffer.size() });
+            }
+            if needed > limit {
+                return Err(GpuError::BufferTooLarge { what: name.to_owned(), bytes: needed, max: limit });
+            }
+            let found = buffer.usage();
+            if !found.contains(wgpu::BufferUsages::STORAGE) {
+                return Err(GpuError::Usage { name, needed: wgpu::BufferUsages::STORAGE, found });
+            }
+        }
+        if let Some(((_, written, to, _), read)) = bound.split_last()
+            && let Some((_, read, ..)) = read.iter().find(|(_, _, from, _)| from == to)
+        {
+            return Err(GpuError::Aliased { written, read });
+        }
+        let last = bound.len().saturating_sub(1);
+        let interface = bound.iter().enumerate().map(|(n, (binding, ..))| (*binding, n == last)).collect();
+        let pipeline = self.pipeline(variant, &Interface(interface)).await?;
+        let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let uniform = self.buffer("params", params.len() as u64, uses).await?;
+        self.checked(variant.shader.name(), 0, || {
+            self.queue().write_buffer(&uniform, 0, params);
+            let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
+            for &(binding, _, buffer, needed) in bound {
+                let resource = wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(needed) };
+                entries.push(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(resource) });
+            }
+            let group = self.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(variant.shader.name()),
+                layout: &pipeline.layout,
+                entries: &entries,
+            });
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, &group, &[]);
+            let [x, y, z] = grid;
+            pass.dispatch_workgroups(x, y, z);
+        })
+        .await
+    }
+}
+
+impl PreparedLinear {
+    /// `[out_features, in_features]`.
+    #[must_use]
+    pub const fn shape(&self) -> [usize; 2] {
+        [self.out_features, self.in_features]
+    }
+
+    /// Records the map into the caller's encoder. Does not submit.
+    ///
+    /// # Errors
+    /// [`Error::Linear`] for a stride below `out_features`, [`Error::LinearPlan`] where positions do not fit the kernel,
+    /// [`Error::Gpu`] names the buffer that is too small or made for other uses.
+    pub async fn encode(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        input: LinearInput<'_>,
+        output: LinearOutput<'_>,
+    ) -> Result<(), Error> {
+        let (out_features, in_features) = (self.out_features, self.in_features);
+        if output.stride < out_features {
+            return Err(LinearError::Stride { stride: output.stride, out_features }.into());
+        }
+        let shape = LinearShape {
+            rows: input.rows,
+            in_features,
+            out_features,
+            output_stride: output.stride,
+            output_offset: output.offset,
+        };
+        let plan = LinearPlan::new(shape, self.bias.is_some(), self.context.caps())
+            .map_err(|reason| Error::LinearPlan { reason })?;
+        let Some(plan) = plan else { return Ok(()) };
+        let bytes =
+            |elements: usize, element: Element| (elements as u64 * element.size_bytes() as u64).next_multiple_of(4);
+        let bias = self.bias.as_ref().unwrap_or_else(|| self.context.empty_buffer(false));
+        let bound = [
+            (1, "input", input.buffer, bytes(input.rows * in_features, input.element)),
+            (2, "weight", &self.weight, bytes(out_features * in_features, self.element)),
+            (3, "bias", bias, if self.bias.is_some() { bytes(out_features, Element::F32) } else { 4 }),
+            (7, "output", output.buffer, bytes(plan.extent, output.element)),
+        ];
+        let variant = Variant::linear(plan.shader, input.element, self.element, output.element);
+        self.context.record(encoder, &variant, bytemuck::bytes_of(&plan.params), plan.grid, &bound).await?;
+        Ok(())
+    }
+
+    /// One call from host memory to host memory: `[rows, in_features]` to `[rows, out_features]`. Natively, somebody must
+    /// poll the device meanwhile; [`run_blocking`](Self::run_blocking) does.
+    ///
+    /// # Errors
+    /// [`Error::Linear`] if the input is no whole number of rows, otherwise as [`encode`](Self::encode).
+    pub async fn run(&self, input: TensorRef<'_>) -> Result<Vec<f32>, Error> {
+        let rows = LinearError::rows(input.len(), self.in_features)?;
+        let context = &self.context;
+        let source = context.upload_tensor("input", input).await?;
+        let target = context.allocate("output", rows as u64 * self.out_features as u64 * 4).await?;
+        let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let from = LinearInput { buffer: &source, element: input.element(), rows };
+        let to = LinearOutput { buffer: &target, element: Element::F32, stride: self.out_features, offset: 0 };
+        self.encode(&mut encoder, from, to).await?;
+        context.checked("the submission of a linear map", 0, || context.queue().submit([encoder.finish()])).await?;
+        Ok(context.read("output", target.slice(..), rows * self.out_features).await?)
+    }
+
+    /// [`run`](Self::run), blocking.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    #[cfg(feature = "native")]
+    pub fn run_blocking(&self, input: TensorRef<'_>) -> Result<Vec<f32>, Error> {
+        self.context.block_on(self.run(input))
+    }
+}
+
+/// Why a linear map was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinearError {
+    /// A size is 0.
+    #[error("{name} is 0, needs at least 1")]
+    Zero {
+        /// `out_features` or `in_features`.
+        name: &'static str,
+    },
+    /// The weight or the bias has another size.
+    #[error("{name} has {found} elements, needs {wanted}")]
+    Len {
+        /// `weight` or `bias`.
+        name: &'static str,
+        /// Elements that would do.
+        wanted: usize,
+        /// Elements that were given.
+        found: usize,
+    },
+    /// The input ends within a row.
+    #[error("the input has {found} elements, needs a multiple of in_features {in_features}")]
+    Rows {
+        /// Elements of a row.
+        in_features: usize,
+        /// Elements that were given.
+        found: usize,
+    },
+    /// Rows of the output would overlap.
+    #[error("the output's stride is {stride}, needs at least out_features {out_features}")]
+    Stride {
+        /// The stride that was given, in elements.
+        stride: usize,
+        /// Elements of a row.
+        out_features: usize,
+    },
+}
+
+impl LinearError {
+    pub(crate) fn check([out, inner]: [usize; 2], weight: usize, bias: Option<usize>) -> Result<(), Self> {
+        for (name, n) in [("out_features", out), ("in_features", inner)] {
+            if n == 0 {
+                return Err(Self::Zero { name });
+            }
+        }
+        if out.checked_mul(inner) != Some(weight) {
+            return Err(Self::Len { name: "weight", wanted: out.saturating_mul(inner), found: weight });
+        }
+        match bias {
+            Some(found) if found != out => Err(Self::Len { name: "bias", wanted: out, found }),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) const fn rows(len: usize, in_features: usize) -> Result<usize, Self> {
+        if in_features == 0 || !len.is_multiple_of(in_features) {
+            return Err(Self::Rows { in_features, found: len });
+        }
+        Ok(len / in_features)
+    }
+}

@@ -1,0 +1,231 @@
+//! Linear maps and norms of heads (`linear.wgsl`, `linear_few.wgsl`, `head_norm.wgsl`): shape, limits, dispatch.
+
+use std::mem::offset_of;
+
+use crate::caps::DeviceCaps;
+use crate::kernels::{Shader, Unsupported};
+use crate::plan::Variant;
+use crate::tensor::Element;
+
+/// Rows and columns of a block of the tiled kernel.
+const BLOCK: usize = 64;
+/// The most rows that the kernel for few rows takes.
+const FEW_ROWS: usize = 4;
+/// Columns of a workgroup of the kernel for few rows.
+const FEW_COLUMNS: usize = 4;
+
+/// The uniform at binding 0 of both kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct Params {
+    pub(crate) rows: u32,
+    pub(crate) in_features: u32,
+    pub(crate) out_features: u32,
+    pub(crate) output_stride: u32,
+    pub(crate) output_offset: u32,
+    pub(crate) blocks_per_row: u32,
+    pub(crate) column_blocks: u32,
+    pub(crate) has_bias: u32,
+}
+
+impl Params {
+    /// Name and byte offset of each field, to compare with the shader's struct.
+    pub(crate) const FIELDS: &'static [(&'static str, usize)] = &[
+        ("rows", offset_of!(Self, rows)),
+        ("in_features", offset_of!(Self, in_features)),
+        ("out_features", offset_of!(Self, out_features)),
+        ("output_stride", offset_of!(Self, output_stride)),
+        ("output_offset", offset_of!(Self, output_offset)),
+        ("blocks_per_row", offset_of!(Self, blocks_per_row)),
+        ("column_blocks", offset_of!(Self, column_blocks)),
+        ("has_bias", offset_of!(Self, has_bias)),
+    ];
+}
+
+/// The uniform at binding 0 of the norm.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct NormParams {
+    pub(crate) rows: u32,
+    pub(crate) width: u32,
+    pub(crate) blocks_per_row: u32,
+    pub(crate) centred: u32,
+    pub(crate) has_bias: u32,
+    pub(crate) epsilon: f32,
+    // a uniform's size is a multiple of 16; WGSL pads by itself
+    padding: [u32; 2],
+}
+
+impl NormParams {
+    /// Name and byte offset of each field, to compare with the shader's struct.
+    pub(crate) const FIELDS: &'static [(&'static str, usize)] = &[
+        ("rows", offset_of!(Self, rows)),
+        ("width", offset_of!(Self, width)),
+        ("blocks_per_row", offset_of!(Self, blocks_per_row)),
+        ("centred", offset_of!(Self, centred)),
+        ("has_bias", offset_of!(Self, has_bias)),
+        ("epsilon", offset_of!(Self, epsilon)),
+    ];
+}
+
+/// Sizes of one linear map, in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LinearShape {
+    pub(crate) rows: usize,
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
+    pub(crate) output_stride: usize,
+    pub(crate) output_offset: usize,
+}
+
+/// What a linear map runs.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct LinearPlan {
+    pub(crate) shader: Shader,
+    pub(crate) params: Params,
+    pub(crate) grid: [u32; 3],
+    /// Elements that the output reaches over.
+    pub(crate) extent: usize,
+}
+
+impl LinearPlan {
+    /// `None` where there are no rows.
+    pub(crate) fn new(shape: LinearShape, bias: bool, caps: &DeviceCaps) -> Result<Option<Self>, Unsupported> {
+        let LinearShape { rows, in_features, out_features, output_stride, output_offset } = shape;
+        if rows == 0 {
+            return Ok(None);
+        }
+        invocations(256, caps)?;
+        let product = |name, a: usize, b: usize| position(name, a.saturating_mul(b));
+        product("rows * in_features", rows.next_multiple_of(BLOCK), in_features)?;
+        product("out_features * in_features", out_features.next_multiple_of(BLOCK), in_features)?;
+        let extent = (rows - 1)
+            .checked_mul(output_stride)
+            .and_then(|start| start.checked_add(output_offset)?.checked_add(out_features))
+            .unwrap_or(usize::MAX);
+        position("output_offset + rows * output_stride", extent)?;
+        let (shader, row_blocks, column_blocks) = if rows <= FEW_ROWS {
+            (Shader::LinearFew, 1, out_features.div_ceil(FEW_COLUMNS))
+        } else {
+            (Shader::Linear, rows.div_ceil(BLOCK), out_features.div_ceil(BLOCK))
+        };
+        let grid = flat_grid("rows * out_features", row_blocks.saturating_mul(column_blocks), caps)?;
+        Ok(Some(Self {
+            shader,
+            params: Params {
+                rows: position("rows", rows)?,
+                in_features: position("in_features", in_features)?,
+                out_features: position("out_features", out_features)?,
+                output_stride: position("output_stride", output_stride)?,
+                output_offset: position("output_offset", output_offset)?,
+                blocks_per_row: grid[0],
+                column_blocks: position("out_features", column_blocks)?,
+                has_bias: u32::from(bias),
+            },
+            grid,
+            extent,
+        }))
+    }
+}
+
+/// What a norm of rows of heads runs.
+#[cfg(feature = "layer")]
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct NormPlan {
+    pub(crate) params: NormParams,
+    pub(crate) grid: [u32; 3],
+}
+
+#[cfg(feature = "layer")]
+impl NormPlan {
+    /// `None` where there are no rows.
+    pub(crate) fn new(
+        rows: usize,
+        width: usize,
+        [centred, bias]: [bool; 2],
+        epsilon: f32,
+        caps: &DeviceCaps,
+    ) -> Result<Option<Self>, Unsupported> {
+        if rows == 0 {
+            return Ok(None);
+        }
+        position("rows * width", rows.saturating_mul(width))?;
+        let grid = flat_grid("rows", rows, caps)?;
+        let params = NormParams {
+            rows: position("rows", rows)?,
+            width: position("width", width)?,
+            blocks_per_row: grid[0],
+            centred: u32::from(centred),
+            has_bias: u32::from(bias),
+            epsilon,
+            padding: [0; 2],
+        };
+        Ok(Some(Self { params, grid }))
+    }
+}
+
+impl Variant {
+    /// A linear map of many rows ([`Shader::Linear`]) or few ([`Shader::LinearFew`]), or the norm of heads
+    /// ([`Shader::HeadNorm`]), over these element types.
+    #[must_use]
+    pub fn linear(shader: Shader, input: Element, weight: Element, output: Element) -> Self {
+        let mut variant = Self::new(shader);
+        if [input, weight, output].contains(&Element::F16) {
+            variant.snippets(&["half"]);
+        }
+        let pick = |element, f32, f16| match element {
+            Element::F32 => f32,
+            Element::F16 => f16,
+        };
+        variant.snippets(&[
+            pick(input, "query_f32", "query_f16"),
+            pick(weight, "key_f32", "key_f16"),
+            pick(output, "output_f32", "output_f16"),
+        ]);
+        variant
+    }
+
+    /// Every variant of linear maps and norms.
+    #[must_use]
+    pub fn all_linear() -> Vec<Self> {
+        let elements = [Element::F32, Element::F16];
+        let mut variants = vec![];
+        for output in elements {
+            for weight in elements {
+                for input in elements {
+                    variants.push(Self::linear(Shader::Linear, input, weight, output));
+                    variants.push(Self::linear(Shader::LinearFew, input, weight, output));
+                }
+            }
+            variants.push(Self::linear(Shader::HeadNorm, Element::F32, Element::F32, output));
+        }
+        variants
+    }
+}
+
+fn position(name: &'static str, found: usize) -> Result<u32, Unsupported> {
+    // one short of the end, so that a loop may step past its end
+    let max = i64::from(u32::MAX) - 256;
+    let wide = i64::try_from(found).unwrap_or(i64::MAX);
+    match u32::try_from(found) {
+        Ok(narrow) if wide <= max => Ok(narrow),
+        _ => Err(Unsupported::Positions { name, found: wide, max }),
+    }
+}
+
+fn invocations(needed: u32, caps: &DeviceCaps) -> Result<(), Unsupported> {
+    let found = caps.max_compute_invocations_per_workgroup;
+    if found < needed { Err(Unsupported::Invocations { needed, found }) } else { Ok(()) }
+}
+
+/// A grid of `blocks` workgroups in rows that the device allows; the last row may be longer than what is left.
+fn flat_grid(name: &'static str, blocks: usize, caps: &DeviceCaps) -> Result<[u32; 3], Unsupported> {
+    let limit = caps.max_compute_workgroups_per_dimension as usize;
+    let per_row = blocks.clamp(1, limit);
+    let rows = blocks.div_ceil(per_row);
+    if rows > limit {
+        let max = i64::try_from(limit.saturating_mul(limit)).unwrap_or(i64::MAX);
+        return Err(Unsupported::Positions { name, found: i64::try_from(blocks).unwrap_or(i64::MAX), max });
+    }
+    Ok([position(name, per_row)?, position(name, rows)?, 1])
+}
