@@ -70,7 +70,7 @@
 //! - `native` (default): Vulkan, Metal, DX12 and GL adapters, blocking calls, threads on the CPU path.
 //! - `webgpu`: the browser's WebGPU.
 //! - `tune`: tuning on the device at hand, and the file that keeps what it finds.
-//! - `layer`: projections and attention as one layer, with weights from files ([`layer`]).
+//! - `layer`: projections and attention as one layer, with weights from files (module `layer`).
 //! - `cli`: the program `cross-attention`.
 //! - `cooperative-matrix`: the kernel on matrix units, an experimental feature of wgpu ([`Kernel::Cooperative`]).
 
