@@ -88,6 +88,7 @@ impl Job<'_> {
 
     /// Scores of keys `keys` for the rows of a tile, all terms and masks applied; `key` and `value` start at the
     /// first of them. Whether all rows see all keys; `None`, and no scores, if no row sees any.
+    #[expect(clippy::too_many_arguments, reason = "what is scored, and by what")]
     pub(super) fn score(
         &self,
         chunk: usize,
