@@ -8,6 +8,8 @@
 //! Every attention (encoder, decoder, decoder to encoder) runs on the device that is named; the logits are compared with
 //! the published ones, and each next token with what the model wrote.
 
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
 #[path = "common/dense.rs"]
 mod dense;
 #[path = "common/tensors.rs"]

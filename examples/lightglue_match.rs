@@ -1,4 +1,4 @@
-//! Key points of two photographs of one person attend to each other, in both directions, as a middle layer of LightGlue has
+//! Key points of two photographs of one person attend to each other, in both directions, as a middle layer of `LightGlue` has
 //! them do; pairs that look at each other most are drawn as lines over the photographs.
 //!
 //! ```sh
@@ -7,6 +7,9 @@
 //!
 //! Queries and keys are the model's own on 600 and 517 key points. A pair is taken if each is the other's best by the mean
 //! weight of the heads, times the same in the other direction; what the whole model finds, four layers later, is compared.
+
+#![expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels")]
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 #[path = "common/tensors.rs"]
 mod tensors;

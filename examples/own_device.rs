@@ -9,6 +9,9 @@
 //! Image positions attend to the tokens of a text, as in a diffusion model: the first pass normalises the states to queries, the
 //! attention answers, the second pass adds the answer to the states.
 
+#![expect(clippy::cast_possible_truncation, reason = "a few workgroups")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
+
 use cross_attention::gpu::{AttentionBuffers, Context};
 use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Layout, TensorSpec, cpu, wgpu};
 use wgpu::BufferUsages as Uses;

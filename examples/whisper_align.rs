@@ -7,14 +7,20 @@
 //!
 //! Cross-attention runs on the device that is named, self-attention on the same; the rest is plain code. Keys and values
 //! of the sound are projected once. Times come from the heads that the model's authors publish as those that follow the
-//! sound, by dynamic time warping, as in OpenAI's own program.
+//! sound, by dynamic time warping, as in the authors' own program.
+
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+#![expect(clippy::cast_possible_truncation, reason = "numbers that are small")]
 
 #[path = "common/dense.rs"]
 mod dense;
+#[allow(dead_code, reason = "the program asks for more")]
+#[path = "../src/bin/cross-attention/draw.rs"]
+mod draw;
 #[path = "common/tensors.rs"]
 mod tensors;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use cross_attention::weights::{Keys, Select, WeightsSpec};
@@ -22,6 +28,7 @@ use cross_attention::{
     AttentionInputs, AttentionProblem, AttentionSpec, Device, DeviceRequest, Diagonal, KernelChoice, Layout, TensorSpec,
 };
 use dense::{LayerNorm, Linear, add, largest, product};
+use draw::HeatMap;
 use serde::Deserialize;
 use tensors::{Failure, Tensors};
 
@@ -281,7 +288,19 @@ fn warp(matrix: &[f32], tokens: usize, frames: usize) -> Vec<usize> {
     starts
 }
 
-fn draw(path: &std::path::Path, matrix: &[f32], transcript: &Transcript) -> Result<(), Failure> {
-    let _ = (path, matrix, transcript.token_text.len());
+/// One row for each token of text, seconds to the right.
+fn draw(path: &Path, matrix: &[f32], transcript: &Transcript) -> Result<(), Failure> {
+    let values: Vec<f32> = matrix.iter().map(|x| x.max(0.0)).collect();
+    let seconds = transcript.frames_with_speech as f64 * transcript.seconds_per_frame;
+    let tick = |second: u32| (f64::from(second) / transcript.seconds_per_frame, format!("{second} s"));
+    let panel = HeatMap {
+        title: "Whisper tiny.en: where in the sound each token was heard".to_owned(),
+        values: &values,
+        columns: transcript.frames_with_speech,
+        row_labels: &transcript.token_text[PROMPT..],
+        ticks: &(0..).take_while(|&second| f64::from(second) < seconds).map(tick).collect::<Vec<_>>(),
+        axis: "time",
+    };
+    std::fs::write(path, draw::draw(&[panel]).png()?).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(())
 }

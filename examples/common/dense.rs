@@ -1,5 +1,7 @@
 //! What a transformer needs beside attention, in plain code: `[rows, width]` matrices as slices.
 
+#![allow(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+
 use rayon::prelude::*;
 
 use super::tensors::{Failure, Tensors};

@@ -10,7 +10,9 @@ mod scratch;
 mod stages;
 mod task;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
+#[cfg(feature = "native")]
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use half::f16;
