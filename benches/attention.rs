@@ -13,14 +13,53 @@ use cross_attention::verify::verify_sample;
 use cross_attention::{AttentionData, AttentionOutput, AttentionProblem, DeviceCaps, Error, Kernel, Plan, workload};
 
 /// One of each kind that a CPU does in milliseconds: image to text, image to a few tokens (few keys), decoding (few
-/// queries), wide values, few to few. A test of `cpu::CpuPlan` holds the first three to their strategies.
+/// queries), wide values (many queries), few to few. A test of `cpu::CpuPlan` holds them to their strategies.
 const WORKLOADS: [&str; 5] = ["sd15_16", "sam_image_to_token", "whisper_decode", "perceiver_io", "qformer"];
 
 /// Rows that are compared with the oracle before anything is timed.
 const VERIFIED_ROWS: usize = 16;
 
+#[cfg(not(feature = "layer"))]
 criterion_group!(benches, plans, cpu_kernels, gpu_kernels);
+#[cfg(feature = "layer")]
+criterion_group!(benches, plans, cpu_kernels, gpu_kernels, layers);
 criterion_main!(benches);
+
+/// A decoder's layer as in Whisper tiny, one token on 1500 of context: with the context projected in each call, and once.
+#[cfg(feature = "layer")]
+fn layers(criterion: &mut Criterion) {
+    use cross_attention::layer::{CrossAttention, LayerConfig, LayerOptions, LayerWeights, Projection};
+    use cross_attention::{Device, Element, TensorData};
+
+    const WIDTH: usize = 384;
+    let layer = LazyCell::new(|| {
+        let projection = || Projection {
+            weight: TensorData::F32((0..WIDTH * WIDTH).map(|n| (n % 17) as f32 * 1e-3 - 8e-3).collect()),
+            bias: Some(vec![0.0; WIDTH]),
+        };
+        let weights = LayerWeights {
+            query: projection(),
+            key: projection(),
+            value: projection(),
+            output: projection(),
+            query_norm: None,
+            key_norm: None,
+        };
+        let layer = CrossAttention::new(LayerConfig::new(WIDTH, WIDTH, 6), weights).expect("sizes fit");
+        layer.on_blocking(&Device::Cpu).expect("the CPU is there")
+    });
+    let (token, sound) = (vec![0.5f32; WIDTH], vec![0.25f32; 1500 * WIDTH]);
+    let options = LayerOptions::default();
+    criterion.bench_function("cpu/layer/context_each_call", |bencher| {
+        let layer = &*layer;
+        bencher.iter(|| layer.forward_blocking(1, black_box(&token), &sound, &options));
+    });
+    criterion.bench_function("cpu/layer/context_prepared", |bencher| {
+        let layer = &*layer;
+        let context = layer.prepare_context_blocking(1, &sound, Element::F32).expect("the context fits");
+        bencher.iter(|| layer.forward_prepared_blocking(1, black_box(&token), &context, &options));
+    });
+}
 
 fn plans(criterion: &mut Criterion) {
     let caps = DeviceCaps::webgpu_defaults();

@@ -464,7 +464,7 @@ fn a_plan_tells_its_choice() {
 #[test]
 fn every_cpu_strategy_has_a_workload() {
     for (name, strategy) in [
-        ("square_1k", CpuStrategy::ManyQueries),
+        ("perceiver_io", CpuStrategy::ManyQueries),
         ("sam_image_to_token", CpuStrategy::FewKeys),
         ("ip_adapter_4", CpuStrategy::FewKeys),
         ("whisper_decode", CpuStrategy::FewQueries),
