@@ -123,21 +123,9 @@ impl GpuWeights {
         };
         let [_, inner] = config.shape(Role::Output);
         let heads = device.allocate("heads", rows as u64 * inner as u64 * 4).await?;
-        let buffers = AttentionBuffers {
-            query: query.slice(..),
-            key: key.slice(..),
-            value: value.slice(..),
-            bias: None,
-            mask: mask.as_ref().map(|mask| mask.slice(..)),
-            kv_lens: kv_lens.as_ref().map(|kv_lens| kv_lens.slice(..)),
-            row_start: None,
-            row_end: None,
-            alibi_slopes: None,
-            sinks: None,
-            output: heads.slice(..),
-            lse: None,
-            scores: None,
-        };
+        let mut buffers = AttentionBuffers::new(query.slice(..), key.slice(..), value.slice(..), heads.slice(..));
+        buffers.mask = mask.as_ref().map(|mask| mask.slice(..));
+        buffers.kv_lens = kv_lens.as_ref().map(|kv_lens| kv_lens.slice(..));
         let bound = attention.bind(&buffers)?;
         device.checked_now("attention", || bound.encode(&mut encoder))?;
         let output = self.project(&mut encoder, &self.output, None, (&heads, rows), Element::F32).await?;

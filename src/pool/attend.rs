@@ -279,24 +279,10 @@ impl PassagePool {
             let kv_lens = context.upload("kv_lens", &kv_lens(now)).await?;
             let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             self.stage(context, &mut encoder, now, group.passages, [&key, &value]).await?;
-            prepared.encode(
-                &mut encoder,
-                &AttentionBuffers {
-                    query: query.slice(..),
-                    key: key.slice(..),
-                    value: value.slice(..),
-                    bias: None,
-                    mask: None,
-                    kv_lens: Some(kv_lens.slice(..)),
-                    row_start: None,
-                    row_end: None,
-                    alibi_slopes: None,
-                    sinks: None,
-                    output: part_output.slice(..),
-                    lse: Some(part_lse.slice(..)),
-                    scores: None,
-                },
-            )?;
+            let mut buffers =
+                AttentionBuffers::new(query.slice(..), key.slice(..), value.slice(..), part_output.slice(..));
+            (buffers.kv_lens, buffers.lse) = (Some(kv_lens.slice(..)), Some(part_lse.slice(..)));
+            prepared.encode(&mut encoder, &buffers)?;
             encoder.copy_buffer_to_buffer(&part_lse, 0, &all_lse, done * lse_bytes, count * lse_bytes);
             let mut states = now.len();
             if done > 0 {
