@@ -195,10 +195,12 @@ fn check(device: &Device, config: &LayerConfig, element: Element) -> Result<(), 
 fn annalog(device: &Device) -> Result<(), String> {
     let bytes = include_bytes!("../golden/layer/annalog.safetensors");
     let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    let model = include_bytes!("../../examples/data/annalog/model.safetensors");
+    let model = SafeTensors::deserialize(model).map_err(|error| error.to_string())?;
     let names =
         Names::separate("decoder.layers.0.encoder_attention.", ["fc_q", "fc_k", "fc_v", "fc_o"], ["q_norm", "k_norm"]);
     let layer =
-        CrossAttention::load(&file, &names, LayerConfig::new(256, 256, 8)).map_err(|error| error.to_string())?;
+        CrossAttention::load(&model, &names, LayerConfig::new(256, 256, 8)).map_err(|error| error.to_string())?;
     let tensor = |name: &str| {
         let data = file.tensor(name).map_err(|error| error.to_string())?.data().to_vec();
         Ok::<_, String>(data.as_chunks::<4>().0.iter().map(|&x| f32::from_le_bytes(x)).collect::<Vec<f32>>())
