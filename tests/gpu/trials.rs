@@ -164,12 +164,12 @@ pub(crate) fn trial(
                 "passes, though it is listed as a fault of the driver ({}); take it off the list",
                 fault.about
             ))),
-            (Some(fault), Err(error)) if error.contains(fault.message) => {
+            (Some(fault), Err(error)) if fault.messages.iter().any(|part| error.contains(part)) => {
                 Ok(Completion::ignored_with(format!("known fault of the driver: {}", fault.about)))
             }
             (Some(fault), Err(error)) => Err(Failed::from(format!(
                 "fails in another way than the known fault {:?} ({}):\n{error}",
-                fault.message, fault.about
+                fault.messages, fault.about
             ))),
         }
     })
