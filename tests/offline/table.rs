@@ -74,3 +74,17 @@ fn terms_mean_what_they_say() {
         meaning::scores(&run).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
 }
+
+/// A cap so small that its inverse is infinite: every score is capped to about nothing, and all keys weigh the same.
+#[test]
+fn the_least_cap() {
+    let mut spec = cross_attention::AttentionSpec::new([1, 2, 40, 8], [1, 2, 30, 8]);
+    spec.softcap = Some(f32::from_bits(1));
+    let problem = AttentionProblem::new(spec).expect("finite and above 0");
+    let (query, key, value) = (vec![0.0f32; 640], vec![1.0f32; 480], vec![2.0f32; 480]);
+    let inputs = AttentionInputs::new(&query, &key, &value);
+    for level in SimdLevel::available() {
+        let output = cpu::attention_at(level, &problem, &inputs).expect("sound").output.to_f32();
+        assert!(output.iter().all(|x| (x - 2.0).abs() < 1e-6), "{level}: {}", output[0]);
+    }
+}

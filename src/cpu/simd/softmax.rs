@@ -213,7 +213,11 @@ fn add_terms_on<S: Simd>(
                 let at = scores.as_mut_ptr().add(j * rows + v);
                 let mut x = s.load(at);
                 if softcap > 0.0 {
-                    x = s.mul(s.splat(softcap), tanh(s, s.div(x, s.splat(softcap))));
+                    // a division is as dear as ten products; the inverse of the least of floats is infinite
+                    let inverse = 1.0 / softcap;
+                    let ratio =
+                        if inverse.is_finite() { s.mul(x, s.splat(inverse)) } else { s.div(x, s.splat(softcap)) };
+                    x = s.mul(s.splat(softcap), tanh(s, ratio));
                 }
                 let extra_at = match extra {
                     [] => s.splat(0.0),
