@@ -83,7 +83,6 @@ impl<'a> Bindings<'a> {
         self
     }
 
-    /// Output and log-sum-exp of a part that is one of several go to the partial states.
     /// What a kernel reads that goes from inputs to outputs.
     pub(crate) fn read_inputs(&mut self) -> &mut Self {
         self.read(&[Slot::Query, Slot::Key, Slot::Value]).read_terms()
@@ -98,6 +97,7 @@ impl<'a> Bindings<'a> {
         self
     }
 
+    /// Output and log-sum-exp of a part that is one of several go to the partial states.
     pub(crate) fn write(&mut self, slot: Slot) -> &mut Self {
         let slot = match (self.part.states, slot) {
             (Some(_), Slot::Output) => Slot::PartOutput,
