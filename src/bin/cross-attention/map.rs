@@ -132,7 +132,8 @@ pub(crate) fn map(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
     }
     // tried before anything is computed
     file::temporary_beside(&args.output).map_err(|source| Error::Write { path: args.output.clone(), source })?;
-    let request = file::read(&args.input, &args.options, Wish { output: Element::F32, probs: false })?;
+    let request = file::read(&args.input, &args.options, Wish { output: Element::F32, probs: false })
+        .map_err(|source| Error::Input { path: args.input.clone(), source: Box::new(source) })?;
     let problem = &request.problem;
     if args.batch >= problem.batch() {
         return Err(Error::Batch { found: args.batch, batch: problem.batch() });
