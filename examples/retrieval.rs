@@ -117,7 +117,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     (spec.scale, spec.lse) = (Some(0.125), true);
     let problem = AttentionProblem::new(spec)?;
     let inputs = AttentionInputs::new(&query, TensorRef::F16(&key), TensorRef::F16(&value));
-    let output = AttentionOutput { output: TensorData::F32(result.output), lse: Some(result.lse), scores: None };
+    let output = AttentionOutput {
+        output: TensorData::F32(result.output),
+        lse: Some(result.lse),
+        row_state: None,
+        scores: None,
+    };
     let report = verify(&problem, &inputs, &output)?;
     println!("\nagainst attention over the {total} frames put together: {report}");
     if report.passed() { Ok(()) } else { Err("the pool and the whole differ".into()) }

@@ -181,8 +181,24 @@ pub struct AttentionOutput {
     pub output: TensorData,
     /// `[batch, q_heads, q_len]`, natural logarithm, if the spec asks for it.
     pub lse: Option<Vec<f32>>,
+    /// Maximum and sum of each row's softmax, if the spec asks for it.
+    pub row_state: Option<RowState>,
     /// `[batch, q_heads, q_len, kv_len]`, if the spec asks for it.
     pub scores: Option<Vec<f32>>,
+}
+
+/// Maximum and sum of the softmax of each row, both `[batch, q_heads, q_len]`: a key of score `s` has the weight
+/// `exp(s - row_max) / row_sum`.
+///
+/// `lse = row_max + ln(row_sum)` says the same in one number, and rounds it: of scores around 10^4 a weight made from an
+/// lse is off by 5e-4, of scores around 10^9 (padding) it is off by a factor of `exp(32)`. The pair is not. A sink is
+/// counted in. A row without a key has a maximum of negative infinity and a sum of 0; with a sink, the sink's logit and 1.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RowState {
+    /// The largest score, or what a kernel subtracted in its place; natural units.
+    pub row_max: Vec<f32>,
+    /// The sum of `exp(score - row_max)` over the allowed keys, and of the sink.
+    pub row_sum: Vec<f32>,
 }
 
 /// Why the data of a call was refused.

@@ -104,7 +104,7 @@ pub use caps::{CooperativeMatrix, DeviceCaps, DeviceClass};
 pub use device::{Choice, Device, DeviceRequest, KernelChoice, PreparedOn};
 pub use error::Error;
 pub use half::f16;
-pub use inputs::{AttentionData, AttentionInputs, AttentionOutput, InputError};
+pub use inputs::{AttentionData, AttentionInputs, AttentionOutput, InputError, RowState};
 pub use kernels::Kernel;
 pub use plan::{Plan, PlanChoice, PlanError, TileShape};
 pub use problem::{AttentionProblem, AttentionSpec, Diagonal, MAX_LEN, ProblemError, ScoreStage};

@@ -119,6 +119,10 @@ pub struct AttentionSpec {
     pub offset: Option<Diagonal>,
     /// Whether to return the log-sum-exp of each row, `[batch, q_heads, q_len]` in f32, natural logarithm.
     pub lse: bool,
+    /// Whether to return the maximum and the sum of each row's softmax ([`RowState`](crate::RowState)): what weights and
+    /// merges need where scores are large, for an `lse` of 10^9 is rounded to 64. On a device the pairs take the place of
+    /// the log-sum-exp in its buffer.
+    pub row_state: bool,
     /// A score matrix to return as well. It is as large as it is: `q_len * kv_len` for every head.
     pub scores: Option<ScoreStage>,
 }
@@ -158,6 +162,7 @@ impl AttentionSpec {
             window_right: None,
             offset: None,
             lse: false,
+            row_state: false,
             scores: None,
         }
     }

@@ -286,6 +286,7 @@ impl PreparedContext {
         let mut all = AttentionOutput {
             output: TensorData::zeros(spec.output.element, 0),
             lse: spec.lse.then(Vec::new),
+            row_state: None,
             scores: spec.scores.map(|_| vec![]),
         };
         match &self.inner.store {

@@ -179,6 +179,7 @@ fn run(problem: &AttentionProblem, rows_per_task: usize, compute: impl Fn(Task<'
     AttentionOutput {
         output: stored(problem, output, |x| x, f16::from_f32),
         lse: spec.lse.then_some(lse),
+        row_state: None,
         scores: spec.scores.map(|_| scores),
     }
 }

@@ -67,6 +67,7 @@ impl Reference {
         AttentionOutput {
             output: super::stored(problem, self.output.clone(), f32_from, f16_from),
             lse: problem.spec().lse.then(|| to_f32(&self.lse)),
+            row_state: None,
             scores: self.scores.as_deref().map(to_f32),
         }
     }

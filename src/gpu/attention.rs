@@ -374,7 +374,7 @@ impl PreparedAttention {
             scores =
                 Some(context.read("scores", buffer.slice(..), self.problem().rows() * self.problem().kv_len()).await?);
         }
-        Ok(AttentionOutput { output, lse, scores })
+        Ok(AttentionOutput { output, lse, row_state: None, scores })
     }
 
     /// [`read_output`](Self::read_output), blocking.

@@ -12,6 +12,7 @@ impl AttentionProblem {
         let [batch, heads, len, _] = self.spec.query.layout.shape;
         partial.spec.output = TensorSpec::f32(Layout::bhld([batch, heads, len, self.v_head_dim()]));
         partial.spec.lse = true;
+        partial.spec.row_state = false;
         partial.spec.sinks = false;
         partial.spec.scores = None;
         partial
@@ -25,6 +26,7 @@ impl AttentionProblem {
         alone.spec.value = alone.spec.key;
         alone.spec.output = TensorSpec::f32(Layout::bhld(self.spec.query.layout.shape));
         alone.spec.lse = true;
+        alone.spec.row_state = false;
         alone.spec.sinks = false;
         alone.spec.scores = None;
         alone

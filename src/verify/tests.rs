@@ -71,7 +71,7 @@ fn twin(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, fault: Fault) 
             }
         }
     }
-    AttentionOutput { output, lse: spec.lse.then_some(lse), scores: None }
+    AttentionOutput { output, lse: spec.lse.then_some(lse), row_state: None, scores: None }
 }
 
 fn fault_cases() -> Vec<AttentionProblem> {

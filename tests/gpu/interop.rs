@@ -161,6 +161,7 @@ fn bound_once_used_twice(context: &Context, _: &str) -> Result<(), String> {
         let output = cross_attention::AttentionOutput {
             output: cross_attention::TensorData::F32(got),
             lse: Some(lse),
+            row_state: None,
             scores: None,
         };
         let inputs = AttentionInputs::new(&query, &data.key, &data.value);

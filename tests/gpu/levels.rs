@@ -88,6 +88,7 @@ fn buffers<'a>(
         sinks: None,
         output,
         lse: Some(lse),
+        row_state: None,
         scores: None,
     }
 }
@@ -118,6 +119,7 @@ fn two_attentions_in_one_encoder(adapter: &Adapter) -> Result<(), String> {
     let output = AttentionOutput {
         output: TensorData::F32(read(&second, rows * 16).map_err(failed)?),
         lse: Some(read(&lse, rows).map_err(failed)?),
+        row_state: None,
         scores: None,
     };
     let chained = AttentionData { query: TensorData::F32(first), ..data };
@@ -148,6 +150,7 @@ fn one_buffer_for_all_inputs(adapter: &Adapter) -> Result<(), String> {
     let got = AttentionOutput {
         output: TensorData::F32(context.read_blocking("output", output.slice(..), rows * 16).map_err(failed)?),
         lse: Some(context.read_blocking("lse", lse.slice(..), rows).map_err(failed)?),
+        row_state: None,
         scores: None,
     };
     same_bits(&got, &want)
@@ -204,7 +207,12 @@ fn read(
         Element::F16 => context.read_blocking("output", tensors.output.slice(..), len).map(TensorData::F16),
     };
     let lse = context.read_blocking("lse", lse.slice(..), prepared.problem().rows());
-    Ok(AttentionOutput { output: output.map_err(failed)?, lse: Some(lse.map_err(failed)?), scores: None })
+    Ok(AttentionOutput {
+        output: output.map_err(failed)?,
+        lse: Some(lse.map_err(failed)?),
+        row_state: None,
+        scores: None,
+    })
 }
 
 /// The same refusals as on the CPU, before anything is uploaded.

@@ -167,7 +167,12 @@ fn ranged(
     let parts: Option<Vec<_>> =
         numbers.iter().map(|(output, lse)| Some(PartialState { output, lse: (*lse)? })).collect();
     let merged = cpu::merge(&parts?, case.problem().v_head_dim()).expect("the parts fit");
-    Some(AttentionOutput { output: TensorData::F32(merged.output), lse: Some(merged.lse), scores: None })
+    Some(AttentionOutput {
+        output: TensorData::F32(merged.output),
+        lse: Some(merged.lse),
+        row_state: None,
+        scores: None,
+    })
 }
 
 fn drop_keys(case: &Case, keys: impl FnOnce(usize) -> Option<std::ops::Range<usize>>) -> Option<AttentionOutput> {

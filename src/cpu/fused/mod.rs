@@ -126,6 +126,7 @@ impl CpuAttention {
         let mut result = AttentionOutput {
             output: TensorData::zeros(spec.output.element, spec.output.layout.extent().unwrap_or(0)),
             lse: spec.lse.then(|| vec![0.0; rows]),
+            row_state: None,
             scores: spec.scores.map(|_| vec![0.0; rows * self.problem.kv_len()]),
         };
         self.run_into(inputs, (&mut result).into())?;
