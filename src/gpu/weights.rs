@@ -11,7 +11,7 @@ use crate::inputs::AttentionInputs;
 use crate::kernels::{Params, Slot};
 use crate::plan::{WeightsPlan, check_steps};
 use crate::problem::AttentionProblem;
-use crate::weights::{AttentionWithWeights, WeightsProblem, WeightsSpec};
+use crate::weights::{AttentionWithWeights, RowNorm, WeightsProblem, WeightsSpec};
 
 /// Selected weights with their pipelines and parameters on a device, to be used for any number of calls.
 #[derive(Clone, Debug)]
@@ -175,7 +175,7 @@ impl Context {
         inputs: &AttentionInputs<'_>,
         lse: &[f32],
     ) -> Result<Vec<f32>, Error> {
-        let inputs = problem.inputs(inputs, lse)?;
+        let inputs = problem.inputs(inputs, RowNorm::Lse(lse))?;
         let prepared = self.prepare_weights(problem).await?;
         let query = self.upload_tensor("query", inputs.query).await?;
         let key = self.upload_tensor("key", inputs.key).await?;
