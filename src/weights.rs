@@ -78,6 +78,18 @@ pub enum RowNorm<'a> {
 }
 
 impl RowNorm<'_> {
+    /// `[rows, 2]`, maximum and sum, as a device takes them.
+    pub(crate) fn pairs(self) -> Vec<f32> {
+        match self {
+            Self::Lse(lse) => {
+                lse.iter().flat_map(|&lse| [lse, if lse == f32::NEG_INFINITY { 0.0 } else { 1.0 }]).collect()
+            }
+            Self::State(RowState { row_max, row_sum }) => {
+                row_max.iter().zip(row_sum).flat_map(|(&max, &sum)| [max, sum]).collect()
+            }
+        }
+    }
+
     /// Compares the lengths with the number of rows.
     fn check(self, wanted: usize) -> Result<(), InputError> {
         let exactly = |name, found| if found == wanted { Ok(()) } else { Err(InputError::Len { name, wanted, found }) };
