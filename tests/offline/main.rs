@@ -14,6 +14,7 @@ mod host;
 #[cfg(all(feature = "layer", feature = "native"))]
 mod layer;
 mod merging;
+mod needs;
 mod plan;
 mod planted;
 #[cfg(feature = "native")]
