@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::error::{Faults, GpuError, checked, checked_now};
 use super::pipelines::Pipelines;
+use super::probe;
 use crate::caps::{CooperativeMatrix, DeviceCaps};
 
 /// A device with its queue and everything that was made on it. Cheap to clone; clones share pipelines.
@@ -32,7 +33,8 @@ impl Context {
         .union(wgpu::Features::SHADER_F16)
         .union(wgpu::Features::PIPELINE_CACHE);
 
-    /// Computes on a device of the caller's. Its callbacks are left alone, so it is the caller's own that tell of a loss:
+    /// Computes on a device of the caller's. Where it has subgroups, some invocations are asked first how they lie in them,
+    /// and natively the device is polled until they answer; the answer is in [`caps`](Self::caps). Its callbacks are left alone, so it is the caller's own that tell of a loss:
     /// calls on a lost device may succeed and give nothing.
     ///
     /// # Errors
@@ -67,7 +69,13 @@ impl Context {
         cooperative_matrix: Option<CooperativeMatrix>,
     ) -> Result<Self, GpuError> {
         let info = device.adapter_info();
-        let caps = DeviceCaps { cooperative_matrix, ..DeviceCaps::of(&info, device.features(), &device.limits()) };
+        let mut caps = DeviceCaps { cooperative_matrix, ..DeviceCaps::of(&info, device.features(), &device.limits()) };
+        if let Some(sizes) = caps.subgroups {
+            caps.subgroup_fault = probe::subgroup_fault(&device, &queue, sizes).await?;
+            if caps.subgroup_fault.is_some() {
+                caps.subgroups = None;
+            }
+        }
         let empty = || {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("empty tensor"),

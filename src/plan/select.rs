@@ -383,7 +383,7 @@ fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
     let terms = if terms.is_empty() { "no other terms".to_owned() } else { terms.join(", ") };
     format!(
         "problem    batch {} q_heads {} kv_heads {} q_len {} kv_len {} head_dim {} v_head_dim {}, query {} key {} value {} \
-         output {}, scale {}, {terms}\ndevice     {}",
+         output {}, scale {}, {terms}\ndevice     {}{}",
         problem.batch(),
         problem.q_heads(),
         problem.kv_heads(),
@@ -397,5 +397,6 @@ fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
         spec.output.element,
         problem.scale(),
         caps.class,
+        caps.subgroup_fault.as_ref().map_or_else(String::new, |fault| format!(", subgroups are not used: {fault}")),
     )
 }

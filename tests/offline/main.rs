@@ -19,6 +19,7 @@ mod plan;
 mod planted;
 #[cfg(feature = "native")]
 mod pools;
+mod probe;
 mod properties;
 mod refusals;
 #[cfg(feature = "native")]
