@@ -32,7 +32,7 @@ pub enum ContextStorage {
     /// 2 bytes an element; values beyond f16's range become infinite.
     F16,
     /// 34 bytes for 32 neighbours of a row: a signed byte each, and one f16 scale, `max |x| / 127`. An element is off by
-    /// half a scale and a little. Widths must be multiples of 32. Each call expands the contexts it uses to f32 first, one
+    /// half a scale at most: by `max |x| / 253`, or where that largest one is below 0.008 by `max |x| / 254 + 2^-25`. Widths must be multiples of 32. Each call expands the contexts it uses to f32 first, one
     /// after another in the same scratch memory: that is a pass over `4 + 1` bytes an element on top of the attention,
     /// which pays off where memory is short, not where time is.
     Q8_0,
