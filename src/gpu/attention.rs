@@ -155,6 +155,13 @@ impl PreparedAttention {
         &self.context
     }
 
+    /// Bytes of device memory that it holds.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let own = [&self.scores, &self.states, &self.row_data];
+        let own = own.into_iter().flatten().map(wgpu::Buffer::size).sum::<u64>();
+        self.params.size() + own
+    }
+
     /// Binds the caller's buffers. What is bound can be recorded again and again; the contents may change between.
     ///
     /// # Errors
