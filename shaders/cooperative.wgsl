@@ -160,7 +160,8 @@ fn stage_values(start: u32, first_key: u32, end: u32, chunk: u32, lane: u32) -> 
 // Subgroups take their units in turns of the whole workgroup, so that the barrier is in uniform control flow.
 fn multiply_keys(chunk: u32, subgroup: u32, subgroups: u32) {
     for (var first_unit = 0u; first_unit < KEY_UNITS; first_unit += subgroups) {
-        let unit = first_unit + subgroup;
+        // uniform over a subgroup, as matrices need it; naga knows of uniform workgroups only, and does not follow variables
+        var unit = first_unit + subgroup;
         let strip = unit / KEY_GROUPS * SIZE;
         let first_tile = unit % KEY_GROUPS * KEY_TILES;
         var sums: array<SumMatrix, KEY_TILES>;
