@@ -157,15 +157,14 @@ fn stage_values(start: u32, first_key: u32, end: u32, chunk: u32, lane: u32) -> 
 }
 
 // S of a block, one chunk of the rows of keys after the other; what earlier chunks gave waits in memory, at first zeros.
-// Subgroups take their units in turns of the whole workgroup, so that the barrier is in uniform control flow.
+// Subgroups take a unit each in turns of the whole workgroup, so that the barrier is in uniform control flow; the last turn
+// has none for some. (Loops of one turn: naga takes the condition of an `if` for one that may differ within a subgroup.)
 fn multiply_keys(chunk: u32, subgroup: u32, subgroups: u32) {
     for (var first_unit = 0u; first_unit < KEY_UNITS; first_unit += subgroups) {
-        // uniform over a subgroup, as matrices need it; naga knows of uniform workgroups only, and does not follow variables
-        var unit = first_unit + subgroup;
-        let strip = unit / KEY_GROUPS * SIZE;
-        let first_tile = unit % KEY_GROUPS * KEY_TILES;
         var sums: array<SumMatrix, KEY_TILES>;
-        if unit < KEY_UNITS {
+        for (var unit = first_unit + subgroup; unit < KEY_UNITS; unit += KEY_UNITS) {
+            let strip = unit / KEY_GROUPS * SIZE;
+            let first_tile = unit % KEY_GROUPS * KEY_TILES;
             // repeat t < KEY_TILES
             sums[t] = SumMatrix();
             if KEY_CHUNKS > 1u {
@@ -191,7 +190,9 @@ fn multiply_keys(chunk: u32, subgroup: u32, subgroups: u32) {
             // an invocation may store what another one of its subgroup has loaded
             workgroupBarrier();
         }
-        if unit < KEY_UNITS {
+        for (var unit = first_unit + subgroup; unit < KEY_UNITS; unit += KEY_UNITS) {
+            let strip = unit / KEY_GROUPS * SIZE;
+            let first_tile = unit % KEY_GROUPS * KEY_TILES;
             // repeat t < KEY_TILES
             coopStoreT(sums[t], &sum_tile[strip * SUM_ROW + (first_tile + t) * SIZE_VECS], SUM_ROW);
             // end

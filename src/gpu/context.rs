@@ -139,19 +139,25 @@ impl Context {
     }
 
     /// A lost device refuses what is tried, or takes it and gives nothing: where something failed, the loss is what counts.
+    /// One that was destroyed tells so only when it has nothing left to do.
     pub(super) fn or_lost<T>(&self, result: Result<T, GpuError>) -> Result<T, GpuError> {
         if result.is_err() {
-            self.check_alive()?;
+            self.poll(wgpu::PollType::wait_indefinitely());
+            self.check_faults()?;
         }
         result
     }
 
+    /// Lets a device of ours tell what it has to; what the poll says of itself adds nothing.
+    fn poll(&self, how: wgpu::PollType) {
+        if self.inner.faults.are_heard() {
+            let _ = self.device().poll(how);
+        }
+    }
+
     /// Looks whether a device of ours is lost, which is told in a callback of a poll.
     pub(crate) fn check_alive(&self) -> Result<(), GpuError> {
-        if self.inner.faults.are_heard() {
-            // what the poll says of itself adds nothing
-            let _ = self.device().poll(wgpu::PollType::Poll);
-        }
+        self.poll(wgpu::PollType::Poll);
         self.check_faults()
     }
 

@@ -137,7 +137,7 @@ impl Context {
     pub async fn prepare_weights_plan(&self, plan: WeightsPlan) -> Result<PreparedWeights, Error> {
         plan.check(self.caps())?;
         let pipelines = self.pipelines_of(&plan.steps().iter().collect::<Vec<_>>()).await?;
-        let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment);
+        let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment.max(1));
         let params_stride = (size_of::<Params>() as u64).next_multiple_of(alignment);
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let params = self.buffer("params", params_stride * plan.steps().len() as u64, uses).await?;

@@ -11,6 +11,8 @@ mod contexts;
 mod golden;
 #[cfg(feature = "native")]
 mod host;
+#[cfg(feature = "native")]
+mod joined;
 #[cfg(all(feature = "layer", feature = "native"))]
 mod layer;
 mod merging;

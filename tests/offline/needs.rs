@@ -363,3 +363,24 @@ fn one_limit_at_its_edge() {
         }
     }
 }
+
+/// Kernels ask for pairs behind the last row and key, and throw the answer away. What they read there must lie within the
+/// binding all the same: `tools/races` looks whether it does, this whether each read goes through the one function that sees to it.
+#[test]
+fn what_there_is_for_each_pair_is_read_by_one_function() {
+    let (mut seen, mut texts) = ([0, 0], 0);
+    for entry in catalog() {
+        let text = entry.step.variant.wgsl();
+        texts += 1;
+        for line in text.lines().filter(|line| line.contains("params.bias_") || line.contains("params.mask_")) {
+            assert!(line.contains("offset_pair(params."), "{}: {line}", entry.step.variant.shader.name());
+            seen[usize::from(line.contains("params.mask_"))] += 1;
+        }
+        if let Some(at) = text.find("fn offset_pair(") {
+            let body = text[at..].split("\n}").next().unwrap_or_default();
+            assert!(body.contains("min(row.i, params.q_len - 1u)"), "{body}");
+            assert!(body.contains("min(j, max(params.kv_len, 1u) - 1u)"), "{body}");
+        }
+    }
+    assert!(texts > 100 && seen.iter().all(|count| *count > 20), "{seen:?} in {texts}");
+}
