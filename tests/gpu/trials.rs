@@ -8,7 +8,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
 use super::adapters::Adapter;
-use super::{composed, keys, known_faults, levels, linear, merging, parts, weights};
+use super::{composed, keys, known_faults, levels, linear, merging, parts, shared, weights};
 use crate::common::case::Case;
 use crate::common::check::{self, Run};
 use crate::common::{cases, meaning, onnx, random, real};
@@ -87,6 +87,7 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
     trials.extend(merging::trials(adapter));
     trials.extend(weights::trials(adapter));
     trials.extend(composed::trials(adapter));
+    trials.extend(shared::trials(adapter));
     trials.extend(linear::trials(adapter));
     trials.extend(levels::trials(adapter));
     #[cfg(feature = "tune")]

@@ -43,6 +43,7 @@ pub struct CpuAttention {
     scratch: Mutex<Vec<Scratch>>,
     /// `None` where there was no memory for it.
     shared: Mutex<Option<SharedState>>,
+    held_bytes: u64,
 }
 
 /// What the tasks of one call share.
@@ -100,7 +101,15 @@ impl CpuAttention {
         let threads = 1;
         let most = threads.min(plan.map.chunks() * plan.splits);
         let pool = (0..most).map(|_| Scratch::new(&plan, problem)).collect();
-        Self { problem: problem.clone(), plan, rows, scratch: Mutex::new(pool), shared: Mutex::new(shared) }
+        let of_shared = shared.as_ref().map_or(0, |s| 4 * (s.partial.len() + s.gathered.len() + s.lse.len()));
+        let held_bytes = most.saturating_mul(Scratch::bytes(&plan, problem)).saturating_add(of_shared) as u64;
+        let (scratch, shared) = (Mutex::new(pool), Mutex::new(shared));
+        Self { problem: problem.clone(), plan, rows, scratch, shared, held_bytes }
+    }
+
+    /// Bytes of the workspace that it was made with. Told without a lock: a call holds the workspace to its end.
+    pub(crate) const fn held_bytes(&self) -> u64 {
+        self.held_bytes
     }
 
     /// What will run, and why.
