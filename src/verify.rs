@@ -20,8 +20,9 @@
 //! numbers that a step may have round to one f32, all kernels have that f32, and nothing that went before counts any longer:
 //! a bias of -10^9 is no licence, for it leaves all sound kernels with the same scores.
 //!
-//! *Sums* round each product and each partial sum. Partial sums are those of the numbers at hand, in order and in 16 chains
-//! side by side, whichever is worse; a kernel may round each once more when it moves to a new maximum.
+//! *Sums* round each product and each partial sum. Partial sums are those of the numbers at hand in 16 chains side by side,
+//! which are then added up; what one long chain costs beyond that, `plain` pays. A kernel may round each once more when it
+//! moves to a new maximum.
 //!
 //! *Scores.* A dot product, then one rounding each for scale, bias and ALiBi. The softcap is
 //! `cap * (1 - t) / (1 + t)` with `t = exp(-2 |s| / cap)`, whose derivative scales the error so far and which adds the errors

@@ -8,7 +8,7 @@ use crate::cpu::reference;
 use crate::inputs::AttentionInputs;
 use crate::problem::{AttentionProblem, ScoreStage};
 
-/// Chains of partial sums beside the one in order.
+/// Chains of partial sums.
 const LANES: usize = 16;
 
 /// What an f32 number may be off by.
@@ -77,38 +77,36 @@ fn is_f32(value: f64) -> bool {
     f64::from(round(value)).total_cmp(&value).is_eq()
 }
 
-/// The partial sums of a sum, in order and in chains side by side.
+/// The partial sums of a sum in chains side by side, which are then added up; and in order.
 #[derive(Clone, Copy, Default)]
 struct Chains {
     count: usize,
     in_order: f64,
     lanes: [f64; LANES],
-    order_variance: f64,
-    lanes_variance: f64,
+    squares: f64,
     plain: f64,
 }
 
 impl Chains {
     /// `term` is itself rounded, unless it is an f32.
     fn add(&mut self, term: f64) {
-        let square = |x: f64| if is_f32(x) { 0.0 } else { x * x };
+        let rounds = |x: f64| if is_f32(x) { 0.0 } else { x.abs() };
         let lane = &mut self.lanes[self.count % LANES];
         self.count += 1;
         self.in_order += term;
         *lane += term;
-        self.order_variance += square(term) + square(self.in_order);
-        self.lanes_variance += square(term) + square(*lane);
-        self.plain += square(term).sqrt() + square(self.in_order).sqrt();
+        let (term, lane) = (rounds(term), rounds(*lane));
+        self.squares += term * term + lane * lane;
+        self.plain += term + rounds(self.in_order);
     }
 
     fn off(&self) -> Off {
-        let (mut sum, mut of_lanes) = (0.0, self.lanes_variance);
+        let (mut sum, mut squares) = (0.0, self.squares);
         for lane in self.lanes {
             sum += lane;
-            of_lanes += if is_f32(sum) { 0.0 } else { sum * sum };
+            squares += if is_f32(sum) { 0.0 } else { sum * sum };
         }
-        let variance = self.order_variance.max(of_lanes) * U * U / 3.0;
-        Off { variance, at_worst: 0.0, plain: U * self.plain }
+        Off { variance: squares * U * U / 3.0, at_worst: 0.0, plain: U * self.plain }
     }
 }
 
@@ -278,7 +276,7 @@ impl Bounds {
             columns,
             lse,
             state: relative,
-            mass: 2.0 * relative.floor + DIVISION + U,
+            mass: 2.0 * SIGMAS * state.variance.sqrt() + state.at_worst + DIVISION + n * TINY + U,
             common: state.plus(division),
             empty: n == 0.0 || oracle.lse == f64::NEG_INFINITY,
         }

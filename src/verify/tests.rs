@@ -377,7 +377,7 @@ fn padded() -> (AttentionProblem, AttentionData) {
     (spec.lse, spec.row_state, spec.scores) = (true, true, Some(ScoreStage::Probs));
     let problem = AttentionProblem::new(spec).unwrap();
     let mut data = inputs_with(&problem, "padded", InputRecipe::Normal);
-    data.key = TensorData::F32([0.5, -0.25, 0.125, 0.75].repeat(77));
+    data.key = TensorData::F32(vec![0.0; 4 * 77]);
     data.bias = Some(TensorData::F32(vec![-1e9; 2 * 77]));
     (problem, data)
 }
@@ -446,11 +446,10 @@ fn weights_of_a_row_add_up() {
     output.row_state = None;
     let report = verify(&problem, &data.as_inputs(), &output).unwrap();
     assert!(report.passed(), "{report}");
-    // each weight within what it may be off by, all of them in one direction
-    output.scores.as_mut().unwrap().iter_mut().for_each(|weight| *weight *= 1.0 + 2e-5);
+    // each weight by little, all of them in one direction
+    output.scores.as_mut().unwrap().iter_mut().for_each(|weight| *weight *= 1.0 + 5e-6);
     let report = verify(&problem, &data.as_inputs(), &output).unwrap();
-    assert_eq!(report.worst.unwrap().tensor, Compared::Mass, "{report}");
-    assert!(!report.passed());
+    assert!(!report.passed(), "{report}");
 }
 
 /// Where every score is an f32, whatever the order of a sum, nothing is allowed on account of its size.
@@ -553,24 +552,24 @@ fn the_yardstick_has_a_bound_of_its_own() {
             query.iter_mut().for_each(|x| *x *= size);
         }
         let inputs = data.as_inputs();
-        let mut looseness: f64 = 0.0;
+        let (mut largest, mut floor) = (0.0f64, 0.0f64);
         for n in 0..problem.rows() {
             let (b, h, i) = cpu::row_place(&problem, n);
             let oracle = reference::row(&problem, &inputs, b, h, i);
             let plain = yardstick::plain(&problem, &inputs, [b, h, i], &oracle);
             let twin = yardstick::twin(&problem, &inputs, [b, h, i], &oracle);
             let bounds = Bounds::new(&problem, &inputs, [b, h, i], &oracle, &twin);
-            let (mut largest, mut floor) = (0.0f64, 0.0f64);
             for (d, column) in bounds.columns.iter().enumerate() {
                 let error = (f64::from(plain.output[d]) - oracle.output[d]).abs();
                 assert!(error <= column.bound.plain, "{width}: {error:e} of {:e}", column.bound.plain);
                 (largest, floor) = (largest.max(error), floor.max(column.bound.floor));
             }
-            looseness = looseness.max((2.0 * largest + floor) / (2.0 * largest));
             assert!((f64::from(plain.lse) - oracle.lse).abs() <= bounds.lse.plain);
         }
+        let looseness = (2.0 * largest + floor) / (2.0 * largest);
         println!("{width}: {looseness}");
-        assert!(looseness < 5.0, "{width}: {looseness}");
+        // where sums are short, the exponential that WGSL allows is most of it
+        assert!(width < 224 || looseness < 2.5, "{width}: {looseness}");
     }
 }
 
