@@ -77,36 +77,68 @@ fn is_f32(value: f64) -> bool {
     f64::from(round(value)).total_cmp(&value).is_eq()
 }
 
-/// The partial sums of a sum in chains side by side, which are then added up; and in order.
-#[derive(Clone, Copy, Default)]
-struct Chains {
-    count: usize,
-    in_order: f64,
-    lanes: [f64; LANES],
-    squares: f64,
-    plain: f64,
+/// A sum of products: its value, and what the roundings of its partial sums, in chains side by side, may be off by.
+fn dot(query: &[f64], key: impl Iterator<Item = f64>) -> (f64, Off) {
+    // what is not an f32 is rounded
+    let rounds = |x: f64| if is_f32(x) { 0.0 } else { x };
+    let (mut sum, mut plain, mut squares) = (0.0, 0.0, [0.0f64; LANES]);
+    let mut lanes = [0.0f64; LANES];
+    for (n, (q, k)) in query.iter().zip(key).enumerate() {
+        let lane = &mut lanes[n % LANES];
+        let product = q * k;
+        sum += product;
+        *lane += product;
+        let (product, in_lane) = (rounds(product), rounds(*lane));
+        squares[n % LANES] += product * product + in_lane * in_lane;
+        plain += product.abs() + rounds(sum).abs();
+    }
+    let mut squares: f64 = squares.iter().sum();
+    lanes.iter().fold(0.0, |sum, lane| {
+        let sum = sum + lane;
+        squares += rounds(sum) * rounds(sum);
+        sum
+    });
+    (sum, Off { variance: squares * U * U / 3.0, at_worst: 0.0, plain: U * plain })
 }
 
-impl Chains {
-    /// `term` is itself rounded, unless it is an f32.
-    fn add(&mut self, term: f64) {
-        let rounds = |x: f64| if is_f32(x) { 0.0 } else { x.abs() };
-        let lane = &mut self.lanes[self.count % LANES];
-        self.count += 1;
-        self.in_order += term;
-        *lane += term;
-        let (term, lane) = (rounds(term), rounds(*lane));
-        self.squares += term * term + lane * lane;
-        self.plain += term + rounds(self.in_order);
+/// The same for sums over keys, `width` of them side by side. Weights are hardly ever exact: everything is rounded.
+struct Sums {
+    width: usize,
+    count: usize,
+    lanes: Vec<f64>,
+    in_order: Vec<f64>,
+    squares: Vec<f64>,
+    plain: Vec<f64>,
+}
+
+impl Sums {
+    fn new(width: usize) -> Self {
+        let zeros = || vec![0.0; width];
+        let lanes = vec![0.0; LANES * width];
+        Self { width, count: 0, lanes, in_order: zeros(), squares: zeros(), plain: zeros() }
     }
 
-    fn off(&self) -> Off {
-        let (mut sum, mut squares) = (0.0, self.squares);
-        for lane in self.lanes {
-            sum += lane;
-            squares += if is_f32(sum) { 0.0 } else { sum * sum };
+    fn add(&mut self, prob: f64, values: &[f64]) {
+        let lane = &mut self.lanes[self.count % LANES * self.width..][..self.width];
+        self.count += 1;
+        let sums = self.in_order.iter_mut().zip(lane).zip(self.squares.iter_mut().zip(&mut self.plain));
+        for (((sum, lane), (squares, plain)), value) in sums.zip(values) {
+            let term = prob * value;
+            *sum += term;
+            *lane += term;
+            *squares += term * term + *lane * *lane;
+            *plain += term.abs() + sum.abs();
         }
-        Off { variance: squares * U * U / 3.0, at_worst: 0.0, plain: U * self.plain }
+    }
+
+    /// Of column `d`. Each partial sum may be rescaled once more.
+    fn off(&self, d: usize) -> Off {
+        let (mut sum, mut squares) = (0.0, self.squares[d]);
+        for lane in self.lanes.chunks_exact(self.width) {
+            sum += lane[d];
+            squares += sum * sum;
+        }
+        Off { variance: 2.0 * squares * U * U / 3.0, at_worst: 0.0, plain: U * self.plain[d] }
     }
 }
 
@@ -121,18 +153,16 @@ pub(super) struct Score {
 pub(super) fn score(
     problem: &AttentionProblem,
     inputs: &AttentionInputs<'_>,
+    query: &[f64],
     [b, h, i]: [usize; 3],
     j: usize,
 ) -> Score {
     let spec = problem.spec();
-    let query = reference::load(inputs.query, &spec.query.layout, [b, h, i]);
     let key = reference::load(inputs.key, &spec.key.layout, [b, h / problem.group_size(), j]);
-    let mut chains = Chains::default();
-    query.zip(key).for_each(|(q, k)| chains.add(q * k));
+    let (dot, of_dot) = dot(query, key);
     let scale = f64::from(problem.scale());
-    let dot = chains.in_order;
     let exact = scale * f64::from(round(dot));
-    let mut off = chains.off().rounded(dot).times(scale).rounded(exact);
+    let mut off = of_dot.rounded(dot).times(scale).rounded(exact);
     off.at_worst += if exact.abs() > 0.0 && exact.abs() < TINY { TINY } else { 0.0 };
     let mut score = round(exact);
     let scaled = (score, off);
@@ -221,14 +251,15 @@ impl Bounds {
             off.rounded_difference(x, twin.of_max).plus(Off::worst(exp_error(x))).grown()
         };
         let mut offs = vec![Off::default(); width];
-        let mut sums = vec![Chains::default(); width];
+        let mut sums = Sums::new(width);
+        let mut values = vec![0.0; width];
         let mut flushed = vec![0.0; width];
         let mut columns = vec![Column::default(); width];
-        let (mut common, mut total) = (Off::default(), Chains::default());
+        let (mut common, mut total) = (Off::default(), Sums::new(1));
         if twin.sink_prob > 0.0 {
             let off = power(twin.sink, Off::default());
             common = off.times(twin.sink_prob);
-            total.add(twin.sink_prob);
+            total.add(twin.sink_prob, &[1.0]);
             for (of, output) in offs.iter_mut().zip(&twin.output) {
                 *of = off.times(twin.sink_prob * output);
             }
@@ -238,29 +269,27 @@ impl Bounds {
             let off = if prob > 0.0 { power(twin.scores[j], twin.offs[j]) } else { Off::default() };
             if prob > 0.0 {
                 common = common.plus(off.times(prob));
-                total.add(prob);
+                total.add(prob, &[1.0]);
             }
             let value = reference::load(inputs.value, &spec.value.layout, [b, h / problem.group_size(), j]);
-            for (d, v) in value.enumerate() {
+            values.iter_mut().zip(value).for_each(|(v, value)| *v = value);
+            if prob > 0.0 {
+                sums.add(prob, &values);
+            }
+            for (d, &v) in values.iter().enumerate() {
                 flushed[d] += TINY * v.abs();
                 columns[d].vanishing_infinity |= v.is_infinite() && oracle.probs[j] < VANISHING;
                 if prob > 0.0 {
                     columns[d].magnitude += prob * v.abs();
-                    sums[d].add(prob * v);
                     offs[d] = offs[d].plus(off.times(prob * (v - twin.output[d])));
                 }
             }
         }
-        // each sum may be rescaled as often as something is added to it
-        let twice = |mut off: Off| {
-            off.variance *= 2.0;
-            off
-        };
-        let of_total = twice(total.off());
+        let of_total = total.off(0);
         let division = Off::worst(DIVISION);
         for (d, column) in columns.iter_mut().enumerate() {
             let output = twin.output[d];
-            let off = offs[d].plus(twice(sums[d].off())).plus(of_total.plus(division).times(output));
+            let off = offs[d].plus(sums.off(d)).plus(of_total.plus(division).times(output));
             // a weight is divided before it is multiplied, or the sum is: a rounding more of each term at most
             let plain = off.plain + 2.0 * U * column.magnitude + flushed[d] + TINY;
             column.bound = Bound { floor: off.total() + flushed[d] + TINY, plain };
@@ -298,8 +327,8 @@ impl Bounds {
             (value, Bound { floor: off.total() + TINY, plain }, false)
         };
         match problem.spec().scores {
-            Some(ScoreStage::Scaled) => of(score(problem, inputs, row, j).scaled),
-            Some(ScoreStage::Capped) => of(score(problem, inputs, row, j).capped),
+            Some(ScoreStage::Scaled) => of(score(problem, inputs, &twin.query, row, j).scaled),
+            Some(ScoreStage::Capped) => of(score(problem, inputs, &twin.query, row, j).capped),
             Some(ScoreStage::Masked) if oracle.allowed[j] => of((twin.scores[j], twin.offs[j])),
             Some(ScoreStage::Masked) => (f64::NEG_INFINITY, Bound::exact(), true),
             Some(ScoreStage::Probs) if oracle.allowed[j] && !self.empty => {

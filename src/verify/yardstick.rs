@@ -90,6 +90,8 @@ fn load<'a>(data: TensorRef<'a>, layout: &Layout, [b, h, i]: [usize; 3]) -> impl
 
 /// One row with every step of a score rounded to f32 once, and all after it in f64: what any kernel in f32 comes near to.
 pub(super) struct Twin {
+    /// `[head_dim]`
+    pub(super) query: Vec<f64>,
     /// `[v_head_dim]`
     pub(super) output: Vec<f64>,
     pub(super) lse: f64,
@@ -112,8 +114,9 @@ pub(super) fn twin(
     let kv_len = problem.kv_len();
     let (mut scores, mut offs) = (vec![f32::NEG_INFINITY; kv_len], vec![Off::default(); kv_len]);
     let live = || (0..kv_len).filter(|&j| oracle.allowed[j]);
+    let query: Vec<f64> = reference::load(inputs.query, &problem.spec().query.layout, [b, h, i]).collect();
     for j in live() {
-        (scores[j], offs[j]) = floor::score(problem, inputs, [b, h, i], j).masked;
+        (scores[j], offs[j]) = floor::score(problem, inputs, &query, [b, h, i], j).masked;
     }
     let sink = inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
     let mut max = f64::from(sink);
@@ -134,7 +137,7 @@ pub(super) fn twin(
         let value = reference::load(inputs.value, layout, [b, h / problem.group_size(), j]);
         output.iter_mut().zip(value).for_each(|(x, v)| *x += probs[j] * v);
     }
-    Twin { output, lse: max + sum.ln(), max, of_max, sink, sink_prob: sink_power / sum, scores, offs, probs }
+    Twin { query, output, lse: max + sum.ln(), max, of_max, sink, sink_prob: sink_power / sum, scores, offs, probs }
 }
 
 impl Twin {
