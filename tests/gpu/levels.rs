@@ -88,7 +88,6 @@ fn buffers<'a>(
         sinks: None,
         output,
         lse: Some(lse),
-        row_state: None,
         scores: None,
     }
 }
