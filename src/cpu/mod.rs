@@ -20,7 +20,6 @@ pub(crate) use merge::check_parts;
 pub use merge::{MergeError, MergedState, MergedStates, PartialState, StatePart, merge, merge_states};
 #[cfg(feature = "native")]
 pub use peak::roofline;
-pub(crate) use plain::row as plain_row;
 pub use simd::SimdLevel;
 pub(crate) use weights::reference_weights;
 pub use weights::weights;
