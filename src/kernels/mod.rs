@@ -369,7 +369,12 @@ impl Slot {
     /// Whether the buffer is made for the plan, and is none of the caller's.
     pub(crate) const fn is_of_the_plan(self) -> bool {
         match self {
-            Self::RowData | Self::Workspace | Self::States | Self::PartOutput | Self::PartLse | Self::Selection => true,
+            Self::RowData
+            | Self::Workspace
+            | Self::States
+            | Self::PartOutput
+            | Self::PartRowState
+            | Self::Selection => true,
             Self::Query
             | Self::Key
             | Self::Value

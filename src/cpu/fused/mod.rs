@@ -106,7 +106,8 @@ impl CpuAttention {
         let threads = 1;
         let most = threads.min(plan.map.chunks() * plan.splits);
         let pool = (0..most).map(|_| Scratch::new(&plan, problem)).collect();
-        let of_shared = shared.as_ref().map_or(0, |s| 4 * (s.partial.len() + s.gathered.len() + s.lse.len()));
+        let of_shared =
+            shared.as_ref().map_or(0, |s| 4 * (s.partial.len() + s.gathered.len()) + size_of_val(s.ends.as_slice()));
         let held_bytes = most.saturating_mul(Scratch::bytes(&plan, problem)).saturating_add(of_shared) as u64;
         let (scratch, shared) = (Mutex::new(pool), Mutex::new(shared));
         Self { problem: problem.clone(), plan, rows, scratch, shared, held_bytes }
