@@ -216,7 +216,7 @@ fn keys_are_split_to_fill_the_device_and_heads_of_a_group_share_them() {
     let plan = Plan::new(&problem([1, 32, 1, 128], [1, 8, 4096, 128], 128), &caps, None).expect("a plan");
     assert_eq!((plan.kernel(), plan.steps()[0].grid, plan.steps()[1].grid), (Kernel::Split, [16, 8, 1], [1, 32, 1]));
     assert_eq!((constant(&plan, "GROUP"), constant(&plan, "ROWS")), (Some(4), Some(4)));
-    assert_eq!(plan.workspace_bytes(), 16 * 32 * (128 + 1) * 4);
+    assert_eq!(plan.workspace_bytes(), 16 * 32 * (128 + 2) * 4);
 }
 
 #[test]
@@ -491,8 +491,8 @@ fn keys_of_nearly_all_heads_are_cut_over_ranges() {
     // a step for each range, and the merge
     assert_eq!(plan.steps().len(), 5, "{plan}");
     let splits = plan.steps()[0].grid[0] as u64;
-    assert_eq!(plan.workspace_bytes(), 4 * splits * 32 * (128 + 1) * 4, "{plan}");
-    assert!(plan.to_string().contains("the keys in 4 ranges, merged by log-sum-exp"), "{plan}");
+    assert_eq!(plan.workspace_bytes(), 4 * splits * 32 * (128 + 2) * 4, "{plan}");
+    assert!(plan.to_string().contains("the keys in 4 ranges, merged by maximum and sum of their rows"), "{plan}");
     let forced = Plan::with_choice(&problem, &caps, &plan.choice()).expect("its own choice");
     assert_eq!(forced.steps(), plan.steps(), "{forced}");
     let half = Plan::new(&heads_inside(1, TensorSpec::f16), &caps, None).expect("a plan");
