@@ -325,9 +325,8 @@ fn main(
         // end
         share_row_part(0u, row_lane, key_lane, top);
         row_parts_are_shared();
-        let largest = exponent_of(largest_row_part(0u, row_lane, top));
-        // no less than the exact product of a score and its scale: no probability is above 1
-        let block_max = max(MASKED_SCORE, fma(abs(largest), 1.1920929e-7, largest));
+        // no probability is above 1
+        let block_max = largest_row_part(0u, row_lane, top);
         let new_max = max(row_max, block_max);
         let rescale = power(row_max - new_max);
         let block_scale = power(block_max - new_max);
@@ -338,7 +337,7 @@ fn main(
         {
             var prob: vec4f;
             // repeat c < 4
-            prob[c] = power_of_score(score[t][c], block_max);
+            prob[c] = power(score[t][c] - block_max);
             // end
             if !whole {
                 prob = select(vec4f(0.0), prob, allowed[t]);
@@ -381,9 +380,9 @@ fn main(
     row_parts_are_shared();
     let total = sum_of_row_parts(0u, row_lane, row_sum);
     if row.i < params.q_len {
-        let end = row_end(row, natural_exponent(row_max), total);
+        let end = row_end(row, natural_score(row_max), total, 1.0);
         if key_lane == 0u {
-            store_lse(row, end.lse);
+            store_lse(row, end);
         }
         let to = offset_4(params.output_offset, params.output_strides, b, h, row.i);
         // repeat chunk < VALUE_CHUNKS

@@ -14,6 +14,9 @@
 //            7 output  8 lse (read_write)
 // snippets   query_* key_* value_* output_* bias_* mask_* row_data_* lse_* keys score row_end numerics
 
+// elements of a row whose products are summed apart
+const DIM_CHUNK: u32 = 32u;
+
 override BLOCK_KV: u32;
 override HEAD_DIM: u32;
 override V_HEAD_DIM: u32;
@@ -75,6 +78,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let value_from = params.value_offset + b * params.value_strides.x + rows[0].kv_h * params.value_strides.y;
 
     var score: array<f32, ROWS>;
+    var chunk_score: array<f32, ROWS>;
     var allowed: array<bool, ROWS>;
     // this invocation's share of each row's sum of probabilities
     var sum: array<f32, ROWS>;
@@ -90,10 +94,19 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         }
         if j < uniform_span.y {
             let key_row = key_from + j * params.key_strides.z;
-            for (var d = 0u; d < HEAD_DIM; d++) {
-                let key_element = load_key(key_row + d * params.key_strides.w);
+            // a sum of its own for each chunk of a row: short sums round less than one over all of it
+            for (var first = 0u; first < HEAD_DIM; first += DIM_CHUNK) {
                 for (var r = 0u; r < ROWS; r++) {
-                    score[r] += query_tile[r * HEAD_DIM + d] * key_element;
+                    chunk_score[r] = 0.0;
+                }
+                for (var d = first; d < min(first + DIM_CHUNK, HEAD_DIM); d++) {
+                    let key_element = load_key(key_row + d * params.key_strides.w);
+                    for (var r = 0u; r < ROWS; r++) {
+                        chunk_score[r] += query_tile[r * HEAD_DIM + d] * key_element;
+                    }
+                }
+                for (var r = 0u; r < ROWS; r++) {
+                    score[r] += chunk_score[r];
                 }
             }
         }
@@ -137,7 +150,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             var prob = MASKED_PROB;
             sum[r] *= rescale;
             if allowed[r] {
-                prob = exp(score[r] - row_max[r]);
+                prob = exp(score[r] - row_max[r]) * params.headroom;
                 sum[r] += prob;
             }
             prob_tile[lane * ROWS + r] = prob;
@@ -187,10 +200,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         }
         // a private array is not indexed by an invocation's number
         let row = row_at(b, h, first_row + lane);
-        let end = row_end(row, row_max[lane], total);
+        let end = row_end(row, row_max[lane], total, params.headroom);
         row_rescale[lane] = end.factor;
         if row.i < params.q_len {
-            store_lse(row, end.lse);
+            store_lse(row, end);
         }
     }
     workgroupBarrier();

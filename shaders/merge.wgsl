@@ -1,6 +1,7 @@
-// merge.wgsl: partial attentions over disjoint sets of keys, merged by their log-sum-exp.
+// merge.wgsl: partial attentions over disjoint sets of keys, merged by maximum and sum of their rows, or by their
+// log-sum-exp.
 //
-//   lse = ln(sum of exp(lse_p))    O = sum of exp(lse_p - lse) O_p
+//   m = max of m_p    l = sum of exp(m_p - m) l_p    O = sum of exp(m_p - m) l_p / l O_p    lse_p: m_p, with a sum of 1
 //
 // grid       workgroup_id = (block of elements, row of blocks), flattened
 // workgroup  WIDTH invocations, one output element each
@@ -19,12 +20,25 @@ struct Params {
 
 const WIDTH: u32 = 64u;
 
+// rows come and go as maximum and sum
+override ROW_STATES: bool;
+
 @group(0) @binding(0) var<uniform> params: Params;
-// [parts, rows, v_head_dim] and [parts, rows]
+// [parts, rows, v_head_dim], and [parts, rows] or, as maxima and sums, [parts, rows, 2]
 @group(0) @binding(1) var<storage, read> part_output: array<f32>;
 @group(0) @binding(2) var<storage, read> part_lse: array<f32>;
 @group(0) @binding(3) var<storage, read_write> output: array<f32>;
 @group(0) @binding(4) var<storage, read_write> lse: array<f32>;
+
+// Maximum and sum of a row of a part; a sum of 0 where it is empty.
+fn part_state(part: u32, row: u32) -> vec2f {
+    let at = part * params.rows + row;
+    if ROW_STATES {
+        return vec2f(part_lse[2u * at], part_lse[2u * at + 1u]);
+    }
+    let value = part_lse[at];
+    return vec2f(value, select(1.0, 0.0, is_negative_infinity(value)));
+}
 
 @compute @workgroup_size(WIDTH)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) lane: u32) {
@@ -33,31 +47,41 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     if row >= params.rows {
         return;
     }
-    // an empty part (negative infinity) is neutral: nothing of it enters arithmetic
+    // an empty part is neutral: nothing of it enters arithmetic
     var top = MASKED_SCORE;
     for (var part = 0u; part < params.parts; part++) {
-        let value = part_lse[part * params.rows + row];
-        if !is_negative_infinity(value) {
-            top = max(top, value);
+        let state = part_state(part, row);
+        if state.y != 0.0 {
+            top = max(top, state.x);
         }
     }
     var total = 0.0;
+    for (var part = 0u; part < params.parts; part++) {
+        let state = part_state(part, row);
+        if state.y != 0.0 {
+            total += exp(state.x - top) * state.y;
+        }
+    }
     var acc = 0.0;
     for (var part = 0u; part < params.parts; part++) {
-        let value = part_lse[part * params.rows + row];
-        if !is_negative_infinity(value) {
-            let weight = exp(value - top);
-            total += weight;
+        let state = part_state(part, row);
+        if state.y != 0.0 {
+            // weights first: outputs may be near the end of f32
+            let weight = exp(state.x - top) * state.y / total;
             acc += weight * part_output[part * params.rows * params.v_head_dim + element];
         }
     }
-    var merged_lse = params.negative_infinity;
-    if total != 0.0 {
-        acc /= total;
-        merged_lse = top + natural_log(total);
-    }
     output[element] = acc;
     if element % params.v_head_dim == 0u {
-        lse[row] = merged_lse;
+        if ROW_STATES {
+            lse[2u * row] = select(top, params.negative_infinity, total == 0.0);
+            lse[2u * row + 1u] = total;
+        } else {
+            var merged_lse = params.negative_infinity;
+            if total != 0.0 {
+                merged_lse = top + natural_log(total);
+            }
+            lse[row] = merged_lse;
+        }
     }
 }

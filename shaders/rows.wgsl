@@ -12,21 +12,24 @@
 // Blocks of keys begin at multiples of BLOCK_KV whatever the rows see, and what is not allowed adds exact zeros: a row's
 // bits do not depend on the rows beside it.
 //
-// grid       workgroup_id = (block of ROWS * ROW_LANES rows, kv head * SPLITS + part of the keys, batch)
+// grid       workgroup_id = (block of ROWS * ROW_LANES rows, kv head * splits + part of the keys, batch)
 // workgroup  SUBGROUP invocations, one subgroup
 // memory     block_span: 2 u32, written before it is read
 // needs      subgroups of SUBGROUP lanes; subgroup operations and the one barrier in uniform control flow
 // constants  SUBGROUP = ROW_LANES * KEY_LANES, KEY_LEVELS = log2(KEY_LANES), ROWS, BLOCK_KV: a multiple of KEY_LANES
 //            KEY_VECS, VALUE_VECS: vec4s of a row   KEY_LOADS, VALUE_LOADS: how many of them a lane loads
-//            GROUP: query heads taken together, SPLITS
+//            GROUP: query heads taken together
 // bindings   0 params (uniform)  1 query  2 key  3 value  4 bias  5 mask  6 row_data (read)
-//            7 output  8 lse (read_write), or 9 states (read_write) where SPLITS > 1
+//            7 output  8 lse (read_write), or 9 states (read_write) where the keys are split
 // snippets   query_vec_* key_vec_* value_vec_* bias_* mask_* row_data_* keys score row_end numerics, and
 //            split_end_partial, or split_end_whole with output_vec_* lse_*
 
 // the last load reaches behind the row's end
 const KEY_RAGGED: bool = KEY_LOADS * ROW_LANES > KEY_VECS;
 const VALUE_RAGGED: bool = VALUE_LOADS * ROW_LANES > VALUE_VECS;
+
+// vec4s of a key whose products are summed apart
+const KEY_CHUNK: u32 = 16u;
 
 override HEAD_DIM: u32;
 override V_HEAD_DIM: u32;
@@ -51,8 +54,8 @@ fn handed_round(loaded: vec4f, from_lane: u32) -> vec4f {
 @compute @workgroup_size(SUBGROUP)
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(subgroup_invocation_id) lane: u32) {
     let b = group.z;
-    let first_head = group.y / SPLITS * GROUP;
-    let part = group.y % SPLITS;
+    let first_head = group.y / params.splits * GROUP;
+    let part = group.y % params.splits;
     let row_count = GROUP * params.q_len;
     let kv_h = row_at(b, first_head, 0u).kv_h;
     let row_lane = lane % ROW_LANES;
@@ -81,13 +84,17 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(subgroup_invocation_id) la
     span = vec2u(subgroupMin(span.x), subgroupMax(span.y));
     if lane == 0u {
         let blocks = (params.kv_len + BLOCK_KV - 1u) / BLOCK_KV;
-        let length = (blocks + SPLITS - 1u) / SPLITS * BLOCK_KV;
+        let length = (blocks + params.splits - 1u) / params.splits * BLOCK_KV;
         span = vec2u(max(span.x, part * length), min(span.y, (part + 1u) * length));
         block_span = select(vec2u(0u), span, span.x < span.y);
     }
     // row data is not uniform for the compiler; this makes the loop's bounds so (and is a barrier)
     let uniform_span = workgroupUniformLoad(&block_span);
     let last_key = max(uniform_span.y, 1u) - 1u;
+    // of this part only: a part that no row looks at, or behind the last key, is gone over once all the same
+    // repeat r < ROWS
+    keys[r] = vec2u(max(keys[r].x, uniform_span.x), min(keys[r].y, uniform_span.y));
+    // end
 
     var query_vec: array<array<vec4f, KEY_VECS>, ROWS>;
     // repeat r < ROWS
@@ -107,6 +114,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(subgroup_invocation_id) la
     var block_sum: array<f32, ROWS>;
     var block_acc: array<array<vec4f, VALUE_VECS>, ROWS>;
     var score: array<f32, ROWS>;
+    var chunk_score: array<f32, ROWS>;
     var allowed: array<bool, ROWS>;
     // repeat r < ROWS
     row_max[r] = MASKED_SCORE;
@@ -132,6 +140,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(subgroup_invocation_id) la
 
             // repeat r < ROWS
             score[r] = 0.0;
+            chunk_score[r] = 0.0;
             // end
             // repeat n < KEY_LOADS
             {
@@ -140,7 +149,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(subgroup_invocation_id) la
                 if l + n * ROW_LANES < KEY_VECS {
                     let key_vec = handed_round(loaded, first_lane + l);
                     // repeat r < ROWS
-                    score[r] += dot(query_vec[r][(l + n * ROW_LANES) % KEY_VECS], key_vec);
+                    chunk_score[r] += dot(query_vec[r][(l + n * ROW_LANES) % KEY_VECS], key_vec);
+                    if (l + n * ROW_LANES) % KEY_CHUNK == KEY_CHUNK - 1u || l + n * ROW_LANES == KEY_VECS - 1u {
+                        // a sum of its own for each chunk of a row: short sums round less than one over all of it
+                        score[r] += chunk_score[r];
+                        chunk_score[r] = 0.0;
+                    }
                     // end
                 }
                 // end
@@ -160,7 +174,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(subgroup_invocation_id) la
                 let rescale = exp(row_max[r] - new_max);
                 row_max[r] = new_max;
                 // the score becomes a probability
-                score[r] = select(0.0, exp(score[r] - new_max), allowed[r]);
+                score[r] = select(0.0, exp(score[r] - new_max) * params.headroom, allowed[r]);
                 block_sum[r] = block_sum[r] * rescale + score[r];
                 // repeat d < VALUE_VECS
                 block_acc[r][d] *= rescale;
@@ -222,8 +236,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(subgroup_invocation_id) la
         }
         // end
         if key_lane == 0u && first_row + r * ROW_LANES < row_count {
-            let end = split_end(rows[r], row_max[r], row_sum[r]);
-            store_split_lse(rows[r], part, end.lse);
+            let end = split_end(rows[r], row_max[r], row_sum[r], params.headroom);
+            store_split_lse(rows[r], part, end);
             // repeat d < VALUE_VECS
             store_split_vec(rows[r], part, d, acc[r][d] * end.factor);
             // end

@@ -46,9 +46,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) local
         query_tile[local.y][local.x] = query_element;
         key_tile[local.y][local.x] = key_element;
         workgroupBarrier();
+        // a sum of its own for each tile: short sums round less than one over the whole row
+        var tile_dot = 0.0;
         for (var n = 0u; n < TILE; n++) {
-            dot += query_tile[local.y][n] * key_tile[local.x][n];
+            tile_dot += query_tile[local.y][n] * key_tile[local.x][n];
         }
+        dot += tile_dot;
         workgroupBarrier();
     }
 

@@ -55,9 +55,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         workgroupBarrier();
     }
 
-    let end = row_end(row, row_max, partial[0]);
+    let end = row_end(row, row_max, partial[0], 1.0);
     if lane == 0u {
-        store_lse(row, end.lse);
+        store_lse(row, end);
     }
     for (var j = lane; j < params.kv_len; j += WIDTH) {
         let score = scores[start + j];

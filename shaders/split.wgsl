@@ -13,9 +13,10 @@
 // memory     query_tile: ROWS * QUERY_VECS vec4   prob_tile: ROWS * BLOCK_KV f32   partial: ROWS * LANES_PER_ROW f32
 //            reduce_tile: LANES vec4   row_total: ROWS f32   block_span: 2 u32; each written before it is read
 // needs      ROWS <= LANES; every barrier in uniform control flow
-// constants  ROWS, ROW_BLOCKS, GROUP: query heads taken together, KEYS, QUERY_VECS, COLUMN_LANES, COLUMNS, SPLITS
+// constants  ROWS, ROW_BLOCKS, GROUP: query heads taken together, KEYS, QUERY_VECS, COLUMN_LANES, COLUMNS
+//            QUERY_CHUNK, QUERY_CHUNKS: vec4s of a row whose products are summed apart, and how often
 // bindings   0 params (uniform)  1 query  2 key  3 value  4 bias  5 mask  6 row_data (read)
-//            7 output  8 lse (read_write), or 9 states (read_write) where SPLITS > 1
+//            7 output  8 lse (read_write), or 9 states (read_write) where the keys are split
 // snippets   query_vec_* key_vec_* value_vec_* bias_* mask_* row_data_* keys score row_end numerics, and
 //            split_end_partial, or split_end_whole with output_vec_* lse_*
 
@@ -83,7 +84,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     if lane == 0u {
         var part = vec2u(0u);
         if span.x < span.y {
-            let length = (span.y - span.x + SPLITS - 1u) / SPLITS;
+            let length = (span.y - span.x + params.splits - 1u) / params.splits;
             part.x = min(span.x + group.x * length, span.y);
             part.y = min(part.x + length, span.y);
         }
@@ -102,6 +103,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     var acc: array<array<vec4f, COLUMNS>, ROWS>;
     var block_acc: array<array<vec4f, COLUMNS>, ROWS>;
     var score: array<array<f32, KEYS>, ROWS>;
+    var chunk_score: array<array<f32, KEYS>, ROWS>;
     var allowed: array<array<bool, KEYS>, ROWS>;
     // repeat r < ROWS
     row_max[r] = MASKED_SCORE;
@@ -114,18 +116,31 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         score[r][c] = 0.0;
         // end
         // end
-        for (var d = 0u; d < QUERY_VECS; d++) {
+        // loop chunk < QUERY_CHUNKS
+            // a sum of its own for each chunk of a row: short sums round less than one over all of it
+            // repeat r < ROWS
             // repeat c < KEYS
-            {
-                // behind the last key stands the last one again: its scores are masked
-                let j = min(first_key + lane + c * LANES, uniform_span.y - 1u);
-                let key_vec = load_key_vec(key_start + j * params.key_strides.z, d);
-                // repeat r < ROWS
-                score[r][c] += dot(query_tile[r][d], key_vec);
+            chunk_score[r][c] = 0.0;
+            // end
+            // end
+            for (var d = chunk * QUERY_CHUNK; d < min((chunk + 1u) * QUERY_CHUNK, QUERY_VECS); d++) {
+                // repeat c < KEYS
+                {
+                    // behind the last key stands the last one again: its scores are masked
+                    let j = min(first_key + lane + c * LANES, uniform_span.y - 1u);
+                    let key_vec = load_key_vec(key_start + j * params.key_strides.z, d);
+                    // repeat r < ROWS
+                    chunk_score[r][c] += dot(query_tile[r][d], key_vec);
+                    // end
+                }
                 // end
             }
+            // repeat r < ROWS
+            // repeat c < KEYS
+            score[r][c] += chunk_score[r][c];
             // end
-        }
+            // end
+        // end
         // repeat r < ROWS
         {
             let row = folded_row(b, first_head, min(first_row + r, row_count - 1u), kv_h);
@@ -167,7 +182,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             {
                 var prob = select(0.0, MASKED_PROB, ROW_MASKS);
                 if allowed[r][c] {
-                    prob = exp(score[r][c] - new_max);
+                    prob = exp(score[r][c] - new_max) * params.headroom;
                     row_sum[r] += prob;
                 }
                 prob_tile[r][lane + c * LANES] = prob;
@@ -232,9 +247,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     {
         let row = folded_row(b, first_head, min(first_row + r, row_count - 1u), kv_h);
         let stored = first_row + r < row_count;
-        let end = split_end(row, row_max[r], row_total[r]);
+        let end = split_end(row, row_max[r], row_total[r], params.headroom);
         if lane == 0u && stored {
-            store_split_lse(row, group.x, end.lse);
+            store_split_lse(row, group.x, end);
         }
         // repeat n < COLUMNS
         reduce_tile[lane] = acc[r][n];

@@ -135,6 +135,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     var rescale: array<f32, ROWS>;
     var row_top: array<f32, ROWS>;
     var score: array<vec4f, ROWS>;
+    var chunk_score: array<vec4f, ROWS>;
     var allowed: array<array<bool, KEYS>, ROWS>;
     var query_vec: array<vec4f, ROWS>;
     var key_vec: array<vec4f, KEYS>;
@@ -188,6 +189,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             }
             // end
             workgroupBarrier();
+            // a sum of its own for each chunk of a row: short sums round less than one over all of it
+            // repeat r < ROWS
+            chunk_score[r] = vec4f(0.0);
+            // end
             // repeat d < KEY_CHUNK
             {
                 // repeat r < ROWS
@@ -200,17 +205,32 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 // end
                 // each key at another component, for the reason that turned_values gives
                 // repeat r < ROWS
-                score[r] = fma(query_vec[r], vec4f(key_vec[0].x, key_vec[1].y, key_vec[2].z, key_vec[3].w), score[r]);
+                chunk_score[r] = fma(
+                    query_vec[r], vec4f(key_vec[0].x, key_vec[1].y, key_vec[2].z, key_vec[3].w), chunk_score[r],
+                );
                 // end
                 // repeat r < ROWS
-                score[r] = fma(query_vec[r].yzwx, vec4f(key_vec[0].y, key_vec[1].z, key_vec[2].w, key_vec[3].x), score[r]);
+                chunk_score[r] = fma(
+                    query_vec[r].yzwx, vec4f(key_vec[0].y, key_vec[1].z, key_vec[2].w, key_vec[3].x), chunk_score[r],
+                );
                 // end
                 // repeat r < ROWS
-                score[r] = fma(query_vec[r].zwxy, vec4f(key_vec[0].z, key_vec[1].w, key_vec[2].x, key_vec[3].y), score[r]);
+                chunk_score[r] = fma(
+                    query_vec[r].zwxy, vec4f(key_vec[0].z, key_vec[1].w, key_vec[2].x, key_vec[3].y), chunk_score[r],
+                );
                 // end
                 // repeat r < ROWS
-                score[r] = fma(query_vec[r].wxyz, vec4f(key_vec[0].w, key_vec[1].x, key_vec[2].y, key_vec[3].z), score[r]);
+                chunk_score[r] = fma(
+                    query_vec[r].wxyz, vec4f(key_vec[0].w, key_vec[1].x, key_vec[2].y, key_vec[3].z), chunk_score[r],
+                );
                 // end
+            }
+            // end
+            // repeat r < ROWS
+            if KEY_CHUNKS == 1u {
+                score[r] = chunk_score[r];
+            } else {
+                score[r] += chunk_score[r];
             }
             // end
             // the last reads of kv_tile were before this barrier
@@ -260,12 +280,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
 
         // repeat r < ROWS
         {
-            let new_max = max(row_max[r], exponent_of(largest_row_part(r, row_lane, row_top[r])));
+            let new_max = max(row_max[r], largest_row_part(r, row_lane, row_top[r]));
             rescale[r] = power(row_max[r] - new_max);
             row_max[r] = new_max;
             row_sum[r] *= rescale[r];
             // repeat c < KEYS
-            prob[r][c] = power_of_score(score[r][c], new_max);
+            prob[r][c] = power(score[r][c] - new_max) * params.headroom;
             if ROW_MASKS {
                 prob[r][c] = select(0.0, prob[r][c], allowed[r][c]);
             }
@@ -433,9 +453,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         let row = Row(b, h, first_row + row_lane + r * ROW_LANES, kv_h);
         let total = sum_of_row_parts(r, row_lane, row_sum[r]);
         if row.i < params.q_len {
-            let end = row_end(row, natural_exponent(row_max[r]), total);
+            let end = row_end(row, natural_score(row_max[r]), total, params.headroom);
             if key_lane == 0u {
-                store_lse(row, end.lse);
+                store_lse(row, end);
             }
             let to = offset_4(params.output_offset, params.output_strides, b, h, row.i);
             // repeat chunk < VALUE_CHUNKS

@@ -1,16 +1,19 @@
-// weights.wgsl: chosen attention weights from query, key and log-sum-exp, or their sums over segments of keys.
+// weights.wgsl: chosen attention weights from query, key, and maximum and sum of the rows, or their sums over segments of
+// keys.
 //
-//   P = exp(S - lse), 0 where not allowed    summed over heads, over the keys of a segment
+//   P = exp(S - m) / l, 0 where not allowed    summed over heads, over the keys of a segment
 //
 // grid       workgroup_id = (block, row of blocks), flattened over batch, heads, rows and keys, WIDTH to a block, or segments
 // workgroup  WIDTH invocations: a weight each, or every WIDTH-th key of one segment
 // memory     partial: WIDTH f32, written in full before it is read
 // needs      WIDTH a power of two; every barrier in uniform control flow
-// bindings   0 params (uniform)  1 query  2 key  4 bias  5 mask  6 row_data  8 lse  10 selection (read)
+// bindings   0 params (uniform)  1 query  2 key  4 bias  5 mask  6 row_data  8 row_states  10 selection (read)
 //            11 weights (read_write)
 // snippets   query_* key_* bias_* mask_* row_data_* keys score numerics
 
 const WIDTH: u32 = 64u;
+// vec4s of a row whose products are summed apart
+const DIM_CHUNK: u32 = 16u;
 // rows are whole vectors where they are read as such
 const KEY_RAGGED: bool = false;
 
@@ -20,7 +23,8 @@ override SEGMENTS: bool;
 // all chosen heads go into one
 override ONE_HEAD: bool;
 
-@group(0) @binding(8) var<storage, read> lse: array<f32>;
+// maximum and sum of each row
+@group(0) @binding(8) var<storage, read> row_states: array<f32>;
 // HEADER words, then the chosen heads, rows, and keys or [first key, one past the last]
 @group(0) @binding(10) var<storage, read> selection: array<u32>;
 @group(0) @binding(11) var<storage, read_write> weights: array<f32>;
@@ -36,8 +40,8 @@ const HEADER: u32 = 5u;
 var<workgroup> partial: array<f32, WIDTH>;
 
 // The weight that a row gives to a key of its interval.
-fn weight(row: Row, j: u32, row_lse: f32) -> f32 {
-    if is_negative_infinity(row_lse) {
+fn weight(row: Row, j: u32, row_max: f32, row_sum: f32) -> f32 {
+    if row_sum == 0.0 {
         return 0.0;
     }
     if !key_allowed(row, j) {
@@ -46,11 +50,16 @@ fn weight(row: Row, j: u32, row_lse: f32) -> f32 {
     let query_row = offset_4(params.query_offset, params.query_strides, row.b, row.h, row.i);
     let key_row = offset_4(params.key_offset, params.key_strides, row.b, row.kv_h, j);
     var sums = vec4f(0.0);
-    for (var d = 0u; d < (HEAD_DIM + 3u) / 4u; d++) {
-        sums += load_query_vec(query_row, d) * load_key_vec(key_row, d);
+    // a sum of its own for each chunk of a row: short sums round less than one over all of it
+    for (var first = 0u; first < (HEAD_DIM + 3u) / 4u; first += DIM_CHUNK) {
+        var chunk_sums = vec4f(0.0);
+        for (var d = first; d < min(first + DIM_CHUNK, (HEAD_DIM + 3u) / 4u); d++) {
+            chunk_sums += load_query_vec(query_row, d) * load_key_vec(key_row, d);
+        }
+        sums += chunk_sums;
     }
     let score = full_score(row, j, (sums.x + sums.y) + (sums.z + sums.w));
-    return exp(score - row_lse);
+    return exp(score - row_max) / row_sum;
 }
 
 @compute @workgroup_size(WIDTH)
@@ -88,11 +97,13 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         for (var n = 0u; n < summed_heads; n++) {
             let row = row_at(b, selection[HEADER + shown + n], i);
             let keys = row_keys(row);
-            let row_lse = lse[params.lse_offset + row.b * params.lse_strides.x + row.h * params.lse_strides.y + row.i];
+            let at = params.lse_offset + row.b * params.lse_strides.x + row.h * params.lse_strides.y + 2u * row.i;
+            let row_max = row_states[at];
+            let row_sum = row_states[at + 1u];
             let begin = max(first, keys.x) + select(0u, lane, SEGMENTS);
             let stop = min(end, keys.y);
             for (var j = begin; j < stop; j += WIDTH) {
-                sum += weight(row, j, row_lse);
+                sum += weight(row, j, row_max, row_sum);
             }
         }
     }

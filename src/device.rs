@@ -274,14 +274,16 @@ impl Device {
         }
         inputs.check(problem)?;
         let wanted = WeightsProblem::new(problem, spec)?;
-        let attention = self.prepare(&problem.with_lse(), KernelChoice::Auto).await?.run(inputs).await?;
+        let attention = self.prepare(&problem.with_row_state(), KernelChoice::Auto).await?.run(inputs).await?;
+        let mut attention = attention;
+        let row_state = attention.row_state.take().unwrap_or_default();
         let weights = match self {
             Self::Oracle => cpu::reference_weights(&wanted, problem, inputs),
-            Self::Cpu | Self::Gpu(_) => {
-                let lse = attention.lse.as_deref().unwrap_or_default();
-                cpu::weights(&wanted, inputs, lse)?
-            }
+            Self::Cpu | Self::Gpu(_) => cpu::weights(&wanted, inputs, &row_state)?,
         };
+        if problem.spec().row_state {
+            attention.row_state = Some(row_state);
+        }
         Ok(AttentionWithWeights { attention, weights, shape: wanted.shape() })
     }
 

@@ -201,6 +201,22 @@ pub struct RowState {
     pub row_sum: Vec<f32>,
 }
 
+impl RowState {
+    /// `[rows, 2]`, as a device has them.
+    pub(crate) fn from_pairs(pairs: &[f32]) -> Self {
+        let (row_max, row_sum) = pairs.chunks_exact(2).map(|pair| (pair[0], pair[1])).unzip();
+        Self { row_max, row_sum }
+    }
+
+    /// The log-sum-exp of each row, rounded once; negative infinity where a row saw no key.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+    pub fn lse(&self) -> Vec<f32> {
+        let of = |(&max, &sum): (&f32, &f32)| (f64::from(max) + f64::from(sum).ln()) as f32;
+        self.row_max.iter().zip(&self.row_sum).map(of).collect()
+    }
+}
+
 /// Why the data of a call was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -166,6 +166,16 @@ impl AttentionSpec {
             scores: None,
         }
     }
+
+    /// Whether anything of a row's softmax is returned beside the output.
+    pub(crate) const fn returns_rows(&self) -> bool {
+        self.lse || self.row_state
+    }
+
+    /// Numbers of a row in the buffer of log-sum-exps: it, or maximum and sum in its place.
+    pub(crate) const fn lse_width(&self) -> usize {
+        if self.row_state { 2 } else { 1 }
+    }
 }
 
 /// An [`AttentionSpec`] that was found sound. Later stages do not check it again.

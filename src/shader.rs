@@ -27,6 +27,7 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "key_gather",
     "keys",
     "lse_none",
+    "lse_state",
     "lse_store",
     "mask_bytes",
     "mask_none",

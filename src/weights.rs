@@ -1,14 +1,15 @@
 //! Which attention weights are wanted: some heads, rows and keys of `exp(score - lse)`, without the whole matrix.
 //!
 //! A fused attention never holds its weights. Where some of them are wanted afterwards, a second pass computes those and
-//! no others from query, key and the log-sum-exp of the rows; its cost is in proportion to what is asked for.
+//! no others from query, key, and maximum and sum of the rows (or their log-sum-exp); its cost is in proportion to what is
+//! asked for.
 //!
 //! Uses: maps of the words of a prompt over an image (DAAM, arXiv:2210.04885), times of words from the alignment heads of
 //! Whisper, the mass that each passage gets in a fusion-in-decoder reader (arXiv:2007.01282).
 
 use std::ops::Range;
 
-use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
+use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
 use crate::problem::AttentionProblem;
 
 /// Some positions along one axis. A list may be in any order and may repeat.
@@ -63,11 +64,75 @@ pub struct WeightsSpec {
     pub keys: Keys,
 }
 
+/// What the weights of each row are divided by: its maximum and sum, or its log-sum-exp where nothing else is known.
+///
+/// Functions that take it take any of `&RowState`, `&[f32]`, `&Vec<f32>` and `&[f32; N]`.
+#[derive(Clone, Copy, Debug)]
+pub enum RowNorm<'a> {
+    /// A weight is `exp(score - lse)`, with one `lse` a row, `[batch, q_heads, q_len]`. An lse is rounded to f32, so all
+    /// weights of a row are off by one factor, up to `exp(2^-24 |lse|)`: a relative 6e-6 of scores around 100, 6e-4 around
+    /// 10^4, and anything around 10^9, which some use for padding.
+    Lse(&'a [f32]),
+    /// A weight is `exp(score - row_max) / row_sum`, which loses nothing to the size of the scores.
+    State(&'a RowState),
+}
+
+impl RowNorm<'_> {
+    /// `[rows, 2]`, maximum and sum, as a device takes them.
+    pub(crate) fn pairs(self) -> Vec<f32> {
+        match self {
+            Self::Lse(lse) => {
+                lse.iter().flat_map(|&lse| [lse, if lse == f32::NEG_INFINITY { 0.0 } else { 1.0 }]).collect()
+            }
+            Self::State(RowState { row_max, row_sum }) => {
+                row_max.iter().zip(row_sum).flat_map(|(&max, &sum)| [max, sum]).collect()
+            }
+        }
+    }
+
+    /// Compares the lengths with the number of rows.
+    fn check(self, wanted: usize) -> Result<(), InputError> {
+        let exactly = |name, found| if found == wanted { Ok(()) } else { Err(InputError::Len { name, wanted, found }) };
+        match self {
+            Self::Lse(lse) => exactly("lse", lse.len()),
+            Self::State(RowState { row_max, row_sum }) => {
+                exactly("row_max", row_max.len())?;
+                exactly("row_sum", row_sum.len())
+            }
+        }
+    }
+}
+
+impl<'a> From<&'a [f32]> for RowNorm<'a> {
+    fn from(lse: &'a [f32]) -> Self {
+        Self::Lse(lse)
+    }
+}
+
+impl<'a> From<&'a Vec<f32>> for RowNorm<'a> {
+    fn from(lse: &'a Vec<f32>) -> Self {
+        Self::Lse(lse)
+    }
+}
+
+impl<'a, const N: usize> From<&'a [f32; N]> for RowNorm<'a> {
+    fn from(lse: &'a [f32; N]) -> Self {
+        Self::Lse(lse)
+    }
+}
+
+impl<'a> From<&'a RowState> for RowNorm<'a> {
+    fn from(state: &'a RowState) -> Self {
+        Self::State(state)
+    }
+}
+
 /// Attention weights of a problem that were found to be there. Later stages do not check it again.
 ///
-/// For batch entry `b`, head `h`, row `i` and key `j`, `exp(score - lse[b, h, i])` with the score that
-/// [`AttentionSpec`](crate::AttentionSpec) defines; zero where the row may not see the key, and in a row whose `lse` is
-/// negative infinity. A sink has its share in `lse`, so that the weights of a row then add up to less than 1.
+/// For batch entry `b`, head `h`, row `i` and key `j`, `exp(score - row_max[b, h, i]) / row_sum[b, h, i]` with the score
+/// that [`AttentionSpec`](crate::AttentionSpec) defines ([`RowNorm`] also takes an `lse`); zero where the row may not see
+/// the key, and in a row that sees none. A sink has its share in the sum, so that the weights of a row then add up to less
+/// than 1.
 ///
 /// ```
 /// use cross_attention::weights::{HeadReduce, Keys, Select, WeightsProblem, WeightsSpec};
@@ -198,16 +263,16 @@ impl WeightsProblem {
     /// Inputs as the scores alone need them: whatever value and sinks are, nobody looks at them.
     ///
     /// # Errors
-    /// An [`InputError`] if the rest is not what the problem asks for, or there is not one `lse` a row.
+    /// An [`InputError`] if the rest is not what the problem asks for, or there is not one `lse`, or maximum and sum, a row.
     pub(crate) fn inputs<'a>(
         &self,
         inputs: &AttentionInputs<'a>,
-        lse: &[f32],
+        norm: RowNorm<'_>,
     ) -> Result<AttentionInputs<'a>, InputError> {
         let inputs = AttentionInputs { value: inputs.key, sinks: None, ..*inputs };
         inputs.check(&self.scores)?;
-        let (wanted, found) = (self.scores.rows(), lse.len());
-        if found == wanted { Ok(inputs) } else { Err(InputError::Len { name: "lse", wanted, found }) }
+        norm.check(self.scores.rows())?;
+        Ok(inputs)
     }
 }
 
@@ -259,7 +324,7 @@ fn narrow(n: usize) -> u32 {
 /// An attention, and some of its weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionWithWeights {
-    /// The attention's output, with the log-sum-exp of its rows.
+    /// The attention's output, with the log-sum-exp of its rows, and their maxima and sums if the spec asks for them.
     pub attention: AttentionOutput,
     /// The weights, of [`shape`](Self::shape).
     pub weights: Vec<f32>,

@@ -1,8 +1,8 @@
 // exponent.wgsl: from scores to powers, in base 2 where a score is nothing but a scaled dot product; needs score.wgsl.
 //
-// Then a power costs one fma: 2^(c s - m) with c = scale / ln 2, and m the largest c s. c is at most 1 there
-// (`exponent_scale` in src/problem.rs), so that no product overflows that the score would not. With other terms a score may be as low
-// as the lowest f32, and the difference has to come first.
+// There maxima are kept of dot products as they are, and the scale is multiplied into differences: what is rounded is small
+// where it counts. Scaled first and subtracted by an fma, scores of 10^4 would lose 3e-4 wherever an fma rounds twice.
+// With other terms a score may be as low as the lowest f32, and is what it is.
 
 override RAW_SCORES: bool = false;
 
@@ -13,31 +13,18 @@ fn exponent_score(row: Row, j: u32, dot: f32) -> f32 {
     return full_score(row, j, dot);
 }
 
-// The exponent that a score stands for; maxima are kept of these.
-fn exponent_of(score: f32) -> f32 {
+// e to the power of a difference of scores.
+fn power(difference: f32) -> f32 {
     if RAW_SCORES {
-        return params.exponent_scale * score;
+        return exp2(difference * params.exponent_scale);
+    }
+    return exp(difference);
+}
+
+// A maximum of scores in natural units.
+fn natural_score(score: f32) -> f32 {
+    if RAW_SCORES {
+        return params.scale * score;
     }
     return score;
-}
-
-fn power(exponent: f32) -> f32 {
-    if RAW_SCORES {
-        return exp2(exponent);
-    }
-    return exp(exponent);
-}
-
-fn power_of_score(score: f32, top: f32) -> f32 {
-    if RAW_SCORES {
-        return exp2(fma(score, params.exponent_scale, -top));
-    }
-    return exp(score - top);
-}
-
-fn natural_exponent(exponent: f32) -> f32 {
-    if RAW_SCORES {
-        return 0.69314718 * exponent;
-    }
-    return exponent;
 }

@@ -1,4 +1,4 @@
 // lse_none.wgsl: no log-sum-exp asked for.
 
-fn store_lse(row: Row, value: f32) {
+fn store_lse(row: Row, end: RowEnd) {
 }

@@ -44,6 +44,12 @@ struct Params {
     exponent_scale: f32,
     softcap: f32,
     negative_infinity: f32,
+    // what a probability of 1 is taken for, a power of two: sums of values near f32's end stay below it
+    headroom: f32,
+    headroom_inverse: f32,
+    // parts that the keys are split into, or states that are merged
+    splits: u32,
+    padding: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

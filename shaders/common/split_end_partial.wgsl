@@ -1,14 +1,18 @@
-// split_end_partial.wgsl: the state of a part of the keys, normalised, for combine.wgsl; needs numerics, part_state.
+// split_end_partial.wgsl: the state of a part of the keys, normalised, for combine.wgsl; needs row_end, part_state.
 
-fn split_end(row: Row, row_max: f32, row_sum: f32) -> RowEnd {
+// A sink comes in when all parts are merged, and the log-sum-exp with it.
+fn split_end(row: Row, row_max: f32, row_sum: f32, one: f32) -> RowEnd {
     if row_sum == 0.0 {
-        return RowEnd(0.0, params.negative_infinity);
+        return RowEnd(0.0, 0.0, params.negative_infinity, 0.0);
     }
-    return RowEnd(1.0 / row_sum, row_max + natural_log(row_sum));
+    let whole = row_sum * select(params.headroom_inverse, 1.0, one == 1.0);
+    return RowEnd(1.0 / row_sum, 0.0, row_max, whole);
 }
 
-fn store_split_lse(row: Row, part: u32, value: f32) {
-    states[part_lse_at(row, part)] = value;
+fn store_split_lse(row: Row, part: u32, end: RowEnd) {
+    let at = part_state_at(row, part);
+    states[at] = end.row_max;
+    states[at + 1u] = end.row_sum;
 }
 
 fn store_split_vec(row: Row, part: u32, d: u32, elements: vec4f) {

@@ -17,7 +17,7 @@ pub use fused::{CpuAttention, CpuOutputs, CpuPlan, CpuStrategy, TensorMut};
 #[cfg(feature = "layer")]
 pub(crate) use linear::linear;
 pub(crate) use merge::check_parts;
-pub use merge::{MergeError, MergedState, PartialState, merge};
+pub use merge::{MergeError, MergedState, MergedStates, PartialState, StatePart, merge, merge_states};
 #[cfg(feature = "native")]
 pub use peak::roofline;
 pub(crate) use plain::row as plain_row;

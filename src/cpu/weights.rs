@@ -1,20 +1,19 @@
-//! Selected attention weights from query, key and log-sum-exp: each row's dot products with the chosen keys, no others.
+//! Selected attention weights from query, key, and what a row is divided by: each row's dot products with the chosen keys, no others.
 
 use std::ops::Range;
 
-use super::fused::prob;
 use super::reference;
 use super::terms::RowTerms;
 use crate::inputs::{AttentionInputs, InputError};
 use crate::problem::AttentionProblem;
 use crate::tensor::{Layout, TensorRef};
-use crate::weights::{KeyList, WeightsProblem};
+use crate::weights::{KeyList, RowNorm, WeightsProblem};
 
 /// Partial sums of a dot product.
 const LANES: usize = 8;
 
 /// Computes the weights that are asked for, `[batch, heads or 1, rows, keys or segments]`, on all cores (feature
-/// `native`) or on one. `lse` is `[batch, q_heads, q_len]`, as the attention returns it.
+/// `native`) or on one. `norm` is the attention's `row_state`, or its `lse` where [`RowNorm::Lse`]'s error will do.
 ///
 /// Value and sinks of the inputs are not looked at. Sums over heads and over the keys of a segment are taken in f64.
 ///
@@ -22,22 +21,27 @@ const LANES: usize = 8;
 /// use cross_attention::weights::{Keys, WeightsProblem, WeightsSpec};
 /// use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, cpu};
 /// let mut spec = AttentionSpec::new([1, 1, 1, 2], [1, 1, 4, 2]);
-/// spec.lse = true;
+/// spec.row_state = true;
 /// let problem = AttentionProblem::new(spec)?;
 /// let (query, key, value) = (vec![1.0f32, 0.0], vec![0.0f32; 8], vec![1.0f32; 8]);
 /// let inputs = AttentionInputs::new(&query, &key, &value);
-/// let lse = cpu::attention(&problem, &inputs)?.lse.unwrap_or_default();
+/// let state = cpu::attention(&problem, &inputs)?.row_state.unwrap_or_default();
 /// // four equal keys: three of them have 3/4 of the mass
 /// let segments = WeightsSpec { keys: Keys::Segments(vec![0..3, 3..4]), ..WeightsSpec::default() };
-/// let mass = cpu::weights(&WeightsProblem::new(&problem, &segments)?, &inputs, &lse)?;
+/// let mass = cpu::weights(&WeightsProblem::new(&problem, &segments)?, &inputs, &state)?;
 /// assert!((mass[0] - 0.75).abs() < 1e-6 && (mass[1] - 0.25).abs() < 1e-6);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
 /// An [`InputError`] if the data is not what the problem asks for.
-pub fn weights(problem: &WeightsProblem, inputs: &AttentionInputs<'_>, lse: &[f32]) -> Result<Vec<f32>, InputError> {
-    let inputs = problem.inputs(inputs, lse)?;
+pub fn weights<'a>(
+    problem: &WeightsProblem,
+    inputs: &AttentionInputs<'_>,
+    norm: impl Into<RowNorm<'a>>,
+) -> Result<Vec<f32>, InputError> {
+    let norm = norm.into();
+    let inputs = problem.inputs(inputs, norm)?;
     let [_, _, rows, columns] = problem.shape();
     super::check_bytes(problem.elements().checked_mul(size_of::<f32>()))?;
     let mut result = vec![0.0f32; problem.elements()];
@@ -45,7 +49,7 @@ pub fn weights(problem: &WeightsProblem, inputs: &AttentionInputs<'_>, lse: &[f3
         return Ok(result);
     }
     let tasks: Vec<_> = result.chunks_mut(columns).enumerate().collect();
-    super::for_each(tasks, |(n, out)| row(problem, &inputs, lse, place(problem, rows, n), out));
+    super::for_each(tasks, |(n, out)| row(problem, &inputs, norm, place(problem, rows, n), out));
     Ok(result)
 }
 
@@ -80,6 +84,27 @@ pub(crate) fn reference_weights(
     result.concat()
 }
 
+/// What one row is divided by.
+#[derive(Clone, Copy)]
+struct Norm {
+    shift: f32,
+    sum: f64,
+}
+
+impl Norm {
+    fn of(norm: RowNorm<'_>, row: usize) -> Self {
+        match norm {
+            RowNorm::Lse(lse) => Self { shift: lse[row], sum: if lse[row] == f32::NEG_INFINITY { 0.0 } else { 1.0 } },
+            RowNorm::State(state) => Self { shift: state.row_max[row], sum: f64::from(state.row_sum[row]) },
+        }
+    }
+
+    /// The weight of a score; zero in a row without mass.
+    fn weight(self, score: f32) -> f64 {
+        if self.sum == 0.0 { 0.0 } else { f64::from(score - self.shift).exp() / self.sum }
+    }
+}
+
 /// One row of the result.
 struct Place {
     b: usize,
@@ -95,7 +120,7 @@ fn place(problem: &WeightsProblem, rows: usize, n: usize) -> Place {
 fn row(
     problem: &WeightsProblem,
     inputs: &AttentionInputs<'_>,
-    lse: &[f32],
+    norm: RowNorm<'_>,
     Place { b, shown, i }: Place,
     out: &mut [f32],
 ) {
@@ -105,7 +130,7 @@ fn row(
     let mut sums = vec![0.0f64; out.len()];
     for &h in heads {
         let h = h as usize;
-        let lse = lse[(b * scores.q_heads() + h) * scores.q_len() + i];
+        let norm = Norm::of(norm, (b * scores.q_heads() + h) * scores.q_len() + i);
         let terms = RowTerms::new(scores, inputs, [b, h, i]);
         let start = spec.query.layout.index([b, h, i, 0]);
         let stride = spec.query.layout.strides[3];
@@ -116,7 +141,7 @@ fn row(
                 return 0.0;
             }
             let key = dot(&query, inputs.key, &spec.key.layout, [b, h / scores.group_size(), j]);
-            f64::from(prob(terms.score(j, key), lse))
+            norm.weight(terms.score(j, key))
         };
         match problem.keys() {
             KeyList::Each(keys) => sums.iter_mut().zip(keys).for_each(|(sum, &j)| *sum += weight(j as usize)),

@@ -6,7 +6,7 @@ use super::context::Context;
 use super::error::GpuError;
 use super::pipelines::Pipeline;
 use crate::error::Error;
-use crate::inputs::{AttentionInputs, AttentionOutput};
+use crate::inputs::{AttentionInputs, AttentionOutput, RowState};
 use crate::kernels::{Kernel, Params, Slot};
 use crate::plan::Plan;
 use crate::problem::AttentionProblem;
@@ -215,7 +215,9 @@ impl PreparedAttention {
             let slice = match binding.slot {
                 Slot::RowData => row_data,
                 Slot::Workspace => self.scores.as_ref().map(|scores| scores.slice(..)),
-                Slot::States | Slot::PartOutput | Slot::PartLse => self.states.as_ref().map(|states| states.slice(..)),
+                Slot::States | Slot::PartOutput | Slot::PartRowState => {
+                    self.states.as_ref().map(|states| states.slice(..))
+                }
                 slot => buffers.slice(slot),
             };
             let resource = match (slice, wgpu::BufferSize::new(binding.size_bytes)) {
@@ -342,7 +344,7 @@ impl PreparedAttention {
         if let Some(sinks) = inputs.sinks {
             tensors.sinks = Some(context.upload("sinks", sinks).await?);
         }
-        if spec.lse {
+        if spec.returns_rows() {
             tensors.lse = Some(context.allocate("lse", bytes(Slot::Lse)).await?);
         }
         if spec.scores.is_some() {
@@ -372,16 +374,24 @@ impl PreparedAttention {
             Element::F32 => TensorData::F32(context.read("output", tensors.output.slice(..), len).await?),
             Element::F16 => TensorData::F16(context.read("output", tensors.output.slice(..), len).await?),
         };
-        let mut lse = None;
+        let (mut lse, mut row_state) = (None, None);
         if let Some(buffer) = &tensors.lse {
-            lse = Some(context.read("lse", buffer.slice(..), self.problem().rows()).await?);
+            let words = self.problem().rows() * spec.lse_width();
+            let read: Vec<f32> = context.read("lse", buffer.slice(..), words).await?;
+            if spec.row_state {
+                let state = RowState::from_pairs(&read);
+                lse = spec.lse.then(|| state.lse());
+                row_state = Some(state);
+            } else {
+                lse = Some(read);
+            }
         }
         let mut scores = None;
         if let Some(buffer) = &tensors.scores {
             scores =
                 Some(context.read("scores", buffer.slice(..), self.problem().rows() * self.problem().kv_len()).await?);
         }
-        Ok(AttentionOutput { output, lse, row_state: None, scores })
+        Ok(AttentionOutput { output, lse, row_state, scores })
     }
 
     /// [`read_output`](Self::read_output), blocking.

@@ -37,7 +37,8 @@ pub struct AttentionBuffers<'a> {
     pub sinks: Option<wgpu::BufferSlice<'a>>,
     /// `[batch, q_heads, q_len, v_head_dim]`; gaps of its layout are left alone.
     pub output: wgpu::BufferSlice<'a>,
-    /// `[batch, q_heads, q_len]`, f32.
+    /// `[batch, q_heads, q_len]`, f32; where the spec asks for `row_state`, `[batch, q_heads, q_len, 2]`, maximum and sum of
+    /// each row in its place.
     pub lse: Option<wgpu::BufferSlice<'a>>,
     /// `[batch, q_heads, q_len, kv_len]`, f32.
     pub scores: Option<wgpu::BufferSlice<'a>>,
@@ -56,9 +57,9 @@ pub(super) fn needed_bytes(problem: &AttentionProblem, slot: Slot) -> u64 {
         Slot::Output => tensor(&spec.output),
         Slot::Bias => spec.bias.as_ref().map_or(0, tensor),
         Slot::Mask => spec.mask.and_then(|mask| mask.extent()).unwrap_or(0) as u64,
-        Slot::Lse => problem.rows() as u64 * 4,
+        Slot::Lse => problem.rows() as u64 * spec.lse_width() as u64 * 4,
         Slot::Scores => problem.rows() as u64 * problem.kv_len() as u64 * 4,
-        Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartLse => 0,
+        Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartRowState => 0,
         // no buffers of an attention
         Slot::Selection | Slot::Weights => 0,
     };
@@ -101,7 +102,7 @@ impl<'a> AttentionBuffers<'a> {
             Slot::Output => Some(self.output),
             Slot::Lse => self.lse,
             Slot::Scores => self.scores,
-            Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartLse => None,
+            Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartRowState => None,
             Slot::Selection | Slot::Weights => None,
         }
     }
@@ -115,7 +116,7 @@ impl<'a> AttentionBuffers<'a> {
             (Slot::Bias, spec.bias.is_some()),
             (Slot::Mask, spec.mask.is_some()),
             (Slot::Output, true),
-            (Slot::Lse, spec.lse),
+            (Slot::Lse, spec.returns_rows()),
             (Slot::Scores, spec.scores.is_some()),
         ];
         for (slot, wanted) in tensors {

@@ -42,7 +42,9 @@ impl Context {
         self.block_on(self.merge(parts, v_head_dim))
     }
 
-    /// Records the merge of `parts` states of `rows` rows of `v_head_dim` elements into the caller's encoder.
+    /// Records the merge of `parts` states of `rows` rows of `v_head_dim` elements into the caller's encoder, by their
+    /// log-sum-exp. How far that can be off stands at [`cpu::merge`](crate::cpu::merge);
+    /// [`encode_merge_states`](Self::encode_merge_states) is exact whatever the scores.
     ///
     /// # Errors
     /// [`Error::Gpu`] names the buffer that is too small or made for other uses; [`Error::Merge`] without parts.
@@ -54,6 +56,34 @@ impl Context {
         v_head_dim: usize,
         buffers: &MergeBuffers<'_>,
     ) -> Result<(), Error> {
+        self.encode_merge_by(encoder, parts, [rows, v_head_dim], &Variant::merge(), buffers).await
+    }
+
+    /// The same by maximum and sum of each row, as attentions write them whose spec asks for `row_state`: `part_lse` is
+    /// `[parts, rows, 2]`, and `lse`, written, `[rows, 2]`.
+    ///
+    /// # Errors
+    /// As [`encode_merge`](Self::encode_merge).
+    pub async fn encode_merge_states(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        parts: usize,
+        rows: usize,
+        v_head_dim: usize,
+        buffers: &MergeBuffers<'_>,
+    ) -> Result<(), Error> {
+        self.encode_merge_by(encoder, parts, [rows, v_head_dim], &Variant::merge_states(), buffers).await
+    }
+
+    async fn encode_merge_by(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        parts: usize,
+        [rows, v_head_dim]: [usize; 2],
+        variant: &Variant,
+        buffers: &MergeBuffers<'_>,
+    ) -> Result<(), Error> {
+        let row_words = if *variant == Variant::merge_states() { 2 } else { 1 };
         if parts == 0 {
             return Err(MergeError::NoParts.into());
         }
@@ -69,9 +99,9 @@ impl Context {
         let limit = self.caps().max_storage_buffer_binding_size;
         let bound = [
             ("part_output", buffers.part_output, parts * rows * width * 4),
-            ("part_lse", buffers.part_lse, parts * rows * 4),
+            ("part_lse", buffers.part_lse, parts * rows * row_words * 4),
             ("output", buffers.output, rows * width * 4),
-            ("lse", buffers.lse, rows * 4),
+            ("lse", buffers.lse, rows * row_words * 4),
         ];
         for (name, buffer, needed) in bound {
             if buffer.size() < needed {
@@ -93,7 +123,7 @@ impl Context {
             }
         }
         let interface = Interface(vec![(1, false), (2, false), (3, true), (4, true)]);
-        let pipeline = self.pipeline(&Variant::merge(), &interface).await?;
+        let pipeline = self.pipeline(variant, &interface).await?;
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let params = self.buffer("params", size_of_val(&plan.params) as u64, uses).await?;
         self.checked("merge", 0, || {

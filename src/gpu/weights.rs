@@ -1,4 +1,4 @@
-//! Selected attention weights on the device: a second pass over query, key and log-sum-exp.
+//! Selected attention weights on the device: a second pass over query and key, with maximum and sum of the rows.
 
 use super::attention::AttentionTensors;
 use super::bound::{BoundAttention, Dispatch};
@@ -11,7 +11,7 @@ use crate::inputs::AttentionInputs;
 use crate::kernels::{Params, Slot};
 use crate::plan::WeightsPlan;
 use crate::problem::AttentionProblem;
-use crate::weights::{AttentionWithWeights, WeightsProblem, WeightsSpec};
+use crate::weights::{AttentionWithWeights, RowNorm, WeightsProblem, WeightsSpec};
 
 /// Selected weights with their pipelines and parameters on a device, to be used for any number of calls.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub struct PreparedWeights {
 }
 
 /// The buffers of a pass for selected weights. Optional ones are given where the attention has them, as in
-/// [`AttentionBuffers`]; a sink has its share in `lse`.
+/// [`AttentionBuffers`]; a sink has its share in `row_state`.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightsBuffers<'a> {
     /// `[batch, q_heads, q_len, head_dim]`.
@@ -46,26 +46,28 @@ pub struct WeightsBuffers<'a> {
     pub row_end: Option<wgpu::BufferSlice<'a>>,
     /// `[q_heads]`, f32.
     pub alibi_slopes: Option<wgpu::BufferSlice<'a>>,
-    /// `[batch, q_heads, q_len]`, f32, as the attention writes it.
-    pub lse: wgpu::BufferSlice<'a>,
+    /// `[batch, q_heads, q_len, 2]`, f32, maximum and sum of each row, as an attention writes them whose spec asks for
+    /// `row_state`. Who knows a log-sum-exp alone may take it for the maximum, and 1 for the sum; how far that can be off
+    /// stands at [`RowNorm::Lse`].
+    pub row_state: wgpu::BufferSlice<'a>,
     /// `[batch, heads or 1, rows, keys or segments]`, f32, written.
     pub weights: wgpu::BufferSlice<'a>,
 }
 
 impl<'a> WeightsBuffers<'a> {
-    /// The buffers of an attention that returns its log-sum-exp, and one for the weights.
+    /// The buffers of an attention that returns maximum and sum of its rows (`row_state`), and one for the weights.
     ///
     /// # Errors
     /// [`GpuError::Missing`] if there is no `lse`.
     pub fn of(attention: &AttentionBuffers<'a>, weights: wgpu::BufferSlice<'a>) -> Result<Self, GpuError> {
         let AttentionBuffers { query, key, bias, mask, kv_lens, row_start, row_end, alibi_slopes, .. } = *attention;
-        let lse = attention.lse.ok_or(GpuError::Missing { name: "lse" })?;
-        Ok(Self { query, key, bias, mask, kv_lens, row_start, row_end, alibi_slopes, lse, weights })
+        let row_state = attention.lse.ok_or(GpuError::Missing { name: "row_state" })?;
+        Ok(Self { query, key, bias, mask, kv_lens, row_start, row_end, alibi_slopes, row_state, weights })
     }
 
     /// The same as buffers of the attention that a [`WeightsProblem`] has inside.
     const fn as_attention(&self) -> AttentionBuffers<'a> {
-        let Self { query, key, bias, mask, kv_lens, row_start, row_end, alibi_slopes, lse, weights } = *self;
+        let Self { query, key, bias, mask, kv_lens, row_start, row_end, alibi_slopes, row_state, weights } = *self;
         AttentionBuffers {
             query,
             key,
@@ -78,7 +80,7 @@ impl<'a> WeightsBuffers<'a> {
             alibi_slopes,
             sinks: None,
             output: weights,
-            lse: Some(lse),
+            lse: Some(row_state),
             scores: None,
         }
     }
@@ -93,7 +95,7 @@ impl<'a> WeightsBuffers<'a> {
             ("key", Some(self.key), true, needed_bytes(scores, Slot::Key)),
             ("bias", self.bias, spec.bias.is_some(), needed_bytes(scores, Slot::Bias)),
             ("mask", self.mask, spec.mask.is_some(), needed_bytes(scores, Slot::Mask)),
-            ("lse", Some(self.lse), true, needed_bytes(scores, Slot::Lse)),
+            ("row_state", Some(self.row_state), true, needed_bytes(scores, Slot::Lse)),
             ("weights", Some(self.weights), true, weights_bytes),
         ];
         for (name, slice, wanted, needed) in tensors {
@@ -169,13 +171,14 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::Input`], [`Error::WeightsPlan`], [`Error::Gpu`].
-    pub async fn weights(
+    pub async fn weights<'n>(
         &self,
         problem: &WeightsProblem,
         inputs: &AttentionInputs<'_>,
-        lse: &[f32],
+        norm: impl Into<RowNorm<'n>>,
     ) -> Result<Vec<f32>, Error> {
-        let inputs = problem.inputs(inputs, lse)?;
+        let norm = norm.into();
+        let inputs = problem.inputs(inputs, norm)?;
         let prepared = self.prepare_weights(problem).await?;
         let query = self.upload_tensor("query", inputs.query).await?;
         let key = self.upload_tensor("key", inputs.key).await?;
@@ -188,7 +191,7 @@ impl Context {
         let row_start = self.upload_optional("row_start", inputs.row_start).await?;
         let row_end = self.upload_optional("row_end", inputs.row_end).await?;
         let alibi_slopes = self.upload_optional("alibi_slopes", inputs.alibi_slopes).await?;
-        let lse = self.upload("lse", lse).await?;
+        let row_state = self.upload("row_state", &norm.pairs()).await?;
         let weights = prepared.allocate().await?;
         let bound = prepared.bind(&WeightsBuffers {
             query: query.slice(..),
@@ -199,7 +202,7 @@ impl Context {
             row_start: whole(&row_start),
             row_end: whole(&row_end),
             alibi_slopes: whole(&alibi_slopes),
-            lse: lse.slice(..),
+            row_state: row_state.slice(..),
             weights: weights.slice(..),
         })?;
         self.submit_all("the submission of selected weights", &[&bound]).await?;
@@ -211,17 +214,17 @@ impl Context {
     /// # Errors
     /// As [`weights`](Self::weights).
     #[cfg(feature = "native")]
-    pub fn weights_blocking(
+    pub fn weights_blocking<'n>(
         &self,
         problem: &WeightsProblem,
         inputs: &AttentionInputs<'_>,
-        lse: &[f32],
+        norm: impl Into<RowNorm<'n>>,
     ) -> Result<Vec<f32>, Error> {
-        self.block_on(self.weights(problem, inputs, lse))
+        self.block_on(self.weights(problem, inputs, norm))
     }
 
     /// One attention and some of its weights in one submission, from host memory to host memory; query and key are
-    /// uploaded once, and the log-sum-exp between the two stays on the device.
+    /// uploaded once, and what is known of the rows between the two stays on the device.
     ///
     /// # Errors
     /// [`Error::Input`], [`Error::Weights`], [`Error::Plan`], [`Error::WeightsPlan`], [`Error::Gpu`].
@@ -233,7 +236,7 @@ impl Context {
     ) -> Result<AttentionWithWeights, Error> {
         inputs.check(problem)?;
         let weights_problem = WeightsProblem::new(problem, spec)?;
-        let attention = self.prepare(&problem.with_lse(), None).await?;
+        let attention = self.prepare(&problem.with_row_state(), None).await?;
         let pass = self.prepare_weights(&weights_problem).await?;
         let tensors: AttentionTensors = attention.upload(inputs).await?;
         let weights = pass.allocate().await?;
@@ -241,8 +244,12 @@ impl Context {
         let bound = attention.bind(&buffers)?;
         let bound_weights = pass.bind(&WeightsBuffers::of(&buffers, weights.slice(..))?)?;
         self.submit_all("the submission of an attention and its weights", &[&bound, &bound_weights]).await?;
+        let mut output = attention.read_output(&tensors).await?;
+        if !problem.spec().row_state {
+            output.row_state = None;
+        }
         Ok(AttentionWithWeights {
-            attention: attention.read_output(&tensors).await?,
+            attention: output,
             weights: self.read("weights", weights.slice(..), weights_problem.elements()).await?,
             shape: weights_problem.shape(),
         })
@@ -310,7 +317,7 @@ impl PreparedWeights {
     }
 
     /// Binds the caller's buffers. What is bound can be recorded again and again, alone or behind the attention whose
-    /// log-sum-exp it reads ([`BoundAttention::encode_all`]); the contents may change between.
+    /// maxima and sums it reads ([`BoundAttention::encode_all`]); the contents may change between.
     ///
     /// # Errors
     /// [`GpuError`] names the buffer that is missing, too small, made for other uses, or read and written at once.

@@ -29,7 +29,7 @@ pub(crate) fn write_ends(
     } else {
         bindings.write_outputs();
         let spec = problem.spec();
-        variant.snippets(&["split_end_whole"]).output_vec(spec).lse(spec.lse);
+        variant.snippets(&["split_end_whole"]).output_vec(spec).lse(spec);
     }
 }
 
@@ -42,9 +42,9 @@ pub(crate) fn step(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, c
     }
     bindings.states(States { first: 0, count }).write(Slot::States).write_outputs();
     let mut variant = Variant::new(Shader::Combine);
-    variant.output(spec).row_data(spec.sinks).lse(spec.lse).snippets(&["row_end", "numerics", "part_state"]);
-    variant.sink_override(spec).constant("SPLITS", count).size("V_HEAD_DIM", problem.v_head_dim());
-    let params = Params::new(problem, part, &bindings);
+    variant.output(spec).row_data(spec.sinks).lse(spec).snippets(&["row_end", "numerics", "part_state"]);
+    variant.sink_override(spec).size("V_HEAD_DIM", problem.v_head_dim());
+    let params = Params::new(problem, part, &bindings).with_splits(count);
     let needs = Needs::new(64, (2 + problem.v_head_dim().div_ceil(64)).saturating_mul(count + 1));
     Step::new(variant, bindings, params, grid(part), 0, needs)
 }

@@ -263,10 +263,10 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
         CooperativeMatrix::Size8 => "matrices_8",
         CooperativeMatrix::Size16 => "matrices_16",
     }]);
-    variant.query_vec(spec).key_vec(spec).value_vec(spec).output_vec(spec).terms(spec).lse(spec.lse);
+    variant.query_vec(spec).key_vec(spec).value_vec(spec).output_vec(spec).terms(spec).lse(spec);
     variant.snippets(&["keys", "score", "exponent", "row_end", "numerics"]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
-    variant.row_masks_override(spec, false).switch("RAW_SCORES", problem.exponent_scale().is_some());
+    variant.row_masks_override(spec, false).raw_scores_override(problem);
     variant.constant("BLOCK_Q", tiles.block_q).constant("BLOCK_KV", tiles.block_kv);
     variant.constant("ROWS", 1).constant("ROW_LANES", tiles.block_q).constant("KEY_LANES", tiles.key_lanes());
     variant.snippets(&[if tiles.subgroups { "row_parts_subgroup" } else { "row_parts_workgroup" }]);

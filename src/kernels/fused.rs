@@ -50,7 +50,9 @@ impl Tiles {
 
     /// Loop iterations of an invocation, but for those over rows and value dimensions, which every driver writes out.
     fn iterations(&self, problem: &AttentionProblem) -> usize {
-        let block = 2 + problem.head_dim() + BLOCK_KV + BLOCK_KV / self.rows;
+        // a row's products are summed in chunks of 32
+        let dims = problem.head_dim() + problem.head_dim().div_ceil(32) * (2 * self.rows + 1);
+        let block = 2 + dims + BLOCK_KV + BLOCK_KV / self.rows;
         let once = self.rows * problem.head_dim().div_ceil(BLOCK_KV) + BLOCK_KV;
         problem.kv_len().div_ceil(BLOCK_KV) * block + once
     }
@@ -114,7 +116,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let mut bindings = Bindings::new(problem, part, caps);
     bindings.read_inputs().write_outputs();
     let mut variant = Variant::new(Shader::Fused);
-    variant.query(spec).key(spec).value(spec).output(spec).terms(spec).lse(spec.lse);
+    variant.query(spec).key(spec).value(spec).output(spec).terms(spec).lse(spec);
     variant.snippets(&["keys", "score", "row_end", "numerics"]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
     variant.constant("ROWS", rows).constant("DIMS_PER_LANE", dims_per_lane);

@@ -336,7 +336,7 @@ pub enum Slot {
     /// The outputs of one of those parts.
     PartOutput,
     /// The log-sum-exps of one of those parts.
-    PartLse,
+    PartRowState,
     /// Which heads, rows and keys weights are wanted of.
     Selection,
     /// The caller's selected weights.
@@ -360,7 +360,7 @@ impl Slot {
             Self::Workspace => "workspace",
             Self::States => "states",
             Self::PartOutput => "part_output",
-            Self::PartLse => "part_lse",
+            Self::PartRowState => "part_row_state",
             Self::Selection => "selection",
             Self::Weights => "weights",
         }
@@ -369,7 +369,12 @@ impl Slot {
     /// Whether the buffer is made for the plan, and is none of the caller's.
     pub(crate) const fn is_of_the_plan(self) -> bool {
         match self {
-            Self::RowData | Self::Workspace | Self::States | Self::PartOutput | Self::PartLse | Self::Selection => true,
+            Self::RowData
+            | Self::Workspace
+            | Self::States
+            | Self::PartOutput
+            | Self::PartRowState
+            | Self::Selection => true,
             Self::Query
             | Self::Key
             | Self::Value
@@ -393,7 +398,7 @@ impl Slot {
             Self::Mask => 5,
             Self::RowData => 6,
             Self::Output | Self::PartOutput => 7,
-            Self::Lse | Self::PartLse => 8,
+            Self::Lse | Self::PartRowState => 8,
             Self::Scores | Self::Workspace | Self::States => 9,
             Self::Selection => 10,
             Self::Weights => 11,
@@ -405,7 +410,7 @@ impl Slot {
 fn storage_buffers(problem: &AttentionProblem) -> u32 {
     let spec = problem.spec();
     let row_data = spec.kv_lens || spec.row_ranges || spec.alibi_slopes || spec.sinks;
-    4 + [spec.bias.is_some(), spec.mask.is_some(), row_data, spec.lse].map(u32::from).iter().sum::<u32>()
+    4 + [spec.bias.is_some(), spec.mask.is_some(), row_data, spec.returns_rows()].map(u32::from).iter().sum::<u32>()
 }
 
 pub(crate) fn check_invocations(needed: u32, caps: &DeviceCaps) -> Result<(), Unsupported> {

@@ -6,6 +6,7 @@ use super::{Slot, Unsupported};
 use crate::plan::bindings::{Bindings, RowDataMap};
 use crate::plan::split::Part;
 use crate::problem::{AttentionProblem, Diagonal};
+use crate::tensor::Element;
 
 /// Positions within a kernel, and differences of them, stay below this in magnitude, so that sums of three fit `i32`.
 const MAX_POSITION: i64 = 1 << 29;
@@ -52,6 +53,10 @@ pub struct Params {
     pub(crate) exponent_scale: f32,
     pub(crate) softcap: f32,
     pub(crate) negative_infinity: f32,
+    pub(crate) headroom: f32,
+    pub(crate) headroom_inverse: f32,
+    pub(crate) splits: u32,
+    pub(crate) padding: u32,
 }
 
 const _: () = assert!(size_of::<Params>().is_multiple_of(16));
@@ -103,6 +108,10 @@ impl Params {
         exponent_scale,
         softcap,
         negative_infinity,
+        headroom,
+        headroom_inverse,
+        splits,
+        padding,
     );
 
     /// The parameters of one dispatch over `part`, whose buffers are bound as `bindings` says.
@@ -110,6 +119,7 @@ impl Params {
         let spec = problem.spec();
         let row_data = RowDataMap::new(problem);
         let shifts = Shifts::new(problem);
+        let headroom = headroom(problem);
         let mut params = Self {
             batch_base: narrow(part.batch.start),
             head_base: narrow(part.heads.start),
@@ -133,6 +143,9 @@ impl Params {
             exponent_scale: problem.exponent_scale().unwrap_or(0.0),
             softcap: spec.softcap.unwrap_or(0.0),
             negative_infinity: f32::NEG_INFINITY,
+            headroom,
+            headroom_inverse: 1.0 / headroom,
+            splits: 1,
             ..Self::default()
         };
         for binding in bindings.iter() {
@@ -147,7 +160,7 @@ impl Params {
                 Slot::Output | Slot::PartOutput | Slot::Weights => {
                     (params.output_strides, params.output_offset) = (strides, offset)
                 }
-                Slot::Lse | Slot::PartLse => {
+                Slot::Lse | Slot::PartRowState => {
                     (params.lse_strides, params.lse_offset) = ([strides[0], strides[1]], offset);
                 }
                 Slot::Scores | Slot::Workspace | Slot::States => {
@@ -157,6 +170,21 @@ impl Params {
             }
         }
         params
+    }
+
+    /// Parts that the keys are split into, or states that are merged.
+    pub(crate) fn with_splits(self, splits: usize) -> Self {
+        Self { splits: narrow(splits), ..self }
+    }
+}
+
+/// What a probability of 1 is taken for where it weighs values in f32: a power of two with which even as many values as
+/// there are keys, each near f32's end, add up to a finite sum. Values in f16 cannot come near it.
+fn headroom(problem: &AttentionProblem) -> f32 {
+    match problem.spec().value.element {
+        // powers of two up to 2^30 are exact
+        Element::F32 => 1.0 / problem.kv_len().next_power_of_two() as f32,
+        Element::F16 => 1.0,
     }
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) 
         steps.push(scores(problem, caps, part, Slot::Scores, stage));
     }
     steps.push(scores(problem, caps, part, place, ScoreStage::Masked));
-    steps.push(softmax(problem, caps, part, place, problem.spec().lse));
+    steps.push(softmax(problem, caps, part, place, true));
     steps.push(weighted_sum(problem, caps, part, place));
     steps
 }
@@ -122,12 +122,15 @@ fn softmax(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Sl
     if spec.sinks {
         bindings.read(&[Slot::RowData]);
     }
+    let mut variant = Variant::new(Shader::Softmax);
     if lse {
-        bindings.write(Slot::Lse);
+        bindings.write_lse();
+        variant.lse(spec);
+    } else {
+        variant.no_lse();
     }
     bindings.write(place);
-    let mut variant = Variant::new(Shader::Softmax);
-    variant.row_data(spec.sinks).lse(lse).snippets(&["row_end", "numerics"]).sink_override(spec);
+    variant.row_data(spec.sinks).snippets(&["row_end", "numerics"]).sink_override(spec);
     let params = Params::new(problem, part, &bindings);
     let needs = Needs::new(64, 3 * part.keys.len().div_ceil(SOFTMAX_WIDTH) + 12);
     Step::new(variant, bindings, params, softmax_grid(part), 4 * SOFTMAX_WIDTH as u64, needs)

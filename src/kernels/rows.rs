@@ -191,10 +191,10 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.constant("KEY_LANES", tiles.key_lanes()).constant("KEY_LEVELS", tiles.key_lanes().ilog2() as usize);
     variant.constant("KEY_VECS", key_vecs).constant("KEY_LOADS", key_vecs.div_ceil(tiles.row_lanes));
     variant.constant("VALUE_VECS", value_vecs).constant("VALUE_LOADS", value_vecs.div_ceil(tiles.row_lanes));
-    variant.constant("BLOCK_KV", BLOCK_KEYS * tiles.key_lanes()).constant("SPLITS", tiles.splits);
+    variant.constant("BLOCK_KV", BLOCK_KEYS * tiles.key_lanes());
     variant.constant("GROUP", split::heads_together(problem, part));
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
-    let params = Params::new(problem, part, &bindings);
+    let params = Params::new(problem, part, &bindings).with_splits(tiles.splits);
     let needs = tiles.needs(part);
     let mut steps = vec![Step::new(variant, bindings, params, rows_grid(problem, tiles, part), SPAN_BYTES, needs)];
     if split && part.states.is_none() {

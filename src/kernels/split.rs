@@ -16,6 +16,8 @@ use crate::problem::AttentionProblem;
 const LANES: usize = 64;
 /// Keys of one invocation in a block.
 const KEYS: usize = 2;
+/// vec4s of a query row whose products with a key are summed apart.
+const QUERY_CHUNK: usize = 16;
 /// vec4s of the output that one invocation may hold in registers, twice.
 const MAX_ACCUMULATORS: usize = 16;
 /// Fewest keys that are worth a workgroup of their own.
@@ -80,10 +82,15 @@ fn max_splits(keys: usize) -> usize {
     keys.div_ceil(KEYS * LANES).max(1)
 }
 
+/// Sums that make up a score.
+fn query_chunks(problem: &AttentionProblem) -> usize {
+    problem.head_dim().div_ceil(4 * QUERY_CHUNK)
+}
+
 /// Loop iterations of an invocation over this many keys, at most.
 fn iterations(problem: &AttentionProblem, keys: usize, rows: usize, column_lanes: usize) -> usize {
     let values = (KEYS * LANES).div_ceil(LANES / column_lanes);
-    let block = 2 + problem.head_dim().div_ceil(4) + values + KEYS * rows + LANES;
+    let block = 2 + problem.head_dim().div_ceil(4) + query_chunks(problem) + values + KEYS * rows + LANES;
     keys.div_ceil(KEYS * LANES) * block + rows * problem.head_dim().div_ceil(4) + (rows + 1) * LANES
 }
 
@@ -225,11 +232,11 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.row_masks_override(spec, spec.kv_lens && tiles.entries > 1);
     variant.constant("ROWS", tiles.rows).constant("ROW_BLOCKS", tiles.row_blocks).constant("GROUP", tiles.group);
     variant.constant("KEYS", KEYS).constant("QUERY_VECS", problem.head_dim().div_ceil(4));
+    variant.constant("QUERY_CHUNK", QUERY_CHUNK).constant("QUERY_CHUNKS", query_chunks(problem));
     variant.constant("COLUMN_LANES", tiles.column_lanes).constant("COLUMNS", tiles.columns);
-    variant.constant("SPLITS", tiles.splits);
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     variant.switch("SHARED_BATCH", tiles.entries > 1);
-    let params = Params::new(problem, part, &bindings);
+    let params = Params::new(problem, part, &bindings).with_splits(tiles.splits);
     let keys = part.keys.len().div_ceil(tiles.splits);
     let needs = Needs::new(64, iterations(problem, keys, tiles.rows, tiles.column_lanes));
     let mut steps = vec![Step::new(variant, bindings, params, grid(&tiles, part), tiles.workgroup_bytes, needs)];

@@ -316,12 +316,12 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let mut bindings = Bindings::new(problem, part, caps);
     bindings.read_inputs().write_outputs();
     let mut variant = Variant::new(Shader::Tiled);
-    variant.query_vec(spec).key_vec(spec).value_vec(spec).output_vec(spec).terms(spec).lse(spec.lse);
+    variant.query_vec(spec).key_vec(spec).value_vec(spec).output_vec(spec).terms(spec).lse(spec);
     variant.snippets(&["keys", "score", "exponent", "row_end", "numerics"]);
     variant.snippets(&[if tiles.query_resident { "tile_query_workgroup" } else { "tile_query_storage" }]);
     variant.snippets(&[if tiles.mask_tiles { "tile_mask_bytes" } else { "tile_mask_none" }]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
-    variant.row_masks_override(spec, false).switch("RAW_SCORES", problem.exponent_scale().is_some());
+    variant.row_masks_override(spec, false).raw_scores_override(problem);
     variant.constant("ROWS", tiles.rows).constant("KEYS", KEYS);
     variant.constant("ROW_LANES", tiles.row_lanes).constant("KEY_LANES", tiles.key_lanes);
     variant.constant("LANE_PASSES", tiles.lane_passes).constant("LANES_AT_ONCE", tiles.key_lanes / tiles.lane_passes);

@@ -91,7 +91,9 @@ impl WeightsPlan {
 
 /// All loops of an invocation together, at most.
 fn iterations(problem: &WeightsProblem) -> usize {
-    let chunks = problem.scores().head_dim().div_ceil(4);
+    // vec4s of a row, and the chunks in which they are summed
+    let vecs = problem.scores().head_dim().div_ceil(4);
+    let chunks = vecs + vecs.div_ceil(16);
     let heads = if problem.reduce() == HeadReduce::Each { 1 } else { problem.heads().len() };
     let keys = match problem.keys() {
         KeyList::Each(_) => 1,

@@ -90,18 +90,22 @@ impl<'a> Bindings<'a> {
 
     /// What a kernel writes that computes rows to their end.
     pub(crate) fn write_outputs(&mut self) -> &mut Self {
-        self.write(Slot::Output);
-        if self.problem.spec().lse {
+        self.write(Slot::Output).write_lse()
+    }
+
+    /// The log-sum-exp of the rows, or their maxima and sums, where any are asked for.
+    pub(crate) fn write_lse(&mut self) -> &mut Self {
+        if self.problem.spec().returns_rows() {
             self.write(Slot::Lse);
         }
         self
     }
 
-    /// Output and log-sum-exp of a part that is one of several go to the partial states.
+    /// Output, maximum and sum of a part that is one of several go to the partial states.
     pub(crate) fn write(&mut self, slot: Slot) -> &mut Self {
         let slot = match (self.part.states, slot) {
             (Some(_), Slot::Output) => Slot::PartOutput,
-            (Some(_), Slot::Lse) => Slot::PartLse,
+            (Some(_), Slot::Lse) => Slot::PartRowState,
             (_, slot) => slot,
         };
         self.add(slot, true);
@@ -126,7 +130,7 @@ impl<'a> Bindings<'a> {
                 pairs_of(bias.layout, bias.element.size_bytes())
             }
             Slot::Mask => pairs_of(spec.mask.unwrap_or(spec.query.layout), 1),
-            Slot::Lse => rows_of(Layout::bhld([batch, q_heads, q_len, 1]), 4),
+            Slot::Lse => rows_of(Layout::bhld([batch, q_heads, q_len, spec.lse_width()]), 4),
             Slot::Scores => pairs_of(Layout::bhld([batch, q_heads, q_len, kv_len]), 4),
             Slot::Workspace => {
                 let Part { batch, heads, rows, keys, .. } = self.part;
@@ -134,7 +138,7 @@ impl<'a> Bindings<'a> {
             }
             Slot::States => dense(Layout::bhld([1, 1, 1, self.state_map().words])),
             Slot::PartOutput => dense(self.state_map().output(self.part, self.states.first)),
-            Slot::PartLse => dense(self.state_map().lse(self.part, self.states.first)),
+            Slot::PartRowState => dense(self.state_map().row_states(self.part, self.states.first)),
             // no tensors of the problem: `push` says where they lie
             Slot::Selection | Slot::Weights => dense(Layout::bhld([0; 4])),
             Slot::RowData => dense(Layout::bhld([1, 1, 1, RowDataMap::new(self.problem).words as usize])),
@@ -160,7 +164,7 @@ impl<'a> Bindings<'a> {
             // states are found by row and number
             let map = self.state_map();
             let Part { heads, rows, .. } = self.part;
-            binding.strides = [heads.len() * rows.len(), rows.len(), map.rows, map.lse_at];
+            binding.strides = [heads.len() * rows.len(), rows.len(), map.rows, map.row_states_at];
             binding.offset = self.states.first * map.rows;
         }
         self.list.push(binding);
@@ -204,13 +208,14 @@ impl<'a> Bindings<'a> {
     }
 }
 
-/// Where partial states lie: outputs `[count, rows, v_head_dim]`, then log-sum-exps `[count, rows]`, in words of 4 bytes.
+/// Where partial states lie: outputs `[count, rows, v_head_dim]`, then maxima and sums `[count, rows, 2]`, in words of 4
+/// bytes.
 #[derive(Clone, Copy, Debug)]
 struct StateMap {
     rows: usize,
     v_head_dim: usize,
-    /// Where the log-sum-exps begin: a binding may, and none of outputs and log-sum-exps overlap.
-    lse_at: usize,
+    /// Where maxima and sums begin: a binding may, and none of them and of outputs overlap.
+    row_states_at: usize,
     words: usize,
 }
 
@@ -219,8 +224,8 @@ impl StateMap {
     fn new(problem: &AttentionProblem, part: &Part, count: usize, alignment: usize) -> Self {
         let (rows, v_head_dim) = (part.row_count(), problem.v_head_dim());
         let all = rows.saturating_mul(count);
-        let lse_at = all.saturating_mul(v_head_dim).checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
-        Self { rows, v_head_dim, lse_at, words: lse_at.saturating_add(all) }
+        let row_states_at = all.saturating_mul(v_head_dim).checked_next_multiple_of(alignment).unwrap_or(usize::MAX);
+        Self { rows, v_head_dim, row_states_at, words: row_states_at.saturating_add(all.saturating_mul(2)) }
     }
 
     fn output(&self, part: &Part, state: usize) -> Layout {
@@ -228,9 +233,10 @@ impl StateMap {
         Layout::bhld(shape).with_offset(state.saturating_mul(self.rows).saturating_mul(self.v_head_dim))
     }
 
-    fn lse(&self, part: &Part, state: usize) -> Layout {
-        let shape = [part.batch.len(), part.heads.len(), part.rows.len(), 1];
-        Layout::bhld(shape).with_offset(self.lse_at.saturating_add(state.saturating_mul(self.rows)))
+    fn row_states(&self, part: &Part, state: usize) -> Layout {
+        let shape = [part.batch.len(), part.heads.len(), part.rows.len(), 2];
+        let before = state.saturating_mul(self.rows).saturating_mul(2);
+        Layout::bhld(shape).with_offset(self.row_states_at.saturating_add(before))
     }
 }
 

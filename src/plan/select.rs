@@ -360,6 +360,7 @@ fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
         (spec.row_ranges, "row_ranges"),
         (spec.sinks, "sinks"),
         (spec.lse, "lse"),
+        (spec.row_state, "row_state"),
     ] {
         if present {
             terms.push(name.to_owned());

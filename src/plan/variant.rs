@@ -18,11 +18,21 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// The shader that merges partial attentions; there is one for all.
+    /// The shader that merges partial attentions by their log-sum-exp; there is one for all.
     #[must_use]
     pub fn merge() -> Self {
+        Self::merge_by(false)
+    }
+
+    /// The same by maximum and sum of each row.
+    #[must_use]
+    pub fn merge_states() -> Self {
+        Self::merge_by(true)
+    }
+
+    fn merge_by(row_states: bool) -> Self {
         let mut variant = Self::new(Shader::Merge);
-        variant.snippets(&["numerics"]);
+        variant.snippets(&["numerics"]).switch("ROW_STATES", row_states);
         variant
     }
 
@@ -43,7 +53,7 @@ impl Variant {
     /// Every shader that runs beside the plans of attentions: what comes before and after them.
     #[must_use]
     pub fn beside_plans() -> Vec<Self> {
-        let few = [Self::merge(), Self::combine_sources(), Self::expand_q8()];
+        let few = [Self::merge(), Self::merge_states(), Self::combine_sources(), Self::expand_q8()];
         few.into_iter().chain(Self::all_linear()).collect()
     }
 }
@@ -155,8 +165,17 @@ impl Variant {
         self.snippets(&[if present { "row_data_buffer" } else { "row_data_none" }])
     }
 
-    pub(crate) fn lse(&mut self, stored: bool) -> &mut Self {
-        self.snippets(&[if stored { "lse_store" } else { "lse_none" }])
+    /// What of a row's softmax is stored: nothing, its log-sum-exp, or its maximum and sum.
+    pub(crate) fn lse(&mut self, spec: &AttentionSpec) -> &mut Self {
+        self.snippets(&[match (spec.row_state, spec.lse) {
+            (true, _) => "lse_state",
+            (false, true) => "lse_store",
+            (false, false) => "lse_none",
+        }])
+    }
+
+    pub(crate) fn no_lse(&mut self) -> &mut Self {
+        self.snippets(&["lse_none"])
     }
 
     pub(crate) fn size(&mut self, name: &'static str, value: usize) -> &mut Self {
@@ -185,6 +204,11 @@ impl Variant {
     /// Overrides of `score.wgsl`.
     pub(crate) fn score_overrides(&mut self, spec: &AttentionSpec) -> &mut Self {
         self.switch("SOFTCAP", spec.softcap.is_some()).switch("ALIBI", spec.alibi_slopes)
+    }
+
+    /// The override of `exponent.wgsl`. A row's maximum is asked for in natural units.
+    pub(crate) fn raw_scores_override(&mut self, problem: &AttentionProblem) -> &mut Self {
+        self.switch("RAW_SCORES", problem.exponent_scale().is_some() && !problem.spec().row_state)
     }
 
     /// Whether rows of a block may see different keys: by a term of the spec, or because they are `otherwise` unlike.

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::slabs::{Page, elements, zeros};
 use super::{Backend, PassageId, PassagePool, PoolError};
-use crate::cpu::{MergedState, PartialState, merge};
+use crate::cpu::{MergedStates, StatePart, merge_states};
 use crate::device::{Device, PreparedOn};
 use crate::error::Error;
 use crate::gpu::{AttentionBuffers, Context, MergeBuffers, PreparedAttention};
-use crate::inputs::AttentionInputs;
+use crate::inputs::{AttentionInputs, RowState};
 use crate::kept::Kept;
 use crate::problem::{AttentionProblem, AttentionSpec};
 use crate::tensor::{Layout, TensorRef, TensorSpec};
@@ -65,11 +65,16 @@ struct Part {
     tokens: usize,
 }
 
-/// The state of all parts so far, and the lse of each part.
+/// The state of all parts so far, and the rows of each part.
 struct Partials {
-    merged: MergedState,
+    merged: MergedStates,
     /// `[parts, rows]`
-    lse: Vec<f32>,
+    parts: RowState,
+}
+
+/// Rows that saw no key.
+fn empty_rows(rows: usize) -> RowState {
+    RowState { row_max: vec![f32::NEG_INFINITY; rows], row_sum: vec![0.0; rows] }
 }
 
 impl PassagePool {
@@ -129,9 +134,8 @@ impl PassagePool {
         let rows = options.q_heads * group.q_len;
         let parts = self.parts(group.passages)?;
         let partials = if parts.is_empty() || rows == 0 {
-            let merged =
-                MergedState { output: vec![0.0; rows * self.spec.v_head_dim], lse: vec![f32::NEG_INFINITY; rows] };
-            Partials { merged, lse: vec![f32::NEG_INFINITY; rows * parts.len()] }
+            let merged = MergedStates { output: vec![0.0; rows * self.spec.v_head_dim], state: empty_rows(rows) };
+            Partials { merged, parts: empty_rows(rows * parts.len()) }
         } else {
             match &self.backend {
                 Backend::Host { device, kept } => self.on_host(device, kept, &parts, group, options).await?,
@@ -185,7 +189,7 @@ impl PassagePool {
         asked.scale = options.scale;
         asked.softcap = options.softcap;
         asked.kv_lens = true;
-        asked.lse = true;
+        asked.row_state = true;
         Ok(AttentionProblem::new(asked)?)
     }
 
@@ -199,8 +203,8 @@ impl PassagePool {
     ) -> Result<Partials, Error> {
         let width = self.spec.v_head_dim;
         let rows = options.q_heads * group.q_len;
-        let mut merged = MergedState { output: vec![0.0; rows * width], lse: vec![f32::NEG_INFINITY; rows] };
-        let mut all_lse = vec![];
+        let mut merged = MergedStates { output: vec![0.0; rows * width], state: empty_rows(rows) };
+        let mut of_parts = RowState::default();
         let mut left = parts;
         while !left.is_empty() {
             let (now, later) = left.split_at(self.round(left, usize::MAX));
@@ -213,15 +217,17 @@ impl PassagePool {
             let mut inputs = AttentionInputs::new(group.query, elements(&key, element), elements(&value, element));
             inputs.kv_lens = Some(&kv_lens);
             let result = prepared.run(&inputs).await?;
-            let (output, lse) = (result.output.to_f32(), result.lse.unwrap_or_default());
-            let new = lse.chunks_exact(rows).zip(output.chunks_exact(rows * width));
-            let states: Vec<_> = std::iter::once(PartialState { output: &merged.output, lse: &merged.lse })
-                .chain(new.map(|(lse, output)| PartialState { output, lse }))
+            let (output, state) = (result.output.to_f32(), result.row_state.unwrap_or_default());
+            let rows_of_parts = state.row_max.chunks_exact(rows).zip(state.row_sum.chunks_exact(rows));
+            let new = rows_of_parts.zip(output.chunks_exact(rows * width));
+            let states: Vec<_> = std::iter::once(StatePart::new(&merged.output, &merged.state))
+                .chain(new.map(|((row_max, row_sum), output)| StatePart { output, row_max, row_sum }))
                 .collect();
-            merged = merge(&states, width)?;
-            all_lse.extend(lse);
+            merged = merge_states(&states, width)?;
+            of_parts.row_max.extend(&state.row_max);
+            of_parts.row_sum.extend(&state.row_sum);
         }
-        Ok(Partials { merged, lse: all_lse })
+        Ok(Partials { merged, parts: of_parts })
     }
 
     /// Keys and values of a round, `[parts, longest, kv_heads, width]`, from host memory.
@@ -253,7 +259,7 @@ impl PassagePool {
     ) -> Result<Partials, Error> {
         let width = self.spec.v_head_dim;
         let rows = options.q_heads * group.q_len;
-        let (output_bytes, lse_bytes) = ((rows * width * 4) as u64, (rows * 4) as u64);
+        let (output_bytes, row_bytes) = ((rows * width * 4) as u64, (rows * 8) as u64);
         // the partial outputs of a round, and the state so far behind them, are one binding
         let binding = context.caps().max_storage_buffer_binding_size.min(context.caps().max_buffer_size);
         let most = usize::try_from(binding / output_bytes).unwrap_or(usize::MAX).saturating_sub(1);
@@ -265,10 +271,10 @@ impl PassagePool {
         let key = context.allocate("staged keys", padded * key_words).await?;
         let value = context.allocate("staged values", padded * value_words).await?;
         let part_output = context.allocate("part_output", (largest + 1) * output_bytes).await?;
-        let part_lse = context.allocate("part_lse", (largest + 1) * lse_bytes).await?;
-        let all_lse = context.allocate("lse of all parts", parts.len() as u64 * lse_bytes).await?;
+        let part_rows = context.allocate("part_row_state", (largest + 1) * row_bytes).await?;
+        let all_rows = context.allocate("row_state of all parts", parts.len() as u64 * row_bytes).await?;
         let output = context.allocate("output", output_bytes).await?;
-        let lse = context.allocate("lse", lse_bytes).await?;
+        let row_state = context.allocate("row_state", row_bytes).await?;
         let (mut left, mut done) = (parts, 0u64);
         while !left.is_empty() {
             let (now, later) = left.split_at(self.round(left, most));
@@ -281,29 +287,32 @@ impl PassagePool {
             self.stage(context, &mut encoder, now, group.passages, [&key, &value]).await?;
             let mut buffers =
                 AttentionBuffers::new(query.slice(..), key.slice(..), value.slice(..), part_output.slice(..));
-            (buffers.kv_lens, buffers.lse) = (Some(kv_lens.slice(..)), Some(part_lse.slice(..)));
+            (buffers.kv_lens, buffers.lse) = (Some(kv_lens.slice(..)), Some(part_rows.slice(..)));
             prepared.encode(&mut encoder, &buffers)?;
-            encoder.copy_buffer_to_buffer(&part_lse, 0, &all_lse, done * lse_bytes, count * lse_bytes);
+            encoder.copy_buffer_to_buffer(&part_rows, 0, &all_rows, done * row_bytes, count * row_bytes);
             let mut states = now.len();
             if done > 0 {
                 encoder.copy_buffer_to_buffer(&output, 0, &part_output, count * output_bytes, output_bytes);
-                encoder.copy_buffer_to_buffer(&lse, 0, &part_lse, count * lse_bytes, lse_bytes);
+                encoder.copy_buffer_to_buffer(&row_state, 0, &part_rows, count * row_bytes, row_bytes);
                 states += 1;
             }
-            let buffers = MergeBuffers { part_output: &part_output, part_lse: &part_lse, output: &output, lse: &lse };
-            context.encode_merge(&mut encoder, states, rows, width, &buffers).await?;
+            let buffers =
+                MergeBuffers { part_output: &part_output, part_lse: &part_rows, output: &output, lse: &row_state };
+            context.encode_merge_states(&mut encoder, states, rows, width, &buffers).await?;
             context.check_faults()?;
             context
                 .checked("the submission of a round of passages", 0, || context.queue().submit([encoder.finish()]))
                 .await?;
             done += count;
         }
-        let merged = MergedState {
-            output: context.read("output", output.slice(..), rows * width).await?,
-            lse: context.read("lse", lse.slice(..), rows).await?,
-        };
-        let lse = context.read("lse of all parts", all_lse.slice(..), parts.len() * rows).await?;
-        Ok(Partials { merged, lse })
+        let merged_output = context.read("output", output.slice(..), rows * width).await?;
+        let merged_rows: Vec<f32> = context.read("row_state", row_state.slice(..), rows * 2).await?;
+        let of_parts: Vec<f32> =
+            context.read("row_state of all parts", all_rows.slice(..), parts.len() * rows * 2).await?;
+        Ok(Partials {
+            merged: MergedStates { output: merged_output, state: RowState::from_pairs(&merged_rows) },
+            parts: RowState::from_pairs(&of_parts),
+        })
     }
 
     /// Puts the pages of a round where the attention reads them.
@@ -346,24 +355,25 @@ impl PassagePool {
         Ok(())
     }
 
-    /// What each passage has of the softmax, from the lse of its parts; in f64, so that the shares add up to 1.
+    /// What each passage has of the softmax, from maxima and sums of its parts; in f64, so that the shares add up to 1.
     #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
     fn shares(&self, parts: &[Part], passages: usize, partials: Partials) -> GroupOutput {
-        let Partials { merged: MergedState { output, lse }, lse: part_lse } = partials;
+        let Partials { merged: MergedStates { output, state }, parts: part_rows } = partials;
+        let lse = state.lse();
         let rows = lse.len();
         let mut passage_lse = vec![f32::NEG_INFINITY; passages * rows];
         let mut mass = vec![0.0; passages * rows];
         for row in 0..rows {
-            let of = |n: usize| f64::from(part_lse[n * rows + row]);
-            let top = (0..parts.len()).map(of).fold(f64::NEG_INFINITY, f64::max);
-            if top == f64::NEG_INFINITY && !lse[row].is_nan() {
-                continue;
-            }
+            let of = |n: usize| [part_rows.row_max[n * rows + row], part_rows.row_sum[n * rows + row]].map(f64::from);
+            let live = || (0..parts.len()).filter(|&n| of(n)[1] != 0.0);
+            let top = live().map(|n| of(n)[0]).fold(f64::NEG_INFINITY, f64::max);
             let mut sums = vec![0.0; passages];
-            for (n, part) in parts.iter().enumerate() {
-                if of(n) != f64::NEG_INFINITY {
-                    sums[part.passage] += (of(n) - top).exp();
-                }
+            for n in live() {
+                let [row_max, row_sum] = of(n);
+                sums[parts[n].passage] += (row_max - top).exp() * row_sum;
+            }
+            if live().next().is_none() {
+                continue;
             }
             let total: f64 = sums.iter().sum();
             for (n, sum) in sums.into_iter().enumerate() {

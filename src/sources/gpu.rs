@@ -4,10 +4,14 @@ use super::run::Ready;
 use super::{Combine, Gate, Sources, SourcesError, SourcesOutput};
 use crate::error::Error;
 use crate::gpu::{AttentionBuffers, Context, GpuError, MergeBuffers, PreparedAttention};
+use crate::inputs::RowState;
 use crate::kernels::small::{CombineParams, grid};
 use crate::plan::Variant;
 use crate::problem::AttentionProblem;
 use crate::tensor::{Layout, TensorRef};
+
+const STORAGE: wgpu::BufferUsages = wgpu::BufferUsages::STORAGE;
+const COPY_DST: wgpu::BufferUsages = wgpu::BufferUsages::COPY_DST;
 
 /// The buffers of one source. Weights before the softmax come as a bias, f32 `[batch, 1, 1, kv_len]` of `ln(weight)`;
 /// weights after it are the caller's to multiply the values with, which are then f32 without gaps.
@@ -36,8 +40,10 @@ pub struct SourcesBuffers<'a> {
     pub gate: Option<&'a wgpu::Buffer>,
     /// f32 `[batch, q_heads, q_len, v_head_dim]` without gaps, written.
     pub output: &'a wgpu::Buffer,
-    /// f32 `[batch, q_heads, q_len]`, written for one softmax over all.
-    pub lse: &'a wgpu::Buffer,
+    /// f32 `[batch, q_heads, q_len, 2]`, maximum and sum of each row, written for one softmax over all.
+    pub row_state: &'a wgpu::Buffer,
+    /// f32 `[sources, batch, q_heads, q_len, 2]`, maximum and sum of each row over each source alone, written.
+    pub source_row_state: &'a wgpu::Buffer,
 }
 
 /// Sources with their plans, pipelines and workspace on a device.
@@ -48,11 +54,10 @@ pub struct SourcesOnGpu {
     gate: Gate,
     row_weights: bool,
     attentions: Vec<PreparedAttention>,
-    /// `[sources, rows, v_head_dim]` and `[sources, rows]`
+    /// `[sources, rows, v_head_dim]`, workspace: written and read within a submission
     part_output: wgpu::Buffer,
-    part_lse: wgpu::Buffer,
-    /// one source's lse, which a binding could not place in the middle of `part_lse`
-    lse: wgpu::Buffer,
+    /// one source's maxima and sums, which a binding could not place in the middle of the caller's
+    row_state: wgpu::Buffer,
     /// the merged output before its gate
     merged: wgpu::Buffer,
     scales: wgpu::Buffer,
@@ -105,8 +110,7 @@ impl SourcesOnGpu {
             row_weights: sources.any_row_weights(),
             attentions,
             part_output,
-            part_lse: context.allocate("part_lse", (parts * rows * 4) as u64).await?,
-            lse: context.allocate("lse of a source", (rows * 4) as u64).await?,
+            row_state: context.allocate("row_state of a source", (rows * 8) as u64).await?,
             merged: context.allocate("merged output", elements * 4).await?,
             scales: context.upload("scales", &scales).await?,
             ones: context.upload("ones", &[1.0f32]).await?,
@@ -162,22 +166,22 @@ impl SourcesOnGpu {
                 alibi_slopes: source.alibi_slopes,
                 sinks: source.sinks,
                 output: self.part_output.slice(..),
-                lse: Some(self.lse.slice(..)),
+                lse: Some(self.row_state.slice(..)),
                 scores: None,
             })?);
         }
-        let lse_bytes = (rows * 4) as u64;
+        let bytes = (rows * 8) as u64;
         for (part, attention) in bound.iter().enumerate() {
             attention.encode(encoder);
-            encoder.copy_buffer_to_buffer(&self.lse, 0, &self.part_lse, part as u64 * lse_bytes, lse_bytes);
+            encoder.copy_buffer_to_buffer(&self.row_state, 0, shared.source_row_state, part as u64 * bytes, bytes);
         }
         let gated = self.gate != Gate::None;
         let (from, scales) = match self.combine {
             Combine::Softmax => {
                 let output = if gated { &self.merged } else { shared.output };
-                let (part_output, part_lse) = (&self.part_output, &self.part_lse);
-                let buffers = MergeBuffers { part_output, part_lse, output, lse: shared.lse };
-                self.context.encode_merge(encoder, parts, rows, width, &buffers).await?;
+                let (part_output, part_lse) = (&self.part_output, shared.source_row_state);
+                let buffers = MergeBuffers { part_output, part_lse, output, lse: shared.row_state };
+                self.context.encode_merge_states(encoder, parts, rows, width, &buffers).await?;
                 if !gated {
                     return Ok(());
                 }
@@ -197,7 +201,7 @@ impl SourcesOnGpu {
             (None, 0) => Ok(&self.ones),
             (None, _) => Err(GpuError::Missing { name }),
             (Some(_), 0) => Err(GpuError::Unexpected { name }),
-            (Some(buffer), _) => fits(name, buffer, needed).map(|()| buffer),
+            (Some(buffer), _) => fits(name, buffer, needed, STORAGE).map(|()| buffer),
         };
         let weights = if self.row_weights { self.attentions.len() * problem.batch() * problem.q_len() } else { 0 };
         let gates = match self.gate {
@@ -206,13 +210,23 @@ impl SourcesOnGpu {
             Gate::Heads => problem.q_heads(),
         };
         let found = (given("row_weights", shared.row_weights, weights)?, given("gate", shared.gate, gates)?);
-        fits("output", shared.output, problem.rows() * problem.v_head_dim())?;
+        fits("output", shared.output, problem.rows() * problem.v_head_dim(), STORAGE)?;
+        let states = problem.rows() * 2;
+        fits("source_row_state", shared.source_row_state, self.attentions.len() * states, STORAGE | COPY_DST)?;
         if self.combine == Combine::Softmax {
-            fits("lse", shared.lse, problem.rows())?;
+            fits("row_state", shared.row_state, states, STORAGE)?;
         }
-        for (read, buffer) in [("row_weights", shared.row_weights), ("gate", shared.gate)] {
-            if buffer == Some(shared.output) {
-                return Err(GpuError::Aliased { written: "output", read });
+        // bound or not: what is written must be nothing else of the call
+        let written =
+            [("output", shared.output), ("row_state", shared.row_state), ("source_row_state", shared.source_row_state)];
+        for (n, (name, buffer)) in written.into_iter().enumerate() {
+            let query = ("query", Some(shared.query.buffer()));
+            let read = [query, ("row_weights", shared.row_weights), ("gate", shared.gate)];
+            let others = written[n + 1..].iter().map(|&(name, other)| (name, Some(other)));
+            for (read, other) in read.into_iter().chain(others) {
+                if other == Some(buffer) {
+                    return Err(GpuError::Aliased { written: name, read });
+                }
             }
         }
         Ok(found)
@@ -253,7 +267,9 @@ impl SourcesOnGpu {
             gates = Some(context.upload("gate", gate).await?);
         }
         let output = context.allocate("output", (rows * width * 4) as u64).await?;
-        let lse = context.allocate("lse", (rows * 4) as u64).await?;
+        // what a call writes belongs to the call: two of them may be on their way at once
+        let row_state = context.allocate("row_state", (rows * 8) as u64).await?;
+        let source_row_state = context.allocate("source_row_state", (ready.len() * rows * 8) as u64).await?;
         let buffers: Vec<_> = tensors
             .iter()
             .map(|tensors| {
@@ -276,29 +292,32 @@ impl SourcesOnGpu {
             row_weights: row_weights.as_ref(),
             gate: gates.as_ref(),
             output: &output,
-            lse: &lse,
+            row_state: &row_state,
+            source_row_state: &source_row_state,
         };
         let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         self.encode(&mut encoder, &buffers, &shared).await?;
         context.check_faults()?;
         context.checked("the submission of sources", 0, || context.queue().submit([encoder.finish()])).await?;
         let merged = match sources.combine {
-            Combine::Softmax => Some(context.read("lse", lse.slice(..), rows).await?),
+            Combine::Softmax => Some(context.read("row_state", row_state.slice(..), rows * 2).await?),
             Combine::Sum => None,
         };
+        let of_sources: Vec<f32> =
+            context.read("source_row_state", source_row_state.slice(..), ready.len() * rows * 2).await?;
         Ok(SourcesOutput {
             output: context.read("output", output.slice(..), rows * width).await?,
-            lse: merged,
-            source_lse: context.read("part_lse", self.part_lse.slice(..), ready.len() * rows).await?,
+            lse: merged.map(|pairs: Vec<f32>| RowState::from_pairs(&pairs).lse()),
+            source_lse: RowState::from_pairs(&of_sources).lse(),
         })
     }
 }
 
-fn fits(name: &'static str, buffer: &wgpu::Buffer, words: usize) -> Result<(), GpuError> {
+fn fits(name: &'static str, buffer: &wgpu::Buffer, words: usize, wanted: wgpu::BufferUsages) -> Result<(), GpuError> {
     let needed = words as u64 * 4;
     if buffer.size() < needed {
         return Err(GpuError::BufferTooSmall { name, needed, found: buffer.size() });
     }
-    let (wanted, found) = (wgpu::BufferUsages::STORAGE, buffer.usage());
+    let found = buffer.usage();
     if found.contains(wanted) { Ok(()) } else { Err(GpuError::Usage { name, needed: wanted, found }) }
 }

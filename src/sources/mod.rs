@@ -268,7 +268,7 @@ fn problem(source: &Source) -> Result<AttentionProblem, crate::problem::ProblemE
     let [batch, heads, len, _] = spec.query.layout.shape;
     let width = spec.value.layout.shape[3];
     spec.output = TensorSpec::f32(Layout::bhld([batch, heads, len, width]));
-    spec.lse = true;
+    spec.row_state = true;
     if source.key_weights {
         spec.bias = Some(TensorSpec::f32(Layout::bhld([batch, 1, 1, spec.key.layout.shape[2]])));
     }

@@ -2,7 +2,7 @@
 
 use super::gpu::SourcesOnGpu;
 use super::{Combine, Gate, Source, SourceInputs, Sources, SourcesError, SourcesOutput};
-use crate::cpu::{MergedState, PartialState, merge};
+use crate::cpu::{MergedStates, StatePart, merge_states};
 use crate::device::{Device, KernelChoice, PreparedOn};
 use crate::error::Error;
 use crate::problem::AttentionProblem;
@@ -211,13 +211,13 @@ async fn on_host(
     let mut states = vec![];
     for (prepared, ready) in prepared.iter().zip(ready) {
         let result = prepared.run(&ready.inputs(query)).await?;
-        states.push((result.output.to_f32(), result.lse.unwrap_or_default()));
+        states.push((result.output.to_f32(), result.row_state.unwrap_or_default()));
     }
     let (mut output, lse) = match sources.combine {
         Combine::Softmax => {
-            let parts: Vec<_> = states.iter().map(|(output, lse)| PartialState { output, lse }).collect();
-            let MergedState { output, lse } = merge(&parts, width)?;
-            (output, Some(lse))
+            let parts: Vec<_> = states.iter().map(|(output, state)| StatePart::new(output, state)).collect();
+            let MergedStates { output, state } = merge_states(&parts, width)?;
+            (output, Some(state.lse()))
         }
         Combine::Sum => {
             let mut output = vec![0.0; problem.rows() * width];
@@ -250,5 +250,5 @@ async fn on_host(
             }
         }
     }
-    Ok(SourcesOutput { output, lse, source_lse: states.into_iter().flat_map(|(_, lse)| lse).collect() })
+    Ok(SourcesOutput { output, lse, source_lse: states.iter().flat_map(|(_, state)| state.lse()).collect() })
 }

@@ -102,6 +102,7 @@ impl ProblemClass {
             (spec.causal.is_some(), "causal".to_owned()),
             (spec.window_left.is_some() || spec.window_right.is_some(), "window".to_owned()),
             (spec.lse, "lse".to_owned()),
+            (spec.row_state, "row_state".to_owned()),
             (spec.scores.is_some(), "scores".to_owned()),
             (problem.batch() > 1 && shared(0), "shared_keys".to_owned()),
             (problem.kv_heads() > 1 && shared(1), "shared_heads".to_owned()),

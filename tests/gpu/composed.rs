@@ -6,7 +6,7 @@ use cross_attention::pool::{GroupQuery, PassagePool, PoolAttention, PoolSpec, St
 use cross_attention::sources::{
     Combine, Gate, Source, SourceBuffers, SourceInputs, Sources, SourcesBuffers, SourcesError,
 };
-use cross_attention::{Device, Element, Error, Layout, TensorSpec};
+use cross_attention::{Device, Element, Error, Layout, RowState, TensorSpec};
 use libtest_mimic::Trial;
 
 use super::adapters::Adapter;
@@ -106,7 +106,8 @@ fn in_a_callers_encoder(context: &Context) -> Result<(), String> {
         let (query, held, gate) = (upload("query", &query)?, upload("held", &held)?, upload("gate", &gate)?);
         let rows = 2 * 2 * 3;
         let output = context.allocate_blocking("output", (rows * width * 4) as u64).map_err(text)?;
-        let lse = context.allocate_blocking("lse", rows as u64 * 4).map_err(text)?;
+        let row_state = context.allocate_blocking("row_state", rows as u64 * 8).map_err(text)?;
+        let source_row_state = context.allocate_blocking("source_row_state", 2 * rows as u64 * 8).map_err(text)?;
         let slice = |n: usize| held.slice(starts[n] as u64 * 4..starts[n + 1] as u64 * 4);
         let source = |n: usize| SourceBuffers {
             key: slice(2 * n),
@@ -119,8 +120,14 @@ fn in_a_callers_encoder(context: &Context) -> Result<(), String> {
             alibi_slopes: None,
             sinks: None,
         };
-        let shared =
-            SourcesBuffers { query: query.slice(..), row_weights: None, gate: Some(&gate), output: &output, lse: &lse };
+        let shared = SourcesBuffers {
+            query: query.slice(..),
+            row_weights: None,
+            gate: Some(&gate),
+            output: &output,
+            row_state: &row_state,
+            source_row_state: &source_row_state,
+        };
         let new_encoder = || context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let mut encoder = new_encoder();
         pollster::block_on(on_gpu.encode(&mut encoder, &[source(0), source(1)], &shared)).map_err(text)?;
@@ -130,7 +137,9 @@ fn in_a_callers_encoder(context: &Context) -> Result<(), String> {
             return Err(format!("{combine:?}: {got:?}\nwanted {:?}", wanted.output));
         }
         if let Some(wanted) = &wanted.lse {
-            let got: Vec<f32> = context.read_blocking("lse", lse.slice(..), rows).map_err(text)?;
+            let pairs: Vec<f32> = context.read_blocking("row_state", row_state.slice(..), 2 * rows).map_err(text)?;
+            let (row_max, row_sum) = pairs.chunks_exact(2).map(|pair| (pair[0], pair[1])).unzip();
+            let got = RowState { row_max, row_sum }.lse();
             if got != *wanted {
                 return Err(format!("lse {got:?}, wanted {wanted:?}"));
             }
@@ -147,8 +156,17 @@ fn in_a_callers_encoder(context: &Context) -> Result<(), String> {
         refused(&both, SourcesBuffers { gate: None, ..shared }, GpuError::Missing { name: "gate" }.into())?;
         let unexpected = SourcesBuffers { row_weights: Some(&gate), ..shared };
         refused(&both, unexpected, GpuError::Unexpected { name: "row_weights" }.into())?;
-        let small = GpuError::BufferTooSmall { name: "output", needed: (rows * width * 4) as u64, found: 48 };
-        refused(&both, SourcesBuffers { output: &lse, ..shared }, small.into())?;
+        let small = GpuError::BufferTooSmall { name: "output", needed: (rows * width * 4) as u64, found: 96 };
+        let short = context.allocate_blocking("output", 96).map_err(text)?;
+        refused(&both, SourcesBuffers { output: &short, ..shared }, small.into())?;
+        // what is written may be nothing else of the call
+        for (written, read, twice) in [
+            ("row_state", "source_row_state", SourcesBuffers { row_state: &source_row_state, ..shared }),
+            ("output", "query", SourcesBuffers { query: output.slice(..), ..shared }),
+            ("output", "source_row_state", SourcesBuffers { source_row_state: &output, ..shared }),
+        ] {
+            refused(&both, twice, GpuError::Aliased { written, read }.into())?;
+        }
     }
     Ok(())
 }

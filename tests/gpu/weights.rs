@@ -103,7 +103,7 @@ fn segments() -> WeightsSpec {
     }
 }
 
-/// Attention and weights in one submission: the attention is as without, the weights are as from its log-sum-exp.
+/// Attention and weights in one submission: the attention is as without, the weights are as from its maxima and sums.
 fn one_call(adapter: &Adapter) -> Result<(), String> {
     let case = larger().without_lse();
     let (problem, data) = (case.problem(), case.data());
@@ -121,7 +121,12 @@ fn one_call(adapter: &Adapter) -> Result<(), String> {
             return Err(format!("shape {:?}, should be {:?}", both.shape, wanted.shape()));
         }
         weights::compare(&case, &data, &lse, &spec, &both.weights)?;
-        let again = adapter.context.weights_blocking(&wanted, &inputs, &lse).map_err(|e| message(&e))?;
+        let mut asked = problem.spec().clone();
+        asked.row_state = true;
+        let asked = AttentionProblem::new(asked).map_err(|error| error.to_string())?;
+        let state = device.attention_blocking(&asked, &inputs).map_err(|e| message(&e))?.row_state;
+        let state = state.ok_or("row_state was asked for")?;
+        let again = adapter.context.weights_blocking(&wanted, &inputs, &state).map_err(|e| message(&e))?;
         if !same_bits(&again, &both.weights) {
             return Err("the same pass in a call of its own gives other bits".to_owned());
         }
@@ -161,7 +166,9 @@ fn run_plan(adapter: &Adapter, case: &Case, plan: WeightsPlan, lse: &[f32]) -> R
         let key = context.upload_tensor("key", data.key.as_ref()).await?;
         let kv_lens = upload("kv_lens", data.kv_lens.as_deref().unwrap_or_default()).await?;
         let slopes = context.upload("alibi_slopes", data.alibi_slopes.as_deref().unwrap_or_default()).await?;
-        let lse = context.upload("lse", lse).await?;
+        let pairs: Vec<f32> =
+            lse.iter().flat_map(|&lse| [lse, if lse == f32::NEG_INFINITY { 0.0 } else { 1.0 }]).collect();
+        let row_state = context.upload("row_state", &pairs).await?;
         let elements = plan.problem().shape().iter().product();
         let prepared = context.prepare_weights_plan(plan).await?;
         let weights = prepared.allocate().await?;
@@ -174,7 +181,7 @@ fn run_plan(adapter: &Adapter, case: &Case, plan: WeightsPlan, lse: &[f32]) -> R
             row_start: None,
             row_end: None,
             alibi_slopes: Some(slopes.slice(..)),
-            lse: lse.slice(..),
+            row_state: row_state.slice(..),
             weights: weights.slice(..),
         };
         let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -197,10 +204,13 @@ fn drive<T>(adapter: &Adapter, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Recorded between the caller's own passes, behind the attention whose log-sum-exp it reads.
+/// Recorded between the caller's own passes, behind the attention whose maxima and sums it reads.
 fn encoded(adapter: &Adapter) -> Result<(), String> {
     let case = larger();
-    let (problem, data) = (case.problem(), case.data());
+    let data = case.data();
+    let mut asked = case.problem().spec().clone();
+    asked.row_state = true;
+    let problem = AttentionProblem::new(asked).map_err(|error| error.to_string())?;
     let spec = segments();
     let wanted = wanted(&problem, &spec)?;
     let context = &adapter.context;
@@ -224,7 +234,9 @@ fn encoded(adapter: &Adapter) -> Result<(), String> {
 
 fn refusals(adapter: &Adapter) -> Result<(), String> {
     let case = Case::new("weights_refused", "buffers that will not do", 1, [2, 2], [3, 9], [8, 8]);
-    let problem = case.problem();
+    let mut asked = case.problem().spec().clone();
+    asked.row_state = true;
+    let problem = AttentionProblem::new(asked).map_err(|error| error.to_string())?;
     let wanted = wanted(&problem, &WeightsSpec::default())?;
     let context = &adapter.context;
     let pass = context.prepare_weights_blocking(&wanted).map_err(|error| message(&error))?;
@@ -238,14 +250,14 @@ fn refusals(adapter: &Adapter) -> Result<(), String> {
     let found = [
         pass.bind(&of(small.slice(..))?).err(),
         pass.bind(&WeightsBuffers { weights: tensors.query.slice(..), query: right.slice(..), ..good }).err(),
-        pass.bind(&WeightsBuffers { lse: right.slice(..), ..good }).err(),
+        pass.bind(&WeightsBuffers { row_state: right.slice(..), ..good }).err(),
         pass.bind(&WeightsBuffers { mask: Some(small.slice(..)), ..good }).err(),
         pass.bind(&good).err(),
     ];
     let expected = [
         Some(GpuError::BufferTooSmall { name: "weights", needed: 216, found: 212 }),
         Some(GpuError::BufferTooSmall { name: "weights", needed: 216, found: tensors.query.size() }),
-        Some(GpuError::Aliased { written: "weights", read: "lse" }),
+        Some(GpuError::Aliased { written: "weights", read: "row_state" }),
         Some(GpuError::Unexpected { name: "mask" }),
         None,
     ];

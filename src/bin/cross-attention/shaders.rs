@@ -327,7 +327,7 @@ fn element_types(job: &Job) -> Vec<(&'static str, &'static str)> {
         Slot::Bias => spec.bias.map(|bias| bias.element),
         Slot::Output => Some(spec.output.element),
         Slot::Mask | Slot::RowData | Slot::Lse => None,
-        Slot::Scores | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartLse => None,
+        Slot::Scores | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartRowState => None,
         Slot::Selection | Slot::Weights => None,
     };
     let slots = step.bindings.iter().map(|binding| binding.slot);
