@@ -1,43 +1,65 @@
 //! Output against oracle: the tolerance rule.
 //!
 //! For every row: `err(kernel) <= 2 * err(plain) + floor`, each against the oracle on the stored (rounded) inputs.
-//! `plain` is the direct algorithm in f32 before its output is rounded, so it pays what f32 itself costs. `floor` is
-//! what any sound kernel may differ by, derived below; nothing in it is chosen to make a test pass.
+//! `plain` is the direct algorithm in f32, every sum in order, before its output is rounded, so it pays what f32 itself
+//! costs. It is a yardstick of this module's own, so that no kernel sets the tolerance that it is judged by, and it may not
+//! be further off than its own rounding errors add up to at worst. What one order of summation is spared by chance, another
+//! is not: the same algorithm with exact sums, the *twin*, is a second yardstick, and the worse of the two counts.
+//! `floor` is what sound kernels may differ by, derived below; nothing in it is chosen to make a test pass.
 //!
-//! The rule and its derivation stand in this one file and nowhere else, which makes it a long one.
+//! The rule and its derivation stand in this file and in [`floor`], and nowhere else.
 //!
 //! # The floor
 //!
-//! `u = 2^-24` is the rounding of one f32 operation. Let `s_j` be the scores, `m` their maximum (the sink's logit
-//! included), `x_j = s_j - m`, `p_j` the probabilities, `n` the number of allowed keys, `o_d` the output.
+//! `u = 2^-24` is the rounding of one f32 operation. Let `s_j` be the scores of the twin, `m` their maximum (the sink's
+//! logit included), `x_j = s_j - m`, `p_j` the probabilities, `o_d` the output.
 //!
-//! *Scores.* A dot product of length `k` that is added up in any order is off by about
-//! `sqrt(k) * u * sum |q * k|` (Higham and Mary 2019, probabilistic rounding analysis). Scale, bias, ALiBi and softcap
-//! each round once more: `u * |s|`. The softcap is `cap * (1 - t) / (1 + t)` with `t = exp(-2 |s| / cap)`, whose
-//! derivative scales the error so far and which adds the errors of its exponential and its division. Together:
-//! `e_j`. What the exponential is given has been rounded again, when the maximum is subtracted and when the score is
-//! taken to base 2: `u * (|s_j| + |x_j|)`.
+//! *Roundings.* They are taken for independent and even over `-u|y| .. u|y|`, `y` being what is rounded: a variance of
+//! `(u y)^2 / 3` (probabilistic rounding analysis, Higham and Mary 2019). Variances add up, and 4 standard deviations are
+//! allowed; a sum of up to 5 roundings of one size cannot be off by more. Numbers that are f32 are not rounded. Where all
+//! numbers that a step may have round to one f32, all kernels have that f32, and nothing that went before counts any longer:
+//! a bias of -10^9 is no licence, for it leaves all sound kernels with the same scores.
 //!
-//! *Exponentials.* WGSL allows `exp(x)` an error of `3 + 2 |x|` ulp, an ulp being at most `2 u` of the value.
+//! *Sums* round each product and each partial sum. Partial sums are those of the numbers at hand in 16 chains side by side,
+//! which are then added up; what one long chain costs beyond that, `plain` pays. A kernel may round each once more when it
+//! moves to a new maximum.
 //!
-//! *Output.* To first order, an error of `e_j` in score `j` moves the output by `p_j * e_j * (v_jd - o_d)`: what
-//! numerator and denominator have in common cancels. The exponential's error is not supposed to cancel, so it counts
-//! with `|v_jd| + |o_d|`. Sums over `n` keys, each possibly rescaled to a new maximum, cost
-//! `sqrt(2 n) * u * (sum p_j |v_jd| + |o_d|)`. The division may be off by 2.5 ulp in WGSL, and the stored element
-//! rounds once: by `u * |o|` for f32; by `2^-11 |o|`, or `2^-25` among the subnormals, for f16.
-//! Results below f32's normal range may be flushed to zero.
+//! *Scores.* A dot product, then one rounding each for scale, bias and ALiBi. The softcap is
+//! `cap * (1 - t) / (1 + t)` with `t = exp(-2 |s| / cap)`, whose derivative scales the error so far and which adds the errors
+//! of its exponential and its division. Together: `e_j`. A kernel carries maximum and sum, so the exponential is given
+//! `s_j - m`, rounded once more where that is no f32, and no error is in proportion to the log-sum-exp.
 //!
-//! *lse.* The errors of scores and exponentials weighted by `p_j`; the sum; the logarithm, which WGSL allows
-//! `2^-21`, or 3 ulp outside of 0.5 to 2; the addition of the maximum, and a change of base.
+//! *Exponentials.* WGSL allows `exp(x)` an error of `3 + 2 |x|` ulp, an ulp being at most `2 u` of the value. It is a
+//! driver's function, and may be off everywhere in one direction: such errors add up as they are.
+//!
+//! *Output.* To first order, an error of `e_j` in an exponent moves the output by `p_j * e_j * (v_jd - o_d)`: what
+//! numerator and denominator have in common cancels, that of the exponential too, for there is one for both. To that come
+//! the roundings of both sums, the division, which may be off by 2.5 ulp in WGSL, and the rounding of the stored element:
+//! by `u * |o|` for f32; by `2^-11 |o|`, or `2^-25` among the subnormals, for f16. Results below f32's normal range may be
+//! flushed to zero.
+//!
+//! *Weights.* The error of the own exponent, that of the sum, the division. Those of a row must also add up to 1, less the
+//! sink's, within what two passes over the scores may differ by in their sums.
+//!
+//! *Maximum and sum.* `row_sum * exp(row_max - m)` is the mass of the row: the errors of exponents weighted by `p_j`, and
+//! the sum. The maximum may be any number that leaves the sum finite and above 0.
+//!
+//! *lse.* The error of the mass; the logarithm, which WGSL allows `2^-21`, or 3 ulp outside of 0.5 to 2; the addition of
+//! the maximum, and a change of base.
 //!
 //! # Special values
 //!
 //! NaN must be where the oracle has NaN and nowhere else; infinities must match. A result that rounds to an infinite
 //! element must be infinite; near that border it may be either. A row without mass gives exact zeros. Two things
-//! cannot be asked of f32: a finite result where the direct algorithm in f32 itself overflows (such places are
-//! counted, in [`Report::beyond_f32`]), and which of NaN and infinity an infinite value becomes whose weight is too
-//! small for f32.
+//! cannot be asked of f32: a finite result where a step of a score itself is beyond f32, so that the twin overflows too (such
+//! places are counted, in [`Report::beyond_f32`]), and which of NaN and infinity an infinite value becomes whose weight is
+//! too small for f32.
 
+mod floor;
+mod yardstick;
+
+use self::floor::{Bound, Bounds};
+use self::yardstick::{Plain, Twin};
 use crate::cpu::{self, reference};
 use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
 use crate::problem::{AttentionProblem, ScoreStage};
@@ -57,13 +79,16 @@ pub struct Report {
     pub max_lse_error: f64,
     /// The largest error of a returned score or weight; 0 if the spec does not ask for them.
     pub max_score_error: f64,
+    /// The largest error of what a returned maximum and sum stand for, relative; 0 if the spec does not ask for them.
+    pub max_state_error: f64,
     /// The largest ratio of an error to what is allowed there; at most 1 if all is well.
     pub worst_ratio: f64,
     /// Where that is; `None` if everything is exact.
     pub worst: Option<Place>,
     /// Number of elements out of tolerance.
     pub failures: usize,
-    /// Number of elements whose true value is finite but out of reach of f32, so that they could not be judged.
+    /// Number of elements whose true value is finite but out of reach of f32, so that they could not be judged: a score, or a
+    /// step on the way to it, is beyond f32's range.
     pub beyond_f32: usize,
 }
 
@@ -81,7 +106,8 @@ pub struct Place {
     pub want: f64,
     /// The kernel's error.
     pub error: f64,
-    /// The error of the direct algorithm in f32; for output the largest of the row, for the magnitude of this column.
+    /// The error of the direct algorithm in f32; for output the largest of the row, for the magnitude of this column. At
+    /// most what its roundings add up to.
     pub plain_error: f64,
     /// The error that is allowed here.
     pub allowed: f64,
@@ -96,6 +122,10 @@ pub enum Compared {
     Lse,
     /// The returned score matrix.
     Scores,
+    /// Maximum and sum of a row, shown as the log-sum-exp that they stand for; the errors are relative to the row's mass.
+    State,
+    /// The sum of a row's returned weights.
+    Mass,
     /// An element of the output's buffer that its layout leaves out; must be zero.
     Gap,
 }
@@ -114,6 +144,7 @@ impl Report {
             max_abs_error: 0.0,
             max_lse_error: 0.0,
             max_score_error: 0.0,
+            max_state_error: 0.0,
             worst_ratio: 0.0,
             worst: None,
             failures: 0,
@@ -128,7 +159,8 @@ impl Report {
         let max = match place.tensor {
             Compared::Output | Compared::Gap => &mut self.max_abs_error,
             Compared::Lse => &mut self.max_lse_error,
-            Compared::Scores => &mut self.max_score_error,
+            Compared::Scores | Compared::Mass => &mut self.max_score_error,
+            Compared::State => &mut self.max_state_error,
         };
         *max = max.max(place.error);
         self.failures += usize::from(ratio > 1.0);
@@ -142,6 +174,7 @@ impl Report {
         self.max_abs_error = self.max_abs_error.max(other.max_abs_error);
         self.max_lse_error = self.max_lse_error.max(other.max_lse_error);
         self.max_score_error = self.max_score_error.max(other.max_score_error);
+        self.max_state_error = self.max_state_error.max(other.max_state_error);
         if other.worst_ratio > self.worst_ratio {
             self.worst_ratio = other.worst_ratio;
             self.worst = other.worst;
@@ -172,6 +205,8 @@ impl std::fmt::Display for Report {
                 Compared::Output => "output",
                 Compared::Lse => "lse",
                 Compared::Scores => "scores",
+                Compared::State => "maximum and sum",
+                Compared::Mass => "sum of the weights",
                 Compared::Gap => "gap in output",
             };
             write!(
@@ -261,6 +296,9 @@ fn check_output(problem: &AttentionProblem, output: &AttentionOutput) -> Result<
         _ => Ok(()),
     };
     optional("lse", output.lse.as_ref(), spec.lse, problem.rows())?;
+    let state = output.row_state.as_ref();
+    optional("row_max", state.map(|state| &state.row_max), spec.row_state, problem.rows())?;
+    optional("row_sum", state.map(|state| &state.row_sum), spec.row_state, problem.rows())?;
     optional("scores", output.scores.as_ref(), spec.scores.is_some(), problem.rows() * problem.kv_len())
 }
 
@@ -268,18 +306,21 @@ fn compare_row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, output:
     let spec = problem.spec();
     let (b, h, i) = cpu::row_place(problem, n);
     let oracle = reference::row(problem, inputs, b, h, i);
-    let plain = cpu::plain_row(problem, inputs, [b, h, i]);
-    let bounds = Bounds::new(problem, inputs, [b, h, i], &oracle);
+    let plain = yardstick::plain(problem, inputs, [b, h, i], &oracle);
+    let twin = yardstick::twin(problem, inputs, [b, h, i], &oracle);
+    let bounds = Bounds::new(problem, inputs, [b, h, i], &oracle, &twin);
     let mut report = Report::new(1, 1);
 
-    let plain_errors = plain.output.iter().zip(&oracle.output).zip(&bounds.columns);
-    let plain_relative = plain_errors
-        .map(|((&plain, want), column)| (f64::from(plain) - want).abs() / column.magnitude.max(TINY))
-        .filter(|error| error.is_finite())
-        .fold(0.0, f64::max);
+    // the largest of the row, for the magnitude of a column
+    let relative = |yardstick: &dyn Fn(usize) -> f64| {
+        let of_column =
+            |(d, column): (usize, &floor::Column)| (yardstick(d) - oracle.output[d]).abs() / column.magnitude.max(TINY);
+        bounds.columns.iter().enumerate().map(of_column).filter(|error| error.is_finite()).fold(0.0, f64::max)
+    };
+    let plain_relative = relative(&|d| f64::from(plain.output[d])).max(relative(&|d| twin.output[d]));
     for (d, column) in bounds.columns.iter().enumerate() {
         let at = spec.output.layout.index([b, h, i, d]);
-        let plain_error = plain_relative * column.magnitude;
+        let want = oracle.output[d];
         report.judge(&Judged {
             tensor: Compared::Output,
             index: [b, h, i, d],
@@ -288,38 +329,58 @@ fn compare_row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, output:
                 TensorData::F32(data) => f64::from(data[at]),
                 TensorData::F16(data) => f64::from(data[at]),
             },
-            want: oracle.output[d],
-            plain: plain.output[d],
-            plain_error,
-            floor: column.floor,
+            want,
+            in_reach: plain.output[d].is_finite() || (twin.output[d].is_finite() && twin.reaches(want)),
+            plain_error: (plain_relative * column.magnitude).min(column.bound.plain),
+            floor: column.bound.floor,
             exact: bounds.empty,
             nan_or_infinite: column.vanishing_infinity,
         });
     }
-    let pointwise = |tensor, index, got: f32, want: f64, plain: f32, floor: f64, exact: bool| Judged {
-        tensor,
-        index,
-        element: Element::F32,
-        got: f64::from(got),
-        want,
-        plain,
-        plain_error: (f64::from(plain) - want).abs(),
-        floor,
-        exact,
-        nan_or_infinite: false,
-    };
+    let pointwise =
+        |tensor, index, got: f32, want: f64, [plain, twin_has]: [f64; 2], bound: Bound, exact: bool| Judged {
+            tensor,
+            index,
+            element: Element::F32,
+            got: f64::from(got),
+            want,
+            in_reach: plain.is_finite() || (twin_has.is_finite() && twin.reaches(want)),
+            plain_error: worse([plain, twin_has], want).min(bound.plain),
+            floor: bound.floor,
+            exact,
+            nan_or_infinite: false,
+        };
     if let Some(lse) = &output.lse {
-        let index = [b, h, i, 0];
-        report.judge(&pointwise(Compared::Lse, index, lse[n], oracle.lse, plain.lse, bounds.lse, false));
+        let yardsticks = [f64::from(plain.lse), twin.lse];
+        report.judge(&pointwise(Compared::Lse, [b, h, i, 0], lse[n], oracle.lse, yardsticks, bounds.lse, false));
+    }
+    if let Some(state) = &output.row_state {
+        report.judge_state([b, h, i], [state.row_max[n], state.row_sum[n]], (&oracle, &plain, &twin), &bounds);
     }
     if let Some(scores) = &output.scores {
         let want = reference::stage(problem, inputs, b, h, i, &oracle);
-        for (j, &got) in scores[n * problem.kv_len()..][..problem.kv_len()].iter().enumerate() {
-            let (floor, exact) = bounds.score(problem, inputs, [b, h, i], j, &oracle);
-            report.judge(&pointwise(Compared::Scores, [b, h, i, j], got, want[j], plain.scores[j], floor, exact));
+        let row = &scores[n * problem.kv_len()..][..problem.kv_len()];
+        for (j, &got) in row.iter().enumerate() {
+            let (of_twin, bound, exact) = bounds.score(problem, inputs, [b, h, i], j, (&oracle, &twin));
+            let yardsticks = [f64::from(plain.scores[j]), of_twin];
+            report.judge(&pointwise(Compared::Scores, [b, h, i, j], got, want[j], yardsticks, bound, exact));
+        }
+        if spec.scores == Some(ScoreStage::Probs) && !bounds.empty && oracle.lse.is_finite() && twin.lse.is_finite() {
+            let (got, want) = (row.iter().copied().map(f64::from).sum::<f64>(), want.iter().sum::<f64>());
+            let plain: f64 = plain.scores.iter().copied().map(f64::from).sum();
+            let plain_error = worse([plain, twin.probs.iter().sum()], want).min(bounds.mass);
+            let error = if got.is_finite() { (got - want).abs() } else { f64::INFINITY };
+            let allowed = 2.0 * plain_error + bounds.mass;
+            let index = [b, h, i, 0];
+            report.add(Place { tensor: Compared::Mass, index, got, want, error, plain_error, allowed });
         }
     }
     report
+}
+
+/// The larger error of two yardsticks, of those that are numbers.
+fn worse(yardsticks: [f64; 2], want: f64) -> f64 {
+    yardsticks.into_iter().map(|x| (x - want).abs()).filter(|error| error.is_finite()).fold(0.0, f64::max)
 }
 
 /// One element and all that decides whether it is right.
@@ -329,7 +390,8 @@ struct Judged {
     element: Element,
     got: f64,
     want: f64,
-    plain: f32,
+    /// a yardstick has a finite number here, or the result lies within f32
+    in_reach: bool,
     plain_error: f64,
     /// without the rounding of the element
     floor: f64,
@@ -341,7 +403,8 @@ struct Judged {
 
 impl Report {
     fn judge(&mut self, judged: &Judged) {
-        let &Judged { tensor, index, element, got, want, plain, plain_error, floor, exact, nan_or_infinite } = judged;
+        let &Judged { tensor, index, element, got, want, in_reach, plain_error, floor, exact, nan_or_infinite } =
+            judged;
         let place = |error, allowed| Place { tensor, index, got, want, error, plain_error, allowed };
         if !want.is_finite() {
             let same = if want.is_nan() { got.is_nan() } else { got.is_infinite() && got.signum() == want.signum() };
@@ -349,7 +412,7 @@ impl Report {
             self.add(place(if right { 0.0 } else { f64::INFINITY }, 0.0));
             return;
         }
-        if !plain.is_finite() {
+        if !in_reach {
             self.beyond_f32 += 1;
             return;
         }
@@ -371,6 +434,52 @@ impl Report {
         };
         self.add(place(error, allowed));
     }
+
+    /// Maximum and sum of a row, by the mass that they stand for.
+    fn judge_state(
+        &mut self,
+        [b, h, i]: [usize; 3],
+        [row_max, row_sum]: [f32; 2],
+        (oracle, plain, twin): (&reference::Row, &Plain, &Twin),
+        bounds: &Bounds,
+    ) {
+        let mut place = Place {
+            tensor: Compared::State,
+            index: [b, h, i, 0],
+            got: f64::from(row_max) + f64::from(row_sum).ln(),
+            want: oracle.lse,
+            error: f64::INFINITY,
+            plain_error: 0.0,
+            allowed: 0.0,
+        };
+        if !oracle.lse.is_finite() || bounds.empty {
+            let seen = oracle.allowed.contains(&true);
+            let right = if seen {
+                // NaN, an infinite score, or no score but -inf
+                if oracle.lse.is_nan() { place.got.is_nan() } else { row_sum == 0.0 || place.got.is_nan() }
+            } else if oracle.lse == f64::NEG_INFINITY {
+                row_max == f32::NEG_INFINITY && row_sum == 0.0
+            } else {
+                (row_max.total_cmp(&twin.sink).is_eq() && row_sum.to_bits() == 1.0f32.to_bits())
+                    || (row_max.is_nan() && twin.sink.is_nan())
+            };
+            place.error = if right { 0.0 } else { f64::INFINITY };
+            self.add(place);
+            return;
+        }
+        if !plain.row_sum.is_finite() && !twin.reaches(oracle.lse) {
+            self.beyond_f32 += 1;
+            return;
+        }
+        // relative to the mass of the row
+        let off = |max: f32, sum: f32| f64::from(sum) * (f64::from(max) - oracle.lse).exp() - 1.0;
+        place.plain_error = worse([off(plain.row_max, plain.row_sum), (twin.lse - oracle.lse).exp_m1()], 0.0);
+        place.plain_error = place.plain_error.min(bounds.state.plain);
+        place.allowed = 2.0 * place.plain_error + bounds.state.floor + U;
+        let sound = row_max.is_finite() && row_sum.is_finite() && row_sum > 0.0;
+        place.error = if sound { off(row_max, row_sum).abs() } else { f64::INFINITY };
+        self.add(place);
+    }
 }
 
 /// Rounding error of one f32 operation, relative to its result.
@@ -385,156 +494,15 @@ fn exp_error(x: f64) -> f64 {
     (3.0 + 2.0 * x.abs()) * 2.0 * U
 }
 
-/// The floors of one row: what a sound kernel may be off by, before the result is rounded to its element.
-struct Bounds {
-    /// `[v_head_dim]`
-    columns: Vec<Column>,
-    lse: f64,
-    /// error of probabilities that all keys have in common, relative
-    common: f64,
-    /// no key has any weight, so the output is exactly zero
-    empty: bool,
-}
-
-#[derive(Clone, Default)]
-struct Column {
-    floor: f64,
-    /// `sum p_j |v_j|`
-    magnitude: f64,
-    /// an infinite value has a weight too small for f32
-    vanishing_infinity: bool,
-}
-
-impl Bounds {
-    fn new(
-        problem: &AttentionProblem,
-        inputs: &AttentionInputs<'_>,
-        [b, h, i]: [usize; 3],
-        oracle: &reference::Row,
-    ) -> Self {
-        let spec = problem.spec();
-        let live = || (0..problem.kv_len()).filter(|&j| oracle.allowed[j]);
-        let n = live().count() as f64;
-        let sink = inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[h]));
-        let max = live().map(|j| oracle.scores[j]).fold(sink, f64::max);
-        let mut columns = vec![Column::default(); problem.v_head_dim()];
-
-        // errors of scores and exponentials, weighted: over the row, and over a column without and with cancelling
-        let mut weighted = 0.0;
-        let sink_prob = if sink == f64::NEG_INFINITY { 0.0 } else { (sink - oracle.lse).exp() };
-        let input_error = |score: f64| U * (score.abs() + (score - max).abs());
-        if sink_prob > 0.0 {
-            weighted += sink_prob * (input_error(sink) + exp_error(sink - max));
-            for (column, output) in columns.iter_mut().zip(&oracle.output) {
-                column.floor += weighted * output.abs();
-            }
-        }
-        for j in live() {
-            let (prob, score) = (oracle.probs[j], oracle.scores[j]);
-            let score_error = score_errors(problem, inputs, [b, h, i], j).last() + input_error(score);
-            let exp_error = exp_error(score - max);
-            if prob > 0.0 {
-                weighted += prob * (score_error + exp_error);
-            }
-            let value = reference::load(inputs.value, &spec.value.layout, [b, h / problem.group_size(), j]);
-            for ((column, v), output) in columns.iter_mut().zip(value).zip(&oracle.output) {
-                column.floor += TINY * v.abs();
-                column.vanishing_infinity |= v.is_infinite() && prob < VANISHING;
-                if prob > 0.0 {
-                    column.magnitude += prob * v.abs();
-                    column.floor += prob * (score_error * (v - output).abs() + exp_error * (v.abs() + output.abs()));
-                }
-            }
-        }
-        for (column, output) in columns.iter_mut().zip(&oracle.output) {
-            let sums = (2.0 * n).sqrt() * U * (column.magnitude + output.abs());
-            column.floor += sums + DIVISION * output.abs() + TINY;
-        }
-        let sum = (2.0 * n).sqrt() * U;
-        let logarithm = f64::max(2f64.powi(-21), 6.0 * U * (n + 1.0).ln());
-        let lse = weighted + sum + n * TINY + logarithm + U * (oracle.lse.abs() + 2.0 * max.abs());
-        let empty = n == 0.0 || oracle.lse == f64::NEG_INFINITY;
-        Self { columns, lse, common: weighted + sum + DIVISION + lse, empty }
-    }
-
-    /// Floor of the returned score of key `j`, and whether it must be exact.
-    fn score(
-        &self,
-        problem: &AttentionProblem,
-        inputs: &AttentionInputs<'_>,
-        row: [usize; 3],
-        j: usize,
-        oracle: &reference::Row,
-    ) -> (f64, bool) {
-        let errors = score_errors(problem, inputs, row, j);
-        match problem.spec().scores {
-            Some(ScoreStage::Scaled) => (errors.scaled, false),
-            Some(ScoreStage::Capped) => (errors.capped, false),
-            Some(ScoreStage::Masked) => (errors.masked, !oracle.allowed[j]),
-            Some(ScoreStage::Probs) if oracle.probs[j] > 0.0 => {
-                let (score, x) = (oracle.scores[j], oracle.scores[j] - oracle.lse);
-                let own = errors.masked + U * (score.abs() + x.abs()) + exp_error(x);
-                (oracle.probs[j] * (own + self.common) + TINY, false)
-            }
-            Some(ScoreStage::Probs) | None => (TINY, !oracle.allowed[j] || self.empty),
-        }
-    }
-}
+/// Standard deviations of many roundings that are allowed.
+const SIGMAS: f64 = 4.0;
 
 /// A weight below this, times infinity, may be NaN in f32: with some room, where it may be flushed to zero.
 const VANISHING: f64 = 1.0 / (1u128 << 100) as f64;
 
-/// Errors of one score after each stage.
-struct ScoreErrors {
-    scaled: f64,
-    capped: f64,
-    masked: f64,
-}
-
-impl ScoreErrors {
-    const fn last(&self) -> f64 {
-        self.masked
-    }
-}
-
-fn score_errors(
-    problem: &AttentionProblem,
-    inputs: &AttentionInputs<'_>,
-    [b, h, i]: [usize; 3],
-    j: usize,
-) -> ScoreErrors {
-    let spec = problem.spec();
-    let query = reference::load(inputs.query, &spec.query.layout, [b, h, i]);
-    let key = reference::load(inputs.key, &spec.key.layout, [b, h / problem.group_size(), j]);
-    let (dot, magnitude) = query.zip(key).fold((0.0, 0.0), |(dot, magnitude), (q, k)| {
-        let product: f64 = q * k;
-        (dot + product, magnitude + product.abs())
-    });
-    let scale = f64::from(problem.scale());
-    let mut score = scale * dot;
-    let scaled = U * ((problem.head_dim() as f64).sqrt() * scale.abs() * magnitude + score.abs()) + TINY;
-    let mut error = scaled;
-    if let Some(cap) = spec.softcap.map(f64::from) {
-        let x = 2.0 * score.abs() / cap;
-        let t = (-x).exp();
-        let slope = 4.0 * t / ((1.0 + t) * (1.0 + t));
-        let exponential = cap * slope / 2.0 * (exp_error(x) + U * x);
-        score = cap * (score / cap).tanh();
-        error = slope * error + exponential + (DIVISION + 2.0 * U) * score.abs();
-    }
-    let capped = error;
-    if let Some((bias, of)) = inputs.bias.zip(spec.bias.as_ref()) {
-        score += f64::from(bias.get(of.layout.index([b, h, i, j])));
-        error += U * score.abs();
-    }
-    if let Some(slopes) = inputs.alibi_slopes {
-        let distance = i as i64 + problem.offset(inputs.kv_len(problem, b)) - j as i64;
-        let term = f64::from(slopes[h]) * distance as f64;
-        score -= term.abs().copysign(f64::from(slopes[h]));
-        // the distance, if it has more than 24 bits, and the product
-        error += U * (2.0 * term.abs() + score.abs());
-    }
-    ScoreErrors { scaled, capped, masked: error }
+#[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+const fn round(x: f64) -> f32 {
+    x as f32
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub use error::ContextError;
 use crate::device::{Device, KernelChoice, PreparedOn};
 use crate::error::Error;
 use crate::gpu::{AttentionTensors, PreparedAttention};
-use crate::inputs::{AttentionInputs, AttentionOutput};
+use crate::inputs::{AttentionInputs, AttentionOutput, RowState};
 use crate::kept::Kept;
 use crate::problem::{AttentionProblem, AttentionSpec};
 use crate::tensor::{Element, Layout, TensorData, TensorRef, TensorSpec};
@@ -286,7 +286,7 @@ impl PreparedContext {
         let mut all = AttentionOutput {
             output: TensorData::zeros(spec.output.element, 0),
             lse: spec.lse.then(Vec::new),
-            row_state: None,
+            row_state: spec.row_state.then(RowState::default),
             scores: spec.scores.map(|_| vec![]),
         };
         match &self.inner.store {
@@ -452,5 +452,9 @@ fn append(all: &mut AttentionOutput, run: AttentionOutput) {
         if let (Some(all), Some(run)) = (all, run) {
             all.extend(run);
         }
+    }
+    if let (Some(all), Some(run)) = (&mut all.row_state, run.row_state) {
+        all.row_max.extend(run.row_max);
+        all.row_sum.extend(run.row_sum);
     }
 }

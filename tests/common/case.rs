@@ -83,6 +83,24 @@ impl Case {
         self
     }
 
+    /// Adds a number to all of the bias.
+    pub(crate) fn common(mut self, common: f32) -> Self {
+        self.recipe.bias_common = common;
+        self
+    }
+
+    /// Makes a share of the bias, and all of it in blank rows, a number that stands for padding.
+    pub(crate) fn padded(mut self, padding: f32, share: f32) -> Self {
+        self.recipe.padding = Some((padding, share));
+        self
+    }
+
+    /// Leaves true this share of the mask.
+    pub(crate) fn mask_keeps(mut self, share: f32) -> Self {
+        self.recipe.mask_keeps = share;
+        self
+    }
+
     /// A boolean mask, with axes as in [`bias`](Self::bias).
     pub(crate) fn mask(mut self, axes: &str) -> Self {
         self.spec.mask = Some(Layout::bhld(self.score_axes(axes)));

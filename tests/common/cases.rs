@@ -25,6 +25,11 @@ pub(crate) fn all() -> Vec<Case> {
         windows(),
         storage(),
         extremes(),
+        long_keys(),
+        padding(),
+        common_parts(),
+        near_the_end(),
+        wide_heads(),
         not_a_number(),
         poisoned(),
         scores(),
@@ -497,6 +502,151 @@ fn extremes() -> Vec<Case> {
         case("values_1e30", "large values").value_size(1e30),
         case("values_1e_minus_30", "small values").value_size(1e-30),
     ]
+}
+
+/// Keys enough to be split among workgroups, and parts of them that some row, or every row, sees nothing of.
+fn long_keys() -> Vec<Case> {
+    let case = |name: &str, guards, q_len, kv_len| Case::new(name, guards, 1, [2, 1], [q_len, kv_len], [8, 8]);
+    let mut cases = Vec::new();
+    for kv_len in [1025, 1537, 2049, 3000, 3073, 4097] {
+        let name = format!("long_{kv_len}");
+        cases.push(case(&name, "parts of the keys of unlike lengths, the last of them empty by rounding", 1, kv_len));
+    }
+    cases.extend([
+        case("long_causal_top_left", "parts of the keys that no row sees", 2, 1500).causal(TopLeft),
+        case("long_causal_half", "half of the parts see nothing", 3, 3000).causal(Fixed(1400)),
+        case("long_causal_before", "the first row sees no key in any part", 3, 1100).causal(Fixed(-1)),
+        case("long_window", "one part of many, by a window", 2, 3000).offset(Fixed(1000)).windows(Some(20), Some(10)),
+        case("long_window_last", "a window at the very end", 2, 3000).offset(BottomRight).windows(Some(5), None),
+        case("long_ranges_segments", "rows that see other parts than their neighbours", 4, 2500)
+            .ranges(Ranges::Segments(600)),
+        case("long_ranges_wild", "ranges that lie anywhere", 5, 2500).ranges(Ranges::Wild),
+        case("long_mask_sparse", "a key here and there", 2, 3000).mask("11qk").mask_keeps(0.002),
+        case("long_mask_blank_rows", "rows that see nothing in any part", 4, 1600).mask("11qk").blank_rows(),
+        case("long_mask_segment", "a mask that leaves one part", 2, 3000).mask_segments("11qk", 700),
+        case("long_bias_forbids", "a bias that leaves a key here and there", 2, 3000)
+            .bias(F32, "11qk")
+            .bias_forbids(0.998),
+        case("long_bias_f16_rows", "rows that a bias leaves nothing", 4, 1500).bias(F16, "1hqk").blank_rows(),
+        case("long_sinks_causal", "a sink beside parts that see nothing", 2, 1500).causal(TopLeft).sinks(0.0),
+        case("long_alibi", "distances over all parts", 2, 2000).alibi().offset(BottomRight),
+        case("long_scores_probs", "weights over all parts", 2, 1500).causal(Fixed(300)).scores(ScoreStage::Probs),
+        case("long_f16", "the same in f16", 2, 2500).f16().causal(Fixed(1100)),
+        case("long_dominant", "one key of many", 2, 3000).drawn(Scores::Dominant(2999)),
+        case("long_rising", "a new maximum in every part", 2, 2100).drawn(Scores::Rising(0.05)),
+        Case::new("long_kv_lens", "key lengths that leave parts empty", 3, [4, 2], [1, 1300], [8, 8])
+            .kv_lens(&[1, 1300, 0]),
+        Case::new("long_kv_lens_end", "diagonals from the end of the keys", 2, [2, 1], [3, 1300], [8, 8])
+            .kv_lens(&[2, 700])
+            .causal(EndOfKeys),
+        Case::new("long_gqa", "a group of heads over many parts", 1, [8, 2], [1, 1400], [16, 16]),
+        Case::new("long_poisoned", "parts that must not be read", 2, [2, 1], [2, 1400], [8, 8])
+            .kv_lens(&[3, 900])
+            .poisoned(),
+        Case::new("long_all_terms", "every term over many parts", 2, [4, 2], [2, 1200], [8, 12])
+            .softcap(5.0)
+            .bias(F32, "b1qk")
+            .bias_forbids(0.5)
+            .mask("1h1k")
+            .kv_lens(&[1200, 40])
+            .ranges(Ranges::Wild)
+            .alibi()
+            .causal(EndOfKeys)
+            .sinks(-1.0),
+    ]);
+    cases
+}
+
+/// Numbers that models put where a key should not be seen: rows that see nothing else must still weigh those keys alike.
+fn padding() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, padding) in [("1e4", -1e4), ("1e9", -1e9), ("min", f32::MIN)] {
+        for (kind, kv_len) in [("short", 70), ("long", 1300)] {
+            let case = |what: &str, guards| {
+                Case::new(format!("padded_{name}_{kind}_{what}"), guards, 1, [2, 1], [4, kv_len], [8, 8])
+                    .bias(F32, "1hqk")
+            };
+            cases.extend([
+                case("keys", "padding beside keys that are seen").padded(padding, 0.5),
+                case("rows", "rows of nothing but padding").padded(padding, 0.3).blank_rows(),
+                case("equal_rows", "rows of nothing but padding, keys all alike")
+                    .padded(padding, 1.0)
+                    .drawn(Scores::Equal),
+            ]);
+        }
+        let case = |what: &str, guards, kv_len| {
+            Case::new(format!("padded_{name}_{what}"), guards, 2, [2, 1], [3, kv_len], [8, 8]).bias(F32, "b1qk")
+        };
+        cases.extend([
+            case("probs", "weights of padding add up to 1", 77)
+                .padded(padding, 0.9)
+                .blank_rows()
+                .scores(ScoreStage::Probs),
+            case("equal_probs", "weights of equal keys are equal", 77)
+                .padded(padding, 1.0)
+                .drawn(Scores::Equal)
+                .scores(ScoreStage::Probs),
+            case("sinks", "a sink takes all that padding leaves", 1100).padded(padding, 1.0).sinks(0.0),
+            case("masked", "padding and a mask", 1100).padded(padding, 0.5).blank_rows().mask("11qk").mask_keeps(0.3),
+        ]);
+    }
+    let halves = Case::new("padded_f16", "padding in f16", 1, [2, 1], [4, 1100], [8, 8]).bias(F16, "11qk");
+    cases.push(halves.padded(-1e4, 0.7).blank_rows());
+    cases
+}
+
+/// What all scores of a row have in common must not cost anything that plain f32 does not lose.
+fn common_parts() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, common) in [("1e4", 1e4), ("minus_1e4", -1e4), ("1e6", 1e6), ("minus_1e6", -1e6)] {
+        for (kind, kv_len) in [("short", 70), ("long", 1300)] {
+            let case = |what: &str, guards| {
+                Case::new(format!("common_{name}_{kind}_{what}"), guards, 1, [2, 1], [2, kv_len], [16, 8])
+            };
+            cases.extend([
+                case("bias", "a bias with a large common part").bias(F32, "11qk").common(common),
+                case("keys", "dot products with a large common part").drawn(Scores::Shifted(common)),
+            ]);
+        }
+        let case = |what: &str, guards| {
+            Case::new(format!("common_{name}_{what}"), guards, 1, [2, 1], [3, 77], [8, 8])
+                .bias(F32, "1hqk")
+                .common(common)
+        };
+        cases.extend([
+            case("probs", "weights under a large common part").scores(ScoreStage::Probs),
+            case("capped", "a cap below the bias").softcap(4.0),
+            case("alibi", "slopes beside a large common part").alibi(),
+        ]);
+    }
+    // scales that are powers of 2 round nothing: what is off comes from a base of 2
+    for (name, common) in [("1e3", 1024.0), ("2e4", 20480.0)] {
+        let case = Case::new(format!("exact_{name}"), "scores that plain f32 has exactly", 1, [2, 1], [2, 90], [16, 8]);
+        cases.push(case.scale(1.0).drawn(Scores::Exact(common)));
+    }
+    cases
+}
+
+/// Values that unnormalised sums overflow on, though the result does not.
+fn near_the_end() -> Vec<Case> {
+    let case = |name: &str, guards, kv_len| Case::new(name, guards, 1, [2, 1], [3, kv_len], [8, 8]).value_size(1e38);
+    vec![
+        case("values_3e38", "a mean of large values", 40).drawn(Scores::Equal),
+        case("values_3e38_spread", "large values under any weights", 70),
+        case("values_3e38_long", "large values in many parts", 1300).drawn(Scores::Equal),
+        case("values_3e38_sinks", "a sink beside large values", 40).sinks(1.0),
+        case("values_3e38_masked", "large values, some of them not seen", 70).mask("11qk").blank_rows(),
+    ]
+}
+
+/// Long dot products: a sum over all of a head in one chain loses what blocks do not.
+fn wide_heads() -> Vec<Case> {
+    let case = |width: usize, q_len: usize, kv_len: usize| {
+        let name = format!("wide_{width}_{q_len}_{kv_len}");
+        let guards = "dot products of many terms, logits around 40";
+        Case::new(name, guards, 1, [2, 1], [q_len, kv_len], [width, width]).drawn(Scores::Spread(40.0))
+    };
+    vec![case(224, 4, 77), case(258, 4, 77), case(224, 17, 40), case(258, 1, 300), case(512, 2, 90)]
 }
 
 fn not_a_number() -> Vec<Case> {

@@ -1,15 +1,50 @@
-//! Random cases over all that can be asked, small enough for every implementation.
+//! Random cases over all that can be asked, small enough for every implementation: short ones in any layout, and long ones
+//! whose keys are split among workgroups.
+//!
+//! `TRIALS` says how many of each; `SEED` gives other ones.
 
 use cross_attention::{Diagonal, Element, Layout, ScoreStage, TensorSpec};
 use proptest::option;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 use super::case::{Case, arranged};
 use super::recipe::{Ranges, Scores};
 
+/// How random cases are drawn: so many unless `TRIALS` says otherwise, from `SEED`. None is kept in a file: what they turn up
+/// becomes a case of the table.
+pub(crate) fn config(cases: u32) -> Config {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let cases = number("TRIALS").map_or(cases, |trials| u32::try_from(trials).expect("not that many"));
+    let seed = RngSeed::Fixed(number("SEED").unwrap_or(1));
+    Config { cases, failure_persistence: None, rng_seed: seed, ..Config::default() }
+}
+
+/// As many cases as are asked for, the same for the same seed.
+pub(crate) fn drawn(strategy: &impl Strategy<Value = Case>, cases: u32) -> Vec<Case> {
+    let config = config(cases);
+    let wanted = config.cases;
+    let mut runner = TestRunner::new(config);
+    let mut case = || strategy.new_tree(&mut runner).expect("nothing is filtered out").current();
+    (0..wanted).map(|_| case()).collect()
+}
+
 /// A case with a few thousand scores at most.
 pub(crate) fn case() -> impl Strategy<Value = Case> {
-    (shape(), numbers(), masks(), (results(), any::<[bool; 4]>(), any::<u16>().no_shrink())).prop_flat_map(
+    of_shape(shape())
+}
+
+/// A case with 1024 to 5000 keys and few rows.
+pub(crate) fn long_case() -> impl Strategy<Value = Case> {
+    let shape = (1..3usize, 1..3usize, 1..3usize, 1..5usize, 1024..5001usize, [1..20usize, 1..20usize]).prop_map(
+        |(batch, kv_heads, group, q_len, kv_len, widths)| Shape { batch, kv_heads, group, q_len, kv_len, widths },
+    );
+    of_shape(shape)
+}
+
+fn of_shape(shape: impl Strategy<Value = Shape>) -> impl Strategy<Value = Case> {
+    (shape, numbers(), masks(), (results(), any::<[bool; 4]>(), any::<u16>().no_shrink())).prop_flat_map(
         |(shape, numbers, masks, (results, f16, seed))| {
             let case = shape.case(format!("random_{seed}"));
             let case = results.ask(masks.ask(numbers.ask(case)));
@@ -62,9 +97,12 @@ struct NumberTerms {
     scale: Option<f32>,
     softcap: Option<f32>,
     bias: Option<(bool, String, f32)>,
+    common: f32,
+    padding: Option<(f32, f32)>,
     alibi: bool,
     sinks: Option<f32>,
     scores: Scores,
+    value_size: f32,
 }
 
 impl NumberTerms {
@@ -75,8 +113,13 @@ impl NumberTerms {
         case = case.drawn(self.scores);
         if let Some((f16, axes, forbids)) = &self.bias {
             let element = if *f16 { Element::F16 } else { Element::F32 };
-            case = case.bias(element, axes).bias_forbids(*forbids);
+            case = case.bias(element, axes).bias_forbids(*forbids).common(self.common);
+            case.recipe.padding = self.padding;
+            if *f16 && self.common.abs() > 1e4 {
+                case.recipe.bias_common = 0.0;
+            }
         }
+        case = case.value_size(self.value_size);
         match self.sinks {
             Some(around) => case.sinks(around),
             None => case,
@@ -92,10 +135,26 @@ fn numbers() -> impl Strategy<Value = NumberTerms> {
         1 => (-1.0..1.0f32).prop_map(Scores::Rising),
         1 => (0..140usize).prop_map(Scores::Dominant),
         1 => (-500.0..500.0f32).prop_map(Scores::Shifted),
+        1 => prop_oneof![Just(1e4f32), Just(-1e4), Just(1e6), Just(-1e6)].prop_map(Scores::Shifted),
         1 => Just(Scores::Equal),
     ];
-    (scale, option::of(0.1..30.0f32), bias, any::<bool>(), option::of(-5.0..5.0f32), scores).prop_map(
-        |(scale, softcap, bias, alibi, sinks, scores)| NumberTerms { scale, softcap, bias, alibi, sinks, scores },
+    let common = prop_oneof![6 => Just(0.0f32), 1 => Just(1e4), 1 => Just(1e6), 1 => Just(-1e6)];
+    let padding = prop_oneof![Just(-1e4f32), Just(-1e9), Just(f32::MIN)];
+    let padding = option::weighted(0.3, (padding, prop_oneof![Just(1.0f32), 0.0..1.0f32]));
+    let value_size = prop_oneof![8 => Just(1.0f32), 1 => Just(1e38), 1 => Just(1e-30)];
+    let terms = (scale, option::of(0.1..30.0f32), bias, any::<bool>(), option::of(-5.0..5.0f32));
+    (terms, scores, common, padding, value_size).prop_map(
+        |((scale, softcap, bias, alibi, sinks), scores, common, padding, value_size)| NumberTerms {
+            scale,
+            softcap,
+            bias,
+            common,
+            padding,
+            alibi,
+            sinks,
+            scores,
+            value_size,
+        },
     )
 }
 

@@ -17,6 +17,8 @@ pub(crate) enum Scores {
     Shifted(f32),
     /// All zero.
     Equal,
+    /// This, and a quarter or two: numbers of few bits, so that with a scale of 1 plain f32 rounds nothing.
+    Exact(f32),
 }
 
 /// The range of keys each row may see, where ranges are given.
@@ -45,6 +47,10 @@ pub(crate) struct Recipe {
     pub(crate) scores: Scores,
     /// Values are within 3 times this.
     pub(crate) value_size: f32,
+    /// Added to every number of the bias: what all scores have in common.
+    pub(crate) bias_common: f32,
+    /// A share of the bias is this number, as padding is said in many models; so is all of it in blank rows.
+    pub(crate) padding: Option<(f32, f32)>,
     /// Share of the bias that is negative infinity.
     pub(crate) bias_forbids: f32,
     /// Share of the mask that is true.
@@ -70,6 +76,8 @@ impl Default for Recipe {
         Self {
             scores: Scores::Spread(3.0),
             value_size: 1.0,
+            bias_common: 0.0,
+            padding: None,
             bias_forbids: 0.0,
             mask_keeps: 0.6,
             mask_segments: 0,
@@ -99,7 +107,7 @@ impl Recipe {
         let raised = |j: usize| match self.scores {
             Scores::Rising(step) => step * j as f32,
             Scores::Dominant(key) => 12.0 * f32::from(u8::from(key == j)),
-            Scores::Shifted(by) => by,
+            Scores::Shifted(by) | Scores::Exact(by) => by,
             Scores::Spread(_) | Scores::Equal => 0.0,
         };
 
@@ -107,20 +115,29 @@ impl Recipe {
         let mut data = AttentionData {
             query: fill(&spec.query, |at| match self.scores {
                 Scores::Equal => 0.0,
+                Scores::Exact(_) => 1.0,
                 _ if at[3] == 0 && head_dim > 1 => 1.0,
                 _ => query.normal(at),
             }),
-            key: fill(&spec.key, |at| size * key.normal(at) + if at[3] == 0 { lift * raised(at[2]) } else { 0.0 }),
+            key: fill(&spec.key, |at| {
+                let number = match self.scores {
+                    Scores::Exact(_) => (key.normal(at) * 2.0).round() / 4.0,
+                    _ => size * key.normal(at),
+                };
+                number + if at[3] == 0 { lift * raised(at[2]) } else { 0.0 }
+            }),
             value: fill(&spec.value, |at| {
                 let [b, h, j, _] = at;
                 let number = ((7 * j + 3 * h + 5 * b) % 16) as f32 / 4.0 - 2.0;
                 self.value_size * (number + 0.3 * value.normal(at))
             }),
             bias: spec.bias.as_ref().map(|of| {
-                let (numbers, forbids) = (draw("bias"), draw("bias_forbids"));
-                fill(of, |at| {
-                    let forbidden = forbids.unit(at) < self.bias_forbids || self.is_blank(at);
-                    if forbidden { f32::NEG_INFINITY } else { 2.0 * numbers.normal(at) }
+                let (numbers, forbids, pads) = (draw("bias"), draw("bias_forbids"), draw("padding"));
+                fill(of, |at| match self.padding {
+                    Some((padding, share)) if pads.unit(at) < share || self.is_blank(at) => padding,
+                    None if self.is_blank(at) => f32::NEG_INFINITY,
+                    _ if forbids.unit(at) < self.bias_forbids => f32::NEG_INFINITY,
+                    _ => self.bias_common + 2.0 * numbers.normal(at),
                 })
             }),
             mask: spec.mask.as_ref().map(|layout| {

@@ -12,7 +12,7 @@ use crate::common::case::Case;
 use crate::common::{cases, check, random};
 
 /// Every term, position and rule that a range of keys could get wrong, and rows that see nothing of a range.
-const CASES: [&str; 38] = [
+const CASES: [&str; 54] = [
     "kv_len_129",
     "long_decode",
     "heads_gqa_of_8",
@@ -51,9 +51,25 @@ const CASES: [&str; 38] = [
     "scores_masked_all_terms",
     "scores_probs_all_terms",
     "beams_terms",
+    "long_3000",
+    "long_causal_top_left",
+    "long_window",
+    "long_ranges_segments",
+    "long_mask_sparse",
+    "long_kv_lens",
+    "long_all_terms",
+    "padded_1e9_short_rows",
+    "padded_1e9_long_equal_rows",
+    "padded_min_short_equal_rows",
+    "padded_min_long_rows",
+    "common_1e4_long_bias",
+    "common_1e6_short_bias",
+    "common_1e6_long_keys",
+    "values_3e38_long",
+    "wide_258_1_300",
 ];
 
-/// Random cases a kernel.
+/// Random cases a kernel, half of them with many keys.
 const RANDOM_CASES: usize = 12;
 
 pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
@@ -65,9 +81,18 @@ pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
         let name = format!("cut_keys_{}", case.name);
         trials.push(trial(adapter, kernel.name(), &name, move || planned_for(&on, kernel, &caps, &case)));
     }
-    let mut runner = TestRunner::deterministic();
-    let random =
-        std::iter::repeat_with(|| random::case().new_tree(&mut runner).expect("nothing is filtered out").current());
+    let mut runner = TestRunner::new(random::config(1));
+    let (short, long) = (random::case(), random::long_case());
+    let mut n = 0;
+    let random = std::iter::repeat_with(|| {
+        n += 1;
+        let tree = if n % 2 == 0 {
+            short.new_tree(&mut runner).map(|tree| tree.current())
+        } else {
+            long.new_tree(&mut runner).map(|tree| tree.current())
+        };
+        tree.expect("nothing is filtered out")
+    });
     // in many layouts not even one key fits
     let cut = random.take(40 * RANDOM_CASES).filter_map(|case| {
         let caps = one_range_fits(adapter.context.caps(), &case, 3);

@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use cross_attention::{AttentionInputs, AttentionOutput, AttentionProblem, Element, Error, Kernel, PlanError};
 use libtest_mimic::{Completion, Failed, Trial};
-use proptest::strategy::{Strategy, ValueTree};
-use proptest::test_runner::TestRunner;
 
 use super::adapters::Adapter;
 use super::{composed, keys, known_faults, levels, linear, merging, parts, shared, weights};
@@ -13,8 +11,9 @@ use crate::common::case::Case;
 use crate::common::check::{self, Run};
 use crate::common::{cases, meaning, onnx, random, real};
 
-/// Random specs, the same in every run; `PROPTEST_CASES` asks for more. The CPU runs other ones each time.
-const RANDOM_CASES: usize = 60;
+/// Random specs with few keys and with many, for each kernel.
+const RANDOM_CASES: u32 = 60;
+const LONG_CASES: u32 = 24;
 
 /// What a trial does with an implementation.
 type Check = Box<dyn Fn(&Run<'_>) -> Result<(), String> + Send + Sync>;
@@ -39,14 +38,14 @@ fn checks() -> Vec<(String, Check)> {
     for (n, case) in random_cases().into_iter().enumerate() {
         checks.push((format!("random_{n:02}"), Box::new(move |run| check::case_with(&case, run))));
     }
+    for (n, case) in random::drawn(&random::long_case(), LONG_CASES).into_iter().enumerate() {
+        checks.push((format!("random_long_{n:02}"), Box::new(move |run| check::case_with(&case, run))));
+    }
     checks
 }
 
 pub(crate) fn random_cases() -> Vec<Case> {
-    let mut runner = TestRunner::deterministic();
-    let wanted = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(RANDOM_CASES);
-    let mut case = || random::case().new_tree(&mut runner).expect("nothing is filtered out").current();
-    (0..wanted).map(|_| case()).collect()
+    random::drawn(&random::case(), RANDOM_CASES)
 }
 
 /// The table and random cases once more with inputs in f16, which is all that the cooperative kernel takes.

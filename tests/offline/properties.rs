@@ -12,9 +12,8 @@ use crate::common::recipe::{Ranges, Scores, places};
 use crate::common::{cases, random};
 use crate::table::implementations;
 
-/// Random specs are not kept in a file: what they turn up becomes a case of the table.
 pub(crate) fn config() -> Config {
-    Config { failure_persistence: None, ..Config::default() }
+    random::config(256)
 }
 
 proptest! {
@@ -22,6 +21,17 @@ proptest! {
 
     #[test]
     fn random_specs(case in random::case()) {
+        for (name, run) in implementations() {
+            case_with(&case, &run).map_err(|error| TestCaseError::fail(format!("{name}: {error}")))?;
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(random::config(64))]
+
+    #[test]
+    fn random_specs_with_many_keys(case in random::long_case()) {
         for (name, run) in implementations() {
             case_with(&case, &run).map_err(|error| TestCaseError::fail(format!("{name}: {error}")))?;
         }

@@ -1,0 +1,356 @@
+//! How far sound kernels may be apart: the floor of the tolerance rule, row by row.
+//!
+//! Its derivation stands at the head of [`verify`](super).
+
+use super::yardstick::Twin;
+use super::{DIVISION, SIGMAS, TINY, U, VANISHING, exp_error, round};
+use crate::cpu::reference;
+use crate::inputs::AttentionInputs;
+use crate::problem::{AttentionProblem, ScoreStage};
+
+/// Chains of partial sums.
+const LANES: usize = 16;
+
+/// What an f32 number may be off by.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Off {
+    /// Of independent roundings.
+    variance: f64,
+    /// Of functions with a stated error.
+    at_worst: f64,
+    /// What sums in order and correct functions are off by at most.
+    plain: f64,
+}
+
+impl Off {
+    pub(super) fn total(self) -> f64 {
+        SIGMAS * self.variance.sqrt() + self.at_worst
+    }
+
+    fn times(self, factor: f64) -> Self {
+        let size = factor.abs();
+        Self { variance: self.variance * size * size, at_worst: self.at_worst * size, plain: self.plain * size }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            variance: self.variance + other.variance,
+            at_worst: self.at_worst + other.at_worst,
+            plain: self.plain + other.plain,
+        }
+    }
+
+    fn worst(at_worst: f64) -> Self {
+        Self { at_worst, plain: at_worst, ..Self::default() }
+    }
+
+    fn rounding(value: f64) -> Self {
+        let size = U * value.abs();
+        Self { variance: size * size / 3.0, at_worst: 0.0, plain: size }
+    }
+
+    /// `value` is rounded to f32. Where all that it may be rounds to one number, every kernel has that number.
+    fn rounded(self, value: f64) -> Self {
+        let off = self.total();
+        let plain = self.plain + if is_f32(value) && self.plain == 0.0 { 0.0 } else { U * value.abs() };
+        if same(round(value - off), round(value + off)) {
+            return Self { plain, ..Self::default() };
+        }
+        Self { plain, ..self.plus(Self::rounding(value)) }
+    }
+
+    /// An error `e` of an exponent changes a power by a factor of `exp(e)`; for all but huge errors, by `1 + e`.
+    fn grown(self) -> Self {
+        let total = self.total();
+        if total < 1e-3 {
+            return Self { plain: self.plain.exp_m1(), ..self };
+        }
+        Self { plain: self.plain.exp_m1(), ..self.times(total.exp_m1() / total) }
+    }
+}
+
+fn same(a: f32, b: f32) -> bool {
+    a.total_cmp(&b).is_eq()
+}
+
+fn is_f32(value: f64) -> bool {
+    f64::from(round(value)).total_cmp(&value).is_eq()
+}
+
+/// A sum of products: its value, and what the roundings of its partial sums, in chains side by side, may be off by.
+fn dot(query: &[f64], key: impl Iterator<Item = f64>) -> (f64, Off) {
+    // what is not an f32 is rounded
+    let rounds = |x: f64| if is_f32(x) { 0.0 } else { x };
+    let (mut sum, mut plain, mut squares) = (0.0, 0.0, [0.0f64; LANES]);
+    let mut lanes = [0.0f64; LANES];
+    for (n, (q, k)) in query.iter().zip(key).enumerate() {
+        let lane = &mut lanes[n % LANES];
+        let product = q * k;
+        sum += product;
+        *lane += product;
+        let (product, in_lane) = (rounds(product), rounds(*lane));
+        squares[n % LANES] += product * product + in_lane * in_lane;
+        plain += product.abs() + rounds(sum).abs();
+    }
+    let mut squares: f64 = squares.iter().sum();
+    lanes.iter().fold(0.0, |sum, lane| {
+        let sum = sum + lane;
+        squares += rounds(sum) * rounds(sum);
+        sum
+    });
+    (sum, Off { variance: squares * U * U / 3.0, at_worst: 0.0, plain: U * plain })
+}
+
+/// The same for sums over keys, `width` of them side by side. Weights are hardly ever exact: everything is rounded.
+struct Sums {
+    width: usize,
+    count: usize,
+    lanes: Vec<f64>,
+    in_order: Vec<f64>,
+    squares: Vec<f64>,
+    plain: Vec<f64>,
+}
+
+impl Sums {
+    fn new(width: usize) -> Self {
+        let zeros = || vec![0.0; width];
+        let lanes = vec![0.0; LANES * width];
+        Self { width, count: 0, lanes, in_order: zeros(), squares: zeros(), plain: zeros() }
+    }
+
+    fn add(&mut self, prob: f64, values: &[f64]) {
+        let lane = &mut self.lanes[self.count % LANES * self.width..][..self.width];
+        self.count += 1;
+        let sums = self.in_order.iter_mut().zip(lane).zip(self.squares.iter_mut().zip(&mut self.plain));
+        for (((sum, lane), (squares, plain)), value) in sums.zip(values) {
+            let term = prob * value;
+            *sum += term;
+            *lane += term;
+            *squares += term * term + *lane * *lane;
+            *plain += term.abs() + sum.abs();
+        }
+    }
+
+    /// Of column `d`. Each partial sum may be rescaled once more.
+    fn off(&self, d: usize) -> Off {
+        let (mut sum, mut squares) = (0.0, self.squares[d]);
+        for lane in self.lanes.chunks_exact(self.width) {
+            sum += lane[d];
+            squares += sum * sum;
+        }
+        Off { variance: 2.0 * squares * U * U / 3.0, at_worst: 0.0, plain: U * self.plain[d] }
+    }
+}
+
+/// What one score is after each stage, and what it may be off by.
+pub(super) struct Score {
+    pub(super) scaled: (f32, Off),
+    pub(super) capped: (f32, Off),
+    pub(super) masked: (f32, Off),
+}
+
+/// The score of a pair with exact sums, each step rounded to f32 once, and what it may be off by.
+pub(super) fn score(
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'_>,
+    query: &[f64],
+    [b, h, i]: [usize; 3],
+    j: usize,
+) -> Score {
+    let spec = problem.spec();
+    let key = reference::load(inputs.key, &spec.key.layout, [b, h / problem.group_size(), j]);
+    let (dot, of_dot) = dot(query, key);
+    let scale = f64::from(problem.scale());
+    let exact = scale * f64::from(round(dot));
+    let mut off = of_dot.rounded(dot).times(scale).rounded(exact);
+    off.at_worst += if exact.abs() > 0.0 && exact.abs() < TINY { TINY } else { 0.0 };
+    let mut score = round(exact);
+    let scaled = (score, off);
+    if let Some(cap) = spec.softcap.map(f64::from) {
+        let exact = f64::from(score);
+        let x = 2.0 * exact.abs() / cap;
+        let t = (-x).exp();
+        let slope = 4.0 * t / ((1.0 + t) * (1.0 + t));
+        let exponential = cap * slope / 2.0 * (exp_error(x) + U * x);
+        let capped = cap * (exact / cap).tanh();
+        off = off.times(slope).plus(Off::worst(exponential + (DIVISION + 2.0 * U) * capped.abs()));
+        score = round(capped);
+    }
+    let capped = (score, off);
+    if let Some((bias, of)) = inputs.bias.zip(spec.bias.as_ref()) {
+        let exact = f64::from(score) + f64::from(bias.get(of.layout.index([b, h, i, j])));
+        off = off.rounded(exact);
+        score = round(exact);
+    }
+    if let Some(slopes) = inputs.alibi_slopes {
+        let distance = (i as i64 + problem.offset(inputs.kv_len(problem, b)) - j as i64).abs() as f64;
+        let slope = f64::from(slopes[h]);
+        let term = slope * f64::from(round(distance));
+        // the distance, if it has more than 24 bits, and the product, which may be part of a fused difference
+        let of_term = Off::rounding(if is_f32(distance) { 0.0 } else { slope * distance });
+        let of_term = of_term.plus(Off::rounding(if is_f32(term) { 0.0 } else { term }));
+        let exact = f64::from(score) - f64::from(round(term));
+        off = off.plus(of_term).rounded(exact);
+        score = round(exact);
+    }
+    Score { scaled, capped, masked: (score, off) }
+}
+
+/// The floors of one row: what sound kernels may differ by, before the result is rounded to its element.
+pub(super) struct Bounds {
+    /// `[v_head_dim]`
+    pub(super) columns: Vec<Column>,
+    pub(super) lse: Bound,
+    /// Of the mass that maximum and sum stand for, relative.
+    pub(super) state: Bound,
+    /// Of the sum of a row's returned weights.
+    pub(super) mass: f64,
+    /// error of weights that all keys have in common, relative
+    common: Off,
+    /// No key has any weight, so the output is exactly zero.
+    pub(super) empty: bool,
+}
+
+/// What may be off, and what the direct algorithm in order may be off by at most.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Bound {
+    pub(super) floor: f64,
+    pub(super) plain: f64,
+}
+
+impl Bound {
+    const fn exact() -> Self {
+        Self { floor: 0.0, plain: 0.0 }
+    }
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Column {
+    pub(super) bound: Bound,
+    /// `sum p_j |v_j|`
+    pub(super) magnitude: f64,
+    /// An infinite value has a weight too small for f32.
+    pub(super) vanishing_infinity: bool,
+}
+
+impl Bounds {
+    pub(super) fn new(
+        problem: &AttentionProblem,
+        inputs: &AttentionInputs<'_>,
+        [b, h, _]: [usize; 3],
+        oracle: &reference::Row,
+        twin: &Twin,
+    ) -> Self {
+        let spec = problem.spec();
+        let width = problem.v_head_dim();
+        let live = || (0..problem.kv_len()).filter(|&j| oracle.allowed[j]);
+        let n = live().count() as f64;
+        // what an exponent is off by: its score, the difference to the maximum; and the exponential of it
+        let power = |score: f32, off: Off| {
+            let x = f64::from(score) - twin.max;
+            off.rounded_difference(x, twin.of_max).plus(Off::worst(exp_error(x))).grown()
+        };
+        let mut offs = vec![Off::default(); width];
+        let mut sums = Sums::new(width);
+        let mut values = vec![0.0; width];
+        let mut flushed = vec![0.0; width];
+        let mut columns = vec![Column::default(); width];
+        let (mut common, mut total) = (Off::default(), Sums::new(1));
+        if twin.sink_prob > 0.0 {
+            let off = power(twin.sink, Off::default());
+            common = off.times(twin.sink_prob);
+            total.add(twin.sink_prob, &[1.0]);
+            for (of, output) in offs.iter_mut().zip(&twin.output) {
+                *of = off.times(twin.sink_prob * output);
+            }
+        }
+        for j in live() {
+            let prob = twin.probs[j];
+            let off = if prob > 0.0 { power(twin.scores[j], twin.offs[j]) } else { Off::default() };
+            if prob > 0.0 {
+                common = common.plus(off.times(prob));
+                total.add(prob, &[1.0]);
+            }
+            let value = reference::load(inputs.value, &spec.value.layout, [b, h / problem.group_size(), j]);
+            values.iter_mut().zip(value).for_each(|(v, value)| *v = value);
+            if prob > 0.0 {
+                sums.add(prob, &values);
+            }
+            for (d, &v) in values.iter().enumerate() {
+                flushed[d] += TINY * v.abs();
+                columns[d].vanishing_infinity |= v.is_infinite() && oracle.probs[j] < VANISHING;
+                if prob > 0.0 {
+                    columns[d].magnitude += prob * v.abs();
+                    offs[d] = offs[d].plus(off.times(prob * (v - twin.output[d])));
+                }
+            }
+        }
+        let of_total = total.off(0);
+        let division = Off::worst(DIVISION);
+        for (d, column) in columns.iter_mut().enumerate() {
+            let output = twin.output[d];
+            let off = offs[d].plus(sums.off(d)).plus(of_total.plus(division).times(output));
+            // a weight is divided before it is multiplied, or the sum is: a rounding more of each term at most
+            let plain = off.plain + 2.0 * U * column.magnitude + flushed[d] + TINY;
+            column.bound = Bound { floor: off.total() + flushed[d] + TINY, plain };
+        }
+        let state = common.plus(of_total);
+        let relative = Bound { floor: state.total() + n * TINY, plain: state.plain + n * TINY };
+        let ln_sum = (twin.lse - twin.max).abs();
+        let logarithm = if ln_sum <= std::f64::consts::LN_2 { 2f64.powi(-21) } else { 6.0 * U * ln_sum };
+        let rounded = U * (twin.lse.abs() + 2.0 * twin.max.abs());
+        let of_lse = |bound: f64| bound + logarithm + rounded;
+        let lse = Bound { floor: of_lse(relative.floor), plain: of_lse(relative.plain) };
+        Self {
+            columns,
+            lse,
+            state: relative,
+            mass: 2.0 * SIGMAS * state.variance.sqrt() + state.at_worst + DIVISION + n * TINY + U,
+            common: state.plus(division),
+            empty: n == 0.0 || oracle.lse == f64::NEG_INFINITY,
+        }
+    }
+
+    /// What the twin has for the returned score of key `j`, its bound, and whether it must be exact.
+    pub(super) fn score(
+        &self,
+        problem: &AttentionProblem,
+        inputs: &AttentionInputs<'_>,
+        row: [usize; 3],
+        j: usize,
+        (oracle, twin): (&reference::Row, &Twin),
+    ) -> (f64, Bound, bool) {
+        let of = |(value, off): (f32, Off)| {
+            let value = f64::from(value);
+            // the roundings that twin and kernel have in common, and the plain algorithm too
+            let plain = off.plain + U * value.abs() + TINY;
+            (value, Bound { floor: off.total() + TINY, plain }, false)
+        };
+        match problem.spec().scores {
+            Some(ScoreStage::Scaled) => of(score(problem, inputs, &twin.query, row, j).scaled),
+            Some(ScoreStage::Capped) => of(score(problem, inputs, &twin.query, row, j).capped),
+            Some(ScoreStage::Masked) if oracle.allowed[j] => of((twin.scores[j], twin.offs[j])),
+            Some(ScoreStage::Masked) => (f64::NEG_INFINITY, Bound::exact(), true),
+            Some(ScoreStage::Probs) if oracle.allowed[j] && !self.empty => {
+                let x = f64::from(twin.scores[j]) - twin.max;
+                let own = twin.offs[j].rounded_difference(x, twin.of_max).plus(Off::worst(exp_error(x))).grown();
+                let off = own.plus(self.common).times(twin.probs[j]);
+                let plain = off.plain + 2.0 * U * twin.probs[j] + TINY;
+                (twin.probs[j], Bound { floor: off.total() + TINY, plain }, false)
+            }
+            Some(ScoreStage::Probs) | None => (0.0, Bound::exact(), true),
+        }
+    }
+}
+
+impl Off {
+    /// The difference of a score and the row's maximum, which has an error of its own. That is common to all keys, but may
+    /// make the difference round another way.
+    fn rounded_difference(self, x: f64, max: Self) -> Self {
+        let off = self.total() + max.total();
+        if same(round(x - off), round(x + off)) || is_f32(x) {
+            return self;
+        }
+        self.plus(Self::rounding(x))
+    }
+}
