@@ -672,6 +672,22 @@ fn not_a_number() -> Vec<Case> {
             [0, 1, 2, 69],
             f32::NAN,
         ),
+        Case::new(
+            "nan_in_wide_value",
+            "every group of columns keeps it from the rows it is masked for",
+            1,
+            [2, 1],
+            [20, 70],
+            [16, 272],
+        )
+        .mask("11qk")
+        .planted(Tensor::Value, [0, 0, 9, 3], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 20, 40], f32::INFINITY)
+        .planted(Tensor::Value, [0, 0, 33, 71], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 41, 100], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 52, 140], f32::NEG_INFINITY)
+        .planted(Tensor::Value, [0, 0, 60, 200], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 69, 270], f32::NAN),
         case("inf_in_value", "an infinite value gives an infinite result").planted(
             Tensor::Value,
             [0, 0, 5, 1],
