@@ -157,34 +157,46 @@ fn stage_values(start: u32, first_key: u32, end: u32, chunk: u32, lane: u32) -> 
 }
 
 // S of a block, one chunk of the rows of keys after the other; what earlier chunks gave waits in memory, at first zeros.
+// Subgroups take a unit each in turns of the whole workgroup, so that the barrier is in uniform control flow; the last turn
+// has none for some. (Loops of one turn: naga takes the condition of an `if` for one that may differ within a subgroup.)
 fn multiply_keys(chunk: u32, subgroup: u32, subgroups: u32) {
-    for (var unit = subgroup; unit < KEY_UNITS; unit += subgroups) {
-        let strip = unit / KEY_GROUPS * SIZE;
-        let first_tile = unit % KEY_GROUPS * KEY_TILES;
+    for (var first_unit = 0u; first_unit < KEY_UNITS; first_unit += subgroups) {
         var sums: array<SumMatrix, KEY_TILES>;
-        // repeat t < KEY_TILES
-        sums[t] = SumMatrix();
-        if KEY_CHUNKS > 1u {
-            sums[t] = coopLoadT<SumMatrix>(&sum_tile[strip * SUM_ROW + (first_tile + t) * SIZE_VECS], SUM_ROW);
-        }
-        // end
-        // loop turn < KEY_STEP_TURNS
-            // repeat k < KEY_STEPS
-            {
-                let d = (turn * KEY_STEPS + k) * SIZE_VECS;
-                let rows = coopLoadT<LeftMatrix>(&query_tile[strip * QUERY_ROW + chunk * KEY_CHUNK + d], QUERY_ROW);
-                // repeat t < KEY_TILES
-                {
-                    let keys = coopLoad<RightMatrix>(&kv_tile[(first_tile + t) * SIZE * KEY_ROW + d], KEY_ROW);
-                    sums[t] = coopMultiplyAdd(rows, keys, sums[t]);
-                }
-                // end
+        for (var unit = first_unit + subgroup; unit < KEY_UNITS; unit += KEY_UNITS) {
+            let strip = unit / KEY_GROUPS * SIZE;
+            let first_tile = unit % KEY_GROUPS * KEY_TILES;
+            // repeat t < KEY_TILES
+            sums[t] = SumMatrix();
+            if KEY_CHUNKS > 1u {
+                sums[t] = coopLoadT<SumMatrix>(&sum_tile[strip * SUM_ROW + (first_tile + t) * SIZE_VECS], SUM_ROW);
             }
             // end
-        // end
-        // repeat t < KEY_TILES
-        coopStoreT(sums[t], &sum_tile[strip * SUM_ROW + (first_tile + t) * SIZE_VECS], SUM_ROW);
-        // end
+            // loop turn < KEY_STEP_TURNS
+                // repeat k < KEY_STEPS
+                {
+                    let d = (turn * KEY_STEPS + k) * SIZE_VECS;
+                    let rows = coopLoadT<LeftMatrix>(&query_tile[strip * QUERY_ROW + chunk * KEY_CHUNK + d], QUERY_ROW);
+                    // repeat t < KEY_TILES
+                    {
+                        let keys = coopLoad<RightMatrix>(&kv_tile[(first_tile + t) * SIZE * KEY_ROW + d], KEY_ROW);
+                        sums[t] = coopMultiplyAdd(rows, keys, sums[t]);
+                    }
+                    // end
+                }
+                // end
+            // end
+        }
+        if KEY_CHUNKS > 1u {
+            // an invocation may store what another one of its subgroup has loaded
+            workgroupBarrier();
+        }
+        for (var unit = first_unit + subgroup; unit < KEY_UNITS; unit += KEY_UNITS) {
+            let strip = unit / KEY_GROUPS * SIZE;
+            let first_tile = unit % KEY_GROUPS * KEY_TILES;
+            // repeat t < KEY_TILES
+            coopStoreT(sums[t], &sum_tile[strip * SUM_ROW + (first_tile + t) * SIZE_VECS], SUM_ROW);
+            // end
+        }
     }
 }
 

@@ -32,8 +32,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         return;
     }
     let block = at / WORDS;
-    let pair = unpack2x16float(scales[block / 2u]);
-    let scale = select(pair.x, pair.y, block % 2u == 1u);
+    let half = (scales[block / 2u] >> (block % 2u * 16u)) & 0xffffu;
+    // never negative, never infinite; in integers, for a device may read subnormal halves, multiples of 2^-24, as 0
+    let scale = select(bitcast<f32>((half << 13u) + 0x38000000u), f32(half) * 5.9604644775390625e-8, half < 0x400u);
     let word = quants[at];
     for (var n = 0u; n < 4u; n++) {
         // the byte to the top, and back with its sign

@@ -70,6 +70,85 @@ impl CooperativeMatrix {
     }
 }
 
+/// What a device does with subgroups that kernels cannot use: they take the invocations of a subgroup for neighbours by
+/// `local_invocation_index`, which WGSL does not promise. Each context asks its device once.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubgroupFault {
+    /// A subgroup of another size than the device says that it has.
+    #[error("in a workgroup of {workgroup} a subgroup of {found} was found, the device says {smallest} to {largest}")]
+    Size {
+        /// Invocations of the workgroup.
+        workgroup: u32,
+        /// The size that was found.
+        found: u32,
+        /// The smallest that the device says it has.
+        smallest: u32,
+        /// The largest that the device says it has.
+        largest: u32,
+    },
+    /// The invocations of a subgroup are not neighbours, in order.
+    #[error(
+        "in a workgroup of {workgroup} invocation {index} is number {lane} of its subgroup of {size}, which begins with \
+         {first}: they are no neighbours"
+    )]
+    Order {
+        /// Invocations of the workgroup.
+        workgroup: u32,
+        /// The invocation.
+        index: u32,
+        /// Its number in its subgroup.
+        lane: u32,
+        /// The first invocation of that subgroup.
+        first: u32,
+        /// The size of the subgroup.
+        size: u32,
+    },
+    /// A shuffle brought what another invocation holds than the one that was asked.
+    #[error("in a workgroup of {workgroup} a shuffle brings invocation {index} what {found} holds, not {wanted}")]
+    Shuffle {
+        /// Invocations of the workgroup.
+        workgroup: u32,
+        /// The invocation that asked.
+        index: u32,
+        /// Whose value came.
+        found: u32,
+        /// Whose value was wanted.
+        wanted: u32,
+    },
+    /// The question could not be asked.
+    #[error("how lanes lie could not be found out: {message}")]
+    NotAsked {
+        /// The device's words.
+        message: String,
+    },
+}
+
+impl SubgroupFault {
+    /// Judges what the invocations of workgroups told, one after another: the size of the subgroup, the number in it, its
+    /// first invocation, and the invocation whose value a shuffle by an exclusive or of 1 brought.
+    ///
+    /// # Errors
+    /// What kernels cannot work with.
+    pub fn judge(workgroup: u32, (smallest, largest): (u32, u32), lanes: &[[u32; 4]]) -> Result<(), Self> {
+        for (place, &[size, lane, first, neighbour]) in (0u32..).zip(lanes) {
+            let index = place % workgroup.max(1);
+            if !(smallest..=largest).contains(&size) || !size.is_power_of_two() {
+                return Err(Self::Size { workgroup, found: size, smallest, largest });
+            }
+            if lane != index % size || first != index - lane {
+                return Err(Self::Order { workgroup, index, lane, first, size });
+            }
+            let wanted = index ^ 1;
+            // an invocation that is not there holds nothing
+            if size > 1 && wanted < workgroup && neighbour != wanted {
+                return Err(Self::Shuffle { workgroup, index, found: neighbour, wanted });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Limits and features of a device, in wgpu's terms. Sizes are in bytes.
 ///
 /// Plain data, so that planning needs no device: a plan for another machine, or for limits set lower on purpose,
@@ -96,6 +175,9 @@ pub struct DeviceCaps {
     pub max_compute_workgroups_per_dimension: u32,
     /// Smallest and largest subgroup, where kernels may use subgroups.
     pub subgroups: Option<(u32, u32)>,
+    /// Why kernels may not use the subgroups that the device has: its lanes were found to be others than kernels take them
+    /// for.
+    pub subgroup_fault: Option<SubgroupFault>,
     /// Whether kernels may compute in f16. Storing f16 needs nothing.
     pub shader_f16: bool,
     /// The largest cooperative matrices, where kernels may use any. Only the adapter tells, so that they are known of devices
@@ -137,6 +219,7 @@ impl DeviceCaps {
             max_compute_invocations_per_workgroup: limits.max_compute_invocations_per_workgroup,
             max_compute_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
             subgroups: features.contains(wgpu::Features::SUBGROUP).then_some(subgroups),
+            subgroup_fault: None,
             shader_f16: features.contains(wgpu::Features::SHADER_F16),
             cooperative_matrix: None,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),

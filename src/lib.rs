@@ -100,7 +100,7 @@ pub mod verify;
 pub mod weights;
 pub mod workload;
 
-pub use caps::{CooperativeMatrix, DeviceCaps, DeviceClass};
+pub use caps::{CooperativeMatrix, DeviceCaps, DeviceClass, SubgroupFault};
 pub use device::{Choice, Device, DeviceRequest, KernelChoice, PreparedOn};
 pub use error::Error;
 pub use half::f16;

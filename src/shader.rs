@@ -99,6 +99,13 @@ pub(crate) fn peak_copy(vectors: u32) -> String {
     repeat::expand(&text, &[("VECTORS", vectors)])
 }
 
+/// `probe_subgroups.wgsl` with so many invocations of a workgroup.
+pub(crate) fn probe_subgroups(width: u32, in_browser: bool) -> String {
+    let text = format!("const WIDTH: u32 = {width}u;\n{}", include_str!("../shaders/probe_subgroups.wgsl"));
+    let reader = if in_browser { Reader::Browser } else { Reader::Naga };
+    format!("{}{text}", directives(&text, reader))
+}
+
 /// Who reads the WGSL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {

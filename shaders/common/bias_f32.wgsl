@@ -3,7 +3,7 @@
 @group(0) @binding(4) var<storage, read> bias: array<u32>;
 
 fn bias_bits(row: Row, j: u32) -> u32 {
-    return bias[offset_4(params.bias_offset, params.bias_strides, row.b, row.h, row.i) + j * params.bias_strides.w];
+    return bias[offset_pair(params.bias_offset, params.bias_strides, row, j)];
 }
 
 fn add_bias(row: Row, j: u32, score: f32) -> f32 {

@@ -3,6 +3,6 @@
 @group(0) @binding(5) var<storage, read> mask: array<u32>;
 
 fn mask_allows(row: Row, j: u32) -> bool {
-    let index = offset_4(params.mask_offset, params.mask_strides, row.b, row.h, row.i) + j * params.mask_strides.w;
+    let index = offset_pair(params.mask_offset, params.mask_strides, row, j);
     return ((mask[index >> 2u] >> ((index & 3u) * 8u)) & 0xffu) != 0u;
 }

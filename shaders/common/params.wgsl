@@ -70,3 +70,10 @@ fn row_at(b: u32, h: u32, i: u32) -> Row {
 fn offset_4(offset: u32, strides: vec4u, b: u32, h: u32, i: u32) -> u32 {
     return offset + b * strides.x + h * strides.y + i * strides.z;
 }
+
+// Of what there is for each pair. Kernels ask for rows and keys behind the last too, and throw away what they get: there the
+// last ones stand again, for a shader without bounds checks must not read behind its binding.
+fn offset_pair(offset: u32, strides: vec4u, row: Row, j: u32) -> u32 {
+    let i = min(row.i, params.q_len - 1u);
+    return offset_4(offset, strides, row.b, row.h, i) + min(j, max(params.kv_len, 1u) - 1u) * strides.w;
+}

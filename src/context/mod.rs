@@ -17,7 +17,7 @@ pub use error::ContextError;
 use crate::device::{Device, KernelChoice, PreparedOn};
 use crate::error::Error;
 use crate::gpu::{AttentionTensors, PreparedAttention};
-use crate::inputs::{AttentionInputs, AttentionOutput};
+use crate::inputs::{AttentionInputs, AttentionOutput, RowState};
 use crate::kept::Kept;
 use crate::problem::{AttentionProblem, AttentionSpec};
 use crate::tensor::{Element, Layout, TensorData, TensorRef, TensorSpec};
@@ -32,7 +32,7 @@ pub enum ContextStorage {
     /// 2 bytes an element; values beyond f16's range become infinite.
     F16,
     /// 34 bytes for 32 neighbours of a row: a signed byte each, and one f16 scale, `max |x| / 127`. An element is off by
-    /// half a scale and a little. Widths must be multiples of 32. Each call expands the contexts it uses to f32 first, one
+    /// half a scale at most: by `max |x| / 253`, or where that largest one is below 0.008 by `max |x| / 254 + 2^-25`. Widths must be multiples of 32. Each call expands the contexts it uses to f32 first, one
     /// after another in the same scratch memory: that is a pass over `4 + 1` bytes an element on top of the attention,
     /// which pays off where memory is short, not where time is.
     Q8_0,
@@ -286,7 +286,7 @@ impl PreparedContext {
         let mut all = AttentionOutput {
             output: TensorData::zeros(spec.output.element, 0),
             lse: spec.lse.then(Vec::new),
-            row_state: None,
+            row_state: spec.row_state.then(RowState::default),
             scores: spec.scores.map(|_| vec![]),
         };
         match &self.inner.store {
@@ -452,5 +452,9 @@ fn append(all: &mut AttentionOutput, run: AttentionOutput) {
         if let (Some(all), Some(run)) = (all, run) {
             all.extend(run);
         }
+    }
+    if let (Some(all), Some(run)) = (&mut all.row_state, run.row_state) {
+        all.row_max.extend(run.row_max);
+        all.row_sum.extend(run.row_sum);
     }
 }

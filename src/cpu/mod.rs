@@ -26,7 +26,7 @@ pub use weights::weights;
 
 use half::f16;
 
-use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
+use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
 use crate::problem::AttentionProblem;
 use crate::tensor::{Element, Layout, TensorData};
 
@@ -123,8 +123,10 @@ pub(crate) fn check_memory(problem: &AttentionProblem, element_bytes: usize) -> 
     let spec = problem.spec();
     let rows = problem.rows();
     let stored = spec.output.layout.extent().and_then(|n| n.checked_mul(spec.output.element.size_bytes()));
-    let row =
-        problem.v_head_dim().checked_add(2).and_then(|n| n.checked_add(spec.scores.map_or(0, |_| problem.kv_len())));
+    let row = problem
+        .v_head_dim()
+        .checked_add(if spec.row_state { 4 } else { 2 })
+        .and_then(|n| n.checked_add(spec.scores.map_or(0, |_| problem.kv_len())));
     let computed = row.and_then(|n| n.checked_mul(rows)).and_then(|n| n.checked_mul(element_bytes));
     check_bytes(stored.and_then(|n| n.checked_add(computed?)))
 }
@@ -146,6 +148,10 @@ struct Task<'a> {
     output: &'a mut [f32],
     /// `[rows]`
     lse: &'a mut [f32],
+    /// `[rows]`
+    row_max: &'a mut [f32],
+    /// `[rows]`
+    row_sum: &'a mut [f32],
     /// `[rows, kv_len]` of zeros; empty if not asked for
     scores: &'a mut [f32],
 }
@@ -157,19 +163,23 @@ fn run(problem: &AttentionProblem, rows_per_task: usize, compute: impl Fn(Task<'
     let score_len = if spec.scores.is_some() { kv_len } else { 0 };
     let mut output = vec![0.0f32; problem.rows() * v_head_dim];
     let mut lse = vec![0.0f32; problem.rows()];
+    let mut state = RowState { row_max: lse.clone(), row_sum: lse.clone() };
     let mut scores = vec![0.0f32; problem.rows() * score_len];
 
     let mut tasks = Vec::new();
     let (mut output_left, mut lse_left, mut scores_left) = (&mut output[..], &mut lse[..], &mut scores[..]);
+    let (mut max_left, mut sum_left) = (&mut state.row_max[..], &mut state.row_sum[..]);
     for b in 0..problem.batch() {
         for h in 0..problem.q_heads() {
             for first_row in (0..q_len).step_by(rows_per_task) {
                 let rows = rows_per_task.min(q_len - first_row);
-                let (output, lse, scores);
+                let (output, lse, row_max, row_sum, scores);
                 (output, output_left) = output_left.split_at_mut(rows * v_head_dim);
                 (lse, lse_left) = lse_left.split_at_mut(rows);
+                (row_max, max_left) = max_left.split_at_mut(rows);
+                (row_sum, sum_left) = sum_left.split_at_mut(rows);
                 (scores, scores_left) = scores_left.split_at_mut(rows * score_len);
-                tasks.push(Task { b, h, first_row, output, lse, scores });
+                tasks.push(Task { b, h, first_row, output, lse, row_max, row_sum, scores });
             }
         }
     }
@@ -178,7 +188,7 @@ fn run(problem: &AttentionProblem, rows_per_task: usize, compute: impl Fn(Task<'
     AttentionOutput {
         output: stored(problem, output, |x| x, f16::from_f32),
         lse: spec.lse.then_some(lse),
-        row_state: None,
+        row_state: spec.row_state.then_some(state),
         scores: spec.scores.map(|_| scores),
     }
 }

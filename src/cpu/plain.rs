@@ -1,7 +1,7 @@
 //! The direct algorithm in f32: all scores of a row, a softmax in two passes, a weighted sum.
 //!
 //! Sums over keys go tile by tile, each tile with a sum of its own, as `shaders/weighted_sum.wgsl` does it: over 1500 keys
-//! that rounds 15 times less than one long sum.
+//! that rounds 15 times less than one long sum. Sums over columns of a dot product likewise.
 //!
 //! It is the twin of the plain kernels, and the yardstick of the tolerance rule in [`verify`](crate::verify).
 
@@ -10,10 +10,9 @@ use crate::problem::{AttentionProblem, ScoreStage};
 use crate::tensor::{Layout, TensorRef};
 
 use super::Task;
-use super::fused::prob;
 use super::terms::RowTerms;
 
-/// Keys of a tile.
+/// Keys of a tile, and columns of one.
 const TILE: usize = 16;
 
 /// One row in f32, before the output is rounded to its element.
@@ -21,6 +20,8 @@ pub(crate) struct Row {
     /// `[v_head_dim]`
     pub(crate) output: Vec<f32>,
     pub(crate) lse: f32,
+    pub(crate) row_max: f32,
+    pub(crate) row_sum: f32,
     /// `[kv_len]`, empty if the spec does not ask for it
     pub(crate) scores: Vec<f32>,
 }
@@ -29,6 +30,8 @@ pub(super) fn compute(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, 
     let row = row(problem, inputs, [task.b, task.h, task.first_row]);
     task.output.copy_from_slice(&row.output);
     task.lse.fill(row.lse);
+    task.row_max.fill(row.row_max);
+    task.row_sum.fill(row.row_sum);
     task.scores.copy_from_slice(&row.scores);
 }
 
@@ -40,7 +43,8 @@ pub(crate) fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, [b, 
     let query = load(inputs.query, &spec.query.layout, [b, h, i]);
     let dot = |j| {
         let key = load(inputs.key, &spec.key.layout, [b, kv_head, j]);
-        query.iter().zip(key).fold(0.0f32, |sum, (q, k)| sum + q * k)
+        let tiles = query.chunks(TILE).zip(key.chunks(TILE));
+        tiles.map(|(query, key)| query.iter().zip(key).fold(0.0f32, |sum, (q, k)| sum + q * k)).sum::<f32>()
     };
 
     let keys: Vec<usize> = terms.keys.clone().filter(|&j| terms.allows(j)).collect();
@@ -54,9 +58,12 @@ pub(crate) fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, [b, 
 
     let mut output = vec![0.0f32; problem.v_head_dim()];
     // without keys nothing but the sink, whatever it is
-    let mut lse = if keys.is_empty() { sink } else { f32::NEG_INFINITY };
+    let lse = match (keys.is_empty(), row_sum == 0.0) {
+        (true, _) => sink,
+        (false, true) => f32::NEG_INFINITY,
+        (false, false) => row_max + row_sum.ln(),
+    };
     if !keys.is_empty() && row_sum != 0.0 {
-        lse = row_max + row_sum.ln();
         let mut tile_sum = vec![0.0f32; problem.v_head_dim()];
         for (keys, weights) in keys.chunks(TILE).zip(weights.chunks(TILE)) {
             tile_sum.fill(0.0);
@@ -81,9 +88,13 @@ pub(crate) fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, [b, 
         Some(ScoreStage::Scaled) => (0..problem.kv_len()).map(|j| terms.scaled(dot(j))).collect(),
         Some(ScoreStage::Capped) => (0..problem.kv_len()).map(|j| terms.capped(dot(j))).collect(),
         Some(ScoreStage::Masked) => stage(f32::NEG_INFINITY, &|score| score),
-        Some(ScoreStage::Probs) => stage(0.0, &|score| prob(score, lse)),
+        // not by way of lse, which is rounded
+        Some(ScoreStage::Probs) if row_sum == 0.0 => vec![0.0; problem.kv_len()],
+        Some(ScoreStage::Probs) => stage(0.0, &|score| (score - shift).exp() / row_sum),
     };
-    Row { output, lse, scores }
+    // the comparisons above pass NaN by
+    let row_max = if row_sum.is_nan() { f32::NAN } else { row_max };
+    Row { output, lse, row_max, row_sum, scores }
 }
 
 fn load(data: TensorRef<'_>, layout: &Layout, [b, h, i]: [usize; 3]) -> Vec<f32> {

@@ -4,7 +4,7 @@
 
 use half::f16;
 
-use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
+use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
 use crate::problem::{AttentionProblem, Diagonal, ScoreStage};
 use crate::tensor::{Layout, TensorRef};
 
@@ -15,6 +15,10 @@ pub struct Reference {
     pub output: Vec<f64>,
     /// `[batch, q_heads, q_len]`, natural logarithm.
     pub lse: Vec<f64>,
+    /// `[batch, q_heads, q_len]`: the largest allowed score, or the sink; negative infinity for a row that has neither.
+    pub row_max: Vec<f64>,
+    /// `[batch, q_heads, q_len]`: the sum of `exp(score - row_max)` over the allowed scores and the sink.
+    pub row_sum: Vec<f64>,
     /// `[batch, q_heads, q_len, kv_len]`, if the spec asks for it.
     pub scores: Option<Vec<f64>>,
 }
@@ -26,6 +30,10 @@ pub struct Row {
     pub output: Vec<f64>,
     /// Log-sum-exp of the allowed scores and the sink.
     pub lse: f64,
+    /// The largest allowed score, or the sink; negative infinity where there is neither.
+    pub row_max: f64,
+    /// The sum of `exp(score - row_max)` over the allowed scores and the sink.
+    pub row_sum: f64,
     /// `[kv_len]`: whether the row sees the key.
     pub allowed: Vec<bool>,
     /// `[kv_len]`: the score with all its terms, negative infinity where not allowed.
@@ -46,13 +54,16 @@ pub fn attention(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -> Re
         let (b, h, i) = super::row_place(problem, n);
         let row = row(problem, inputs, b, h, i);
         let scores = stage(problem, inputs, b, h, i, &row);
-        (row.output, row.lse, scores)
+        (row.output, [row.lse, row.row_max, row.row_sum], scores)
     });
-    let mut reference = Reference { output: Vec::new(), lse: Vec::new(), scores: None };
+    let mut reference =
+        Reference { output: Vec::new(), lse: Vec::new(), row_max: Vec::new(), row_sum: Vec::new(), scores: None };
     let mut scores = Vec::new();
-    for (row_output, row_lse, row_scores) in rows {
+    for (row_output, [lse, row_max, row_sum], row_scores) in rows {
         reference.output.extend(row_output);
-        reference.lse.push(row_lse);
+        reference.lse.push(lse);
+        reference.row_max.push(row_max);
+        reference.row_sum.push(row_sum);
         scores.extend(row_scores);
     }
     reference.scores = problem.spec().scores.map(|_| scores);
@@ -67,9 +78,24 @@ impl Reference {
         AttentionOutput {
             output: super::stored(problem, self.output.clone(), f32_from, f16_from),
             lse: problem.spec().lse.then(|| to_f32(&self.lse)),
-            row_state: None,
+            row_state: problem
+                .spec()
+                .row_state
+                .then(|| RowState { row_max: to_f32(&self.row_max), row_sum: self.sums_beside_rounded_maxima() }),
             scores: self.scores.as_deref().map(to_f32),
         }
+    }
+}
+
+impl Reference {
+    /// The sums that go with maxima in f32: what a maximum loses when it is rounded is in its sum.
+    fn sums_beside_rounded_maxima(&self) -> Vec<f32> {
+        let rows = self.row_max.iter().zip(&self.row_sum);
+        rows.map(|(&max, &sum)| {
+            let lost = max - f64::from(f32_from(max));
+            f32_from(if lost.is_finite() { sum * lost.exp() } else { sum })
+        })
+        .collect()
     }
 }
 
@@ -91,7 +117,8 @@ pub fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h
         // no key: zeros, and nothing but the sink, whatever it is
         let lse = sink.unwrap_or(f64::NEG_INFINITY);
         let output = vec![0.0; problem.v_head_dim()];
-        return Row { output, lse, allowed, scores, probs: vec![0.0; problem.kv_len()] };
+        let row_sum = if lse == f64::NEG_INFINITY { 0.0 } else { 1.0 };
+        return Row { output, lse, row_max: lse, row_sum, allowed, scores, probs: vec![0.0; problem.kv_len()] };
     }
     let mut max = f64::NEG_INFINITY;
     for score in keys.clone().filter(|&j| allowed[j]).map(|j| scores[j]).chain(sink) {
@@ -106,7 +133,7 @@ pub fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h
     let mut probs = vec![0.0; problem.kv_len()];
     if max == f64::NEG_INFINITY {
         // no key with any mass
-        return Row { output, lse: max, allowed, scores, probs };
+        return Row { output, lse: max, row_max: max, row_sum: 0.0, allowed, scores, probs };
     }
     let mut sum = 0.0;
     for score in keys.clone().filter(|&j| allowed[j]).map(|j| scores[j]).chain(sink) {
@@ -121,7 +148,7 @@ pub fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h
             *x += probs[j] * v;
         }
     }
-    Row { output, lse, allowed, scores, probs }
+    Row { output, lse, row_max: if sum.is_nan() { sum } else { max }, row_sum: sum, allowed, scores, probs }
 }
 
 /// The scores of a row at the stage that the spec asks for, `[kv_len]`; empty if it asks for none.

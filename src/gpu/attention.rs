@@ -50,7 +50,7 @@ impl Context {
     pub async fn prepare_plan(&self, plan: Plan) -> Result<PreparedAttention, Error> {
         plan.check(self.caps())?;
         let pipelines = self.pipelines_of(&plan.steps().iter().collect::<Vec<_>>()).await?;
-        let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment);
+        let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment.max(1));
         let params_stride = (size_of::<Params>() as u64).next_multiple_of(alignment);
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let params = self.buffer("params", params_stride * plan.steps().len() as u64, uses).await?;
@@ -153,6 +153,13 @@ impl PreparedAttention {
     #[must_use]
     pub const fn context(&self) -> &Context {
         &self.context
+    }
+
+    /// Bytes of device memory that it holds.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        let own = [&self.scores, &self.states, &self.row_data];
+        let own = own.into_iter().flatten().map(wgpu::Buffer::size).sum::<u64>();
+        self.params.size() + own
     }
 
     /// Binds the caller's buffers. What is bound can be recorded again and again; the contents may change between.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::error::{Faults, GpuError, checked, checked_now};
 use super::pipelines::Pipelines;
+use super::probe;
 use crate::caps::{CooperativeMatrix, DeviceCaps};
 
 /// A device with its queue and everything that was made on it. Cheap to clone; clones share pipelines.
@@ -32,7 +33,8 @@ impl Context {
         .union(wgpu::Features::SHADER_F16)
         .union(wgpu::Features::PIPELINE_CACHE);
 
-    /// Computes on a device of the caller's. Its callbacks are left alone, so it is the caller's own that tell of a loss:
+    /// Computes on a device of the caller's. Where it has subgroups, some invocations are asked first how they lie in them,
+    /// and natively the device is polled until they answer; the answer is in [`caps`](Self::caps). Its callbacks are left alone, so it is the caller's own that tell of a loss:
     /// calls on a lost device may succeed and give nothing.
     ///
     /// # Errors
@@ -67,7 +69,13 @@ impl Context {
         cooperative_matrix: Option<CooperativeMatrix>,
     ) -> Result<Self, GpuError> {
         let info = device.adapter_info();
-        let caps = DeviceCaps { cooperative_matrix, ..DeviceCaps::of(&info, device.features(), &device.limits()) };
+        let mut caps = DeviceCaps { cooperative_matrix, ..DeviceCaps::of(&info, device.features(), &device.limits()) };
+        if let Some(sizes) = caps.subgroups {
+            caps.subgroup_fault = probe::subgroup_fault(&device, &queue, sizes).await?;
+            if caps.subgroup_fault.is_some() {
+                caps.subgroups = None;
+            }
+        }
         let empty = || {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("empty tensor"),
@@ -131,19 +139,25 @@ impl Context {
     }
 
     /// A lost device refuses what is tried, or takes it and gives nothing: where something failed, the loss is what counts.
+    /// One that was destroyed tells so only when it has nothing left to do.
     pub(super) fn or_lost<T>(&self, result: Result<T, GpuError>) -> Result<T, GpuError> {
         if result.is_err() {
-            self.check_alive()?;
+            self.poll(wgpu::PollType::wait_indefinitely());
+            self.check_faults()?;
         }
         result
     }
 
+    /// Lets a device of ours tell what it has to; what the poll says of itself adds nothing.
+    fn poll(&self, how: wgpu::PollType) {
+        if self.inner.faults.are_heard() {
+            let _ = self.device().poll(how);
+        }
+    }
+
     /// Looks whether a device of ours is lost, which is told in a callback of a poll.
     pub(crate) fn check_alive(&self) -> Result<(), GpuError> {
-        if self.inner.faults.are_heard() {
-            // what the poll says of itself adds nothing
-            let _ = self.device().poll(wgpu::PollType::Poll);
-        }
+        self.poll(wgpu::PollType::Poll);
         self.check_faults()
     }
 

@@ -194,9 +194,6 @@ fn translate(what: &str, bytes: u64, error: &wgpu::Error) -> GpuError {
     let what = what.to_owned();
     match error {
         wgpu::Error::OutOfMemory { .. } => GpuError::OutOfMemory { what, bytes },
-        wgpu::Error::Validation { description, .. } if description.contains("is lost") => {
-            GpuError::DeviceLost { reason: description.clone() }
-        }
         wgpu::Error::Validation { description, .. } => GpuError::Validation { what, message: description.clone() },
         wgpu::Error::Internal { description, .. } => GpuError::Internal { what, message: description.clone() },
     }

@@ -30,6 +30,7 @@ mod norm;
 #[cfg(feature = "native")]
 mod peak;
 mod pipelines;
+mod probe;
 mod small;
 #[cfg(feature = "native")]
 mod timing;

@@ -167,12 +167,12 @@ impl Context {
 
 /// A flag that arrives in a callback and can be awaited.
 #[derive(Clone, Debug, Default)]
-struct Arrival {
+pub(super) struct Arrival {
     state: Arc<Mutex<(Option<bool>, Option<Waker>)>>,
 }
 
 impl Arrival {
-    fn arrive(&self, value: bool) {
+    pub(super) fn arrive(&self, value: bool) {
         let mut state = lock(&self.state);
         state.0 = Some(value);
         if let Some(waker) = state.1.take() {
@@ -181,7 +181,7 @@ impl Arrival {
         }
     }
 
-    fn wait(&self) -> impl Future<Output = bool> {
+    pub(super) fn wait(&self) -> impl Future<Output = bool> {
         let state = Arc::clone(&self.state);
         std::future::poll_fn(move |context| {
             let mut state = lock(&state);

@@ -9,7 +9,7 @@ use super::pipelines::Pipeline;
 use crate::error::Error;
 use crate::inputs::AttentionInputs;
 use crate::kernels::{Params, Slot};
-use crate::plan::{WeightsPlan, check_steps};
+use crate::plan::WeightsPlan;
 use crate::problem::AttentionProblem;
 use crate::weights::{AttentionWithWeights, RowNorm, WeightsProblem, WeightsSpec};
 
@@ -137,9 +137,9 @@ impl Context {
     /// # Errors
     /// [`Error::Plan`] if it was made for higher ones, [`Error::Gpu`] if the device refuses.
     pub async fn prepare_weights_plan(&self, plan: WeightsPlan) -> Result<PreparedWeights, Error> {
-        check_steps(plan.steps(), self.caps())?;
+        plan.check(self.caps())?;
         let pipelines = self.pipelines_of(&plan.steps().iter().collect::<Vec<_>>()).await?;
-        let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment);
+        let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment.max(1));
         let params_stride = (size_of::<Params>() as u64).next_multiple_of(alignment);
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let params = self.buffer("params", params_stride * plan.steps().len() as u64, uses).await?;

@@ -3,10 +3,10 @@
 use super::params::Params;
 use super::{Shader, Slot};
 use crate::caps::DeviceCaps;
-use crate::plan::Step;
 use crate::plan::bindings::Bindings;
 use crate::plan::split::{Part, States};
 use crate::plan::variant::Variant;
+use crate::plan::{Needs, Step};
 use crate::problem::AttentionProblem;
 
 /// A workgroup for each row.
@@ -45,5 +45,6 @@ pub(crate) fn step(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, c
     variant.output(spec).row_data(spec.sinks).lse(spec).snippets(&["row_end", "numerics", "part_state"]);
     variant.sink_override(spec).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings).with_splits(count);
-    Step::new(variant, bindings, params, grid(part), 0)
+    let needs = Needs::new(64, (2 + problem.v_head_dim().div_ceil(64)).saturating_mul(count + 1));
+    Step::new(variant, bindings, params, grid(part), 0, needs)
 }

@@ -6,7 +6,7 @@ use crate::caps::{CooperativeMatrix, DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
 use crate::plan::variant::Variant;
-use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
+use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
 use crate::tensor::Element;
 
@@ -62,6 +62,15 @@ impl Tiles {
         let once = (self.block_q * self.query_row()).div_ceil(INVOCATIONS) + self.block_q;
         let block = 1 + self.key_chunks * key + self.value_chunks * value;
         problem.kv_len().div_ceil(self.block_kv) * block + once
+    }
+
+    /// Subgroups fill the workgroup, and share a row's lanes where these exchange by shuffles.
+    fn needs(&self, problem: &AttentionProblem) -> Needs {
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let smallest = if self.subgroups { narrow(self.key_lanes()) } else { 1 };
+        let needs = Needs::new(narrow(INVOCATIONS), self.iterations(problem));
+        let needs = needs.with_subgroups(smallest, narrow(INVOCATIONS));
+        Needs { shader_f16: true, cooperative_matrix: Some(self.matrix), ..needs }
     }
 
     /// Invocations of a query row.
@@ -286,7 +295,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
         .switch("VALUE_RAGGED", tiles.value_chunk * tiles.value_chunks * 4 > problem.v_head_dim().next_multiple_of(4));
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings);
-    vec![Step::new(variant, bindings, params, grid(part, tiles), tiles.workgroup_bytes)]
+    vec![Step::new(variant, bindings, params, grid(part, tiles), tiles.workgroup_bytes, tiles.needs(problem))]
 }
 
 /// How an invocation takes its share of so many loads, at most `most` at once: turns, and loads of a turn.

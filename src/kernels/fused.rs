@@ -9,7 +9,7 @@ use crate::caps::DeviceCaps;
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
 use crate::plan::variant::Variant;
-use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
+use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
 
 /// Keys of a block, and invocations of a workgroup.
@@ -123,5 +123,6 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.size("BLOCK_KV", BLOCK_KV).size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     variant.size("QUERY_TILE", rows * problem.head_dim()).size("PROB_TILE", rows * BLOCK_KV);
     let params = Params::new(problem, part, &bindings);
-    vec![Step::new(variant, bindings, params, grid(part, tiles), workgroup_bytes)]
+    let needs = Needs::new(64, tiles.iterations(problem));
+    vec![Step::new(variant, bindings, params, grid(part, tiles), workgroup_bytes, needs)]
 }

@@ -3,8 +3,9 @@
 use std::mem::offset_of;
 
 use crate::caps::DeviceCaps;
+use crate::kernels::small::rows_of_blocks;
 use crate::kernels::{Shader, Unsupported};
-use crate::plan::Variant;
+use crate::plan::{Needs, Variant};
 use crate::tensor::Element;
 
 /// Rows and columns of a block of the tiled kernel.
@@ -95,7 +96,6 @@ impl LinearPlan {
         if rows == 0 {
             return Ok(None);
         }
-        invocations(256, caps)?;
         let product = |name, a: usize, b: usize| position(name, a.saturating_mul(b));
         product("rows * in_features", rows.next_multiple_of(BLOCK), in_features)?;
         product("out_features * in_features", out_features.next_multiple_of(BLOCK), in_features)?;
@@ -109,6 +109,7 @@ impl LinearPlan {
         } else {
             (Shader::Linear, rows.div_ceil(BLOCK), out_features.div_ceil(BLOCK))
         };
+        needs(shader, in_features).check(workgroup_bytes(shader), BUFFERS, caps)?;
         let grid = flat_grid("rows * out_features", row_blocks.saturating_mul(column_blocks), caps)?;
         Ok(Some(Self {
             shader,
@@ -150,6 +151,7 @@ impl NormPlan {
             return Ok(None);
         }
         position("rows * width", rows.saturating_mul(width))?;
+        needs(Shader::HeadNorm, width).check(workgroup_bytes(Shader::HeadNorm), BUFFERS, caps)?;
         let grid = flat_grid("rows", rows, caps)?;
         let params = NormParams {
             rows: position("rows", rows)?,
@@ -213,19 +215,37 @@ fn position(name: &'static str, found: usize) -> Result<u32, Unsupported> {
     }
 }
 
-fn invocations(needed: u32, caps: &DeviceCaps) -> Result<(), Unsupported> {
-    let found = caps.max_compute_invocations_per_workgroup;
-    if found < needed { Err(Unsupported::Invocations { needed, found }) } else { Ok(()) }
+/// Input, weight, bias, output.
+const BUFFERS: usize = 4;
+
+/// What a shader of this file needs for rows of so many elements.
+fn needs(shader: Shader, elements: usize) -> Needs {
+    match shader {
+        // a block of 16 elements after the other, and in each the elements
+        Shader::Linear => Needs::new(256, elements.div_ceil(16).saturating_mul(17)),
+        Shader::LinearFew => Needs::new(256, elements.div_ceil(64) + 6),
+        // at most twice the mean, then the output, and two sums over the lanes
+        _ => Needs::new(64, 3 * elements.div_ceil(64) + 12),
+    }
+}
+
+/// Workgroup memory of a shader of this file.
+const fn workgroup_bytes(shader: Shader) -> u64 {
+    match shader {
+        Shader::Linear => 2 * 256 * 16,
+        Shader::LinearFew => 256 * 16,
+        _ => 64 * 4,
+    }
 }
 
 /// A grid of `blocks` workgroups in rows that the device allows; the last row may be longer than what is left.
 fn flat_grid(name: &'static str, blocks: usize, caps: &DeviceCaps) -> Result<[u32; 3], Unsupported> {
-    let limit = caps.max_compute_workgroups_per_dimension as usize;
-    let per_row = blocks.clamp(1, limit);
-    let rows = blocks.div_ceil(per_row);
-    if rows > limit {
-        let max = i64::try_from(limit.saturating_mul(limit)).unwrap_or(i64::MAX);
-        return Err(Unsupported::Positions { name, found: i64::try_from(blocks).unwrap_or(i64::MAX), max });
-    }
-    Ok([position(name, per_row)?, position(name, rows)?, 1])
+    let limit = u64::from(caps.max_compute_workgroups_per_dimension);
+    let rows = u32::try_from(blocks).ok().and_then(|blocks| rows_of_blocks(blocks, caps));
+    let [per_row, rows] = rows.ok_or_else(|| Unsupported::Positions {
+        name,
+        found: i64::try_from(blocks).unwrap_or(i64::MAX),
+        max: i64::try_from(limit.saturating_mul(limit).min(u64::from(u32::MAX))).unwrap_or(i64::MAX),
+    })?;
+    Ok([per_row, rows, 1])
 }

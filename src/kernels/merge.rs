@@ -4,6 +4,8 @@ use std::mem::offset_of;
 
 use crate::caps::DeviceCaps;
 use crate::kernels::Unsupported;
+use crate::kernels::small::rows_of_blocks;
+use crate::plan::Needs;
 
 /// Invocations of a workgroup.
 const WIDTH: usize = 64;
@@ -59,24 +61,21 @@ impl MergePlan {
         if u32::try_from(elements).is_err() {
             return Err(too_many(elements));
         }
-        let blocks = (rows * v_head_dim).div_ceil(WIDTH);
-        let limit = caps.max_compute_workgroups_per_dimension as usize;
-        let blocks_per_row = blocks.min(limit);
-        let rows_of_blocks = blocks.div_ceil(blocks_per_row);
-        if rows_of_blocks > limit {
-            return Err(too_many(elements));
-        }
+        // two passes over the parts; part outputs and lse, output and lse
+        Needs::new(64, parts.saturating_mul(2)).check(0, 4, caps)?;
         let narrow = |n: usize| u32::try_from(n).map_err(|_| too_many(elements));
+        let blocks = narrow((rows * v_head_dim).div_ceil(WIDTH))?;
+        let [blocks_per_row, rows_of_blocks] = rows_of_blocks(blocks, caps).ok_or_else(|| too_many(elements))?;
         Ok(Some(Self {
             params: Params {
                 parts: narrow(parts)?,
                 rows: narrow(rows)?,
                 v_head_dim: narrow(v_head_dim)?,
-                blocks_per_row: narrow(blocks_per_row)?,
+                blocks_per_row,
                 negative_infinity: f32::NEG_INFINITY,
                 padding: [0; 3],
             },
-            grid: [narrow(blocks_per_row)?, narrow(rows_of_blocks)?, 1],
+            grid: [blocks_per_row, rows_of_blocks, 1],
         }))
     }
 }

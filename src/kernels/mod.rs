@@ -19,7 +19,7 @@ pub use shader::Shader;
 
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::split::Part;
-use crate::plan::{PlanChoice, Step, TileShape};
+use crate::plan::{PlanChoice, Step, TileShape, Unmet};
 use crate::problem::AttentionProblem;
 use crate::tensor::Element;
 
@@ -276,6 +276,9 @@ pub enum Unsupported {
         /// Iterations that are safe.
         found: u64,
     },
+    /// A dispatch needs something else that the device does not have.
+    #[error(transparent)]
+    Device(#[from] Unmet),
     /// Parts of the keys were asked for that are too many, or too few.
     #[error("num_splits is {found}, possible: {min} to {max}")]
     NumSplits {
@@ -363,6 +366,27 @@ impl Slot {
         }
     }
 
+    /// Whether the buffer is made for the plan, and is none of the caller's.
+    pub(crate) const fn is_of_the_plan(self) -> bool {
+        match self {
+            Self::RowData
+            | Self::Workspace
+            | Self::States
+            | Self::PartOutput
+            | Self::PartRowState
+            | Self::Selection => true,
+            Self::Query
+            | Self::Key
+            | Self::Value
+            | Self::Bias
+            | Self::Mask
+            | Self::Output
+            | Self::Lse
+            | Self::Scores
+            | Self::Weights => false,
+        }
+    }
+
     /// The binding number in every attention shader. To a shader, scores are the same in the workspace and returned, output and
     /// log-sum-exp the same of all keys and of a part of them.
     pub(crate) const fn binding(self) -> u32 {
@@ -401,7 +425,7 @@ pub(crate) fn check_storage_buffers(needed: u32, caps: &DeviceCaps) -> Result<()
 
 /// Iterations of an invocation, all its loops together, after which llvmpipe leaves every loop it is in
 /// (`LP_MAX_TGSI_LOOP_ITERATIONS`); results are then wrong, and nothing says so.
-const MAX_ITERATIONS: u64 = 65_535;
+pub(crate) const MAX_ITERATIONS: u64 = 65_535;
 
 /// Refuses what a software driver would cut short; `needed` may be too many, for drivers write short loops out.
 pub(crate) fn check_iterations(needed: usize, caps: &DeviceCaps) -> Result<(), Unsupported> {

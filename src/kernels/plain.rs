@@ -8,7 +8,7 @@ use crate::caps::DeviceCaps;
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
 use crate::plan::variant::Variant;
-use crate::plan::{Step, TileShape, ceil_div};
+use crate::plan::{Needs, Step, TileShape, ceil_div};
 use crate::problem::{AttentionProblem, ScoreStage};
 
 /// Side of the square tiles of scores and weighted sum.
@@ -34,7 +34,16 @@ pub(crate) fn supports(problem: &AttentionProblem, caps: &DeviceCaps) -> Result<
     check_storage_buffers(6, caps)?;
     check_workgroup_memory(TILES_BYTES, problem, caps)?;
     // of the weighted sum, which has the most of them
-    check_iterations(problem.kv_len().max(problem.head_dim()).div_ceil(TILE) * (TILE + 1), caps)
+    check_iterations(tile_iterations(problem.kv_len().max(problem.head_dim())), caps)
+}
+
+/// Iterations of the passes that take a tile of so many elements after another.
+const fn tile_iterations(elements: usize) -> usize {
+    elements.div_ceil(TILE) * (TILE + 1)
+}
+
+const fn tile_needs(elements: usize) -> Needs {
+    Needs::new(256, tile_iterations(elements))
 }
 
 pub(crate) fn grids(problem: &AttentionProblem, part: &Part) -> Vec<[u64; 3]> {
@@ -104,7 +113,7 @@ fn scores(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slo
     };
     variant.size("STAGE", stage);
     let params = Params::new(problem, part, &bindings);
-    Step::new(variant, bindings, params, scores_grid(part), TILES_BYTES)
+    Step::new(variant, bindings, params, scores_grid(part), TILES_BYTES, tile_needs(problem.head_dim()))
 }
 
 fn softmax(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slot, lse: bool) -> Step {
@@ -123,7 +132,8 @@ fn softmax(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Sl
     bindings.write(place);
     variant.row_data(spec.sinks).snippets(&["row_end", "numerics"]).sink_override(spec);
     let params = Params::new(problem, part, &bindings);
-    Step::new(variant, bindings, params, softmax_grid(part), 4 * SOFTMAX_WIDTH as u64)
+    let needs = Needs::new(64, 3 * part.keys.len().div_ceil(SOFTMAX_WIDTH) + 12);
+    Step::new(variant, bindings, params, softmax_grid(part), 4 * SOFTMAX_WIDTH as u64, needs)
 }
 
 fn weighted_sum(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slot) -> Step {
@@ -138,5 +148,6 @@ fn weighted_sum(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, plac
     variant.key_overrides(problem);
     variant.size("V_HEAD_DIM", problem.v_head_dim()).size("HEADS", part.heads.len());
     let params = Params::new(problem, part, &bindings);
-    Step::new(variant, bindings, params, weighted_sum_grid(problem, part), TILES_BYTES)
+    let needs = tile_needs(part.keys.len());
+    Step::new(variant, bindings, params, weighted_sum_grid(problem, part), TILES_BYTES, needs)
 }

@@ -6,7 +6,7 @@ use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
 use crate::plan::variant::Variant;
-use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
+use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
 
 /// Query rows of one lane, at most.
@@ -58,6 +58,13 @@ impl Tiles {
 
     fn shape(&self) -> TileShape {
         TileShape::new(self.block_q(), self.key_lanes(), false)
+    }
+
+    /// Lanes are laid over subgroups of one size. A lane has the keys of whole blocks.
+    fn needs(&self, part: &Part) -> Needs {
+        let lanes = u32::try_from(self.subgroup).unwrap_or(u32::MAX);
+        let blocks = part.keys.len().div_ceil(BLOCK_KEYS * self.key_lanes()).div_ceil(self.splits.max(1)).max(1);
+        Needs::new(lanes, blocks * (BLOCK_KEYS + 1)).with_subgroups(lanes, lanes)
     }
 
     /// As a choice with nothing left open.
@@ -188,7 +195,8 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.constant("GROUP", split::heads_together(problem, part));
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings).with_splits(tiles.splits);
-    let mut steps = vec![Step::new(variant, bindings, params, rows_grid(problem, tiles, part), SPAN_BYTES)];
+    let needs = tiles.needs(part);
+    let mut steps = vec![Step::new(variant, bindings, params, rows_grid(problem, tiles, part), SPAN_BYTES, needs)];
     if split && part.states.is_none() {
         steps.push(combine::step(problem, caps, part, tiles.splits));
     }

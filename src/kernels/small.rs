@@ -4,9 +4,12 @@ use std::mem::offset_of;
 
 use crate::caps::DeviceCaps;
 use crate::kernels::Unsupported;
+use crate::plan::Needs;
 
 /// Invocations of a workgroup.
 const WIDTH: usize = 64;
+/// Storage buffers of `combine_sources.wgsl`, which has the most of them.
+const MOST_BUFFERS: usize = 5;
 
 /// The uniform of `combine_sources.wgsl`.
 #[repr(C)]
@@ -67,9 +70,105 @@ pub(crate) fn grid(
     };
     let narrow = |n: usize| u32::try_from(n).map_err(|_| too_many());
     narrow(elements)?;
+    // each invocation goes over the elements that lie behind one another, or over the bytes of a word
+    let iterations = elements.div_ceil(invocations.max(1)).max(4);
+    Needs::new(64, iterations).check(0, MOST_BUFFERS, caps)?;
     let blocks = narrow(invocations.div_ceil(WIDTH))?;
+    let [blocks_per_row, rows] = rows_of_blocks(blocks, caps).ok_or_else(too_many)?;
+    Ok((blocks_per_row, [blocks_per_row, rows, 1]))
+}
+
+/// So many workgroups in rows that the device allows: how many in a row, and rows, of which the last may be longer than
+/// what is left. `None` where they are too many.
+pub(crate) fn rows_of_blocks(blocks: u32, caps: &DeviceCaps) -> Option<[u32; 2]> {
     let limit = caps.max_compute_workgroups_per_dimension;
-    let blocks_per_row = blocks.clamp(1, limit);
+    let blocks_per_row = blocks.min(limit).max(1);
     let rows = blocks.div_ceil(blocks_per_row);
-    if rows > limit { Err(too_many()) } else { Ok((blocks_per_row, [blocks_per_row, rows, 1])) }
+    (blocks_per_row <= limit && rows <= limit).then_some([blocks_per_row, rows])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::linear::{LinearPlan, LinearShape};
+    use crate::kernels::merge::MergePlan;
+    use crate::plan::Unmet;
+
+    const EDGES: [u32; 5] = [0, 1, 2, 65535, u32::MAX];
+
+    /// Each limit in turn at an edge.
+    fn devices() -> Vec<DeviceCaps> {
+        let mut all = vec![];
+        for edge in EDGES {
+            let usual = DeviceCaps::webgpu_defaults();
+            all.push(DeviceCaps { max_compute_workgroups_per_dimension: edge, ..usual.clone() });
+            all.push(DeviceCaps { max_compute_invocations_per_workgroup: edge, ..usual.clone() });
+            all.push(DeviceCaps { max_storage_buffers_per_shader_stage: edge, ..usual.clone() });
+            all.push(DeviceCaps { max_compute_workgroup_storage_size: edge, ..usual });
+        }
+        all
+    }
+
+    #[test]
+    fn no_limit_makes_small_shaders_panic() {
+        for caps in devices() {
+            for n in [1, 63, 64, 65, 70_000, 1 << 20] {
+                let limit = caps.max_compute_workgroups_per_dimension;
+                if let Ok((per_row, [x, y, z])) = grid("elements", n, n, &caps) {
+                    assert!(x <= limit && y <= limit && z == 1 && per_row == x, "{caps:?}");
+                    assert!(u64::from(x) * u64::from(y) * 64 >= n as u64);
+                }
+                if let Ok(Some(plan)) = MergePlan::new(3, n, 8, &caps) {
+                    assert!(plan.grid.iter().all(|n| (1..=limit).contains(n)), "{caps:?}");
+                }
+                let shape =
+                    LinearShape { rows: n, in_features: 40, out_features: 24, output_stride: 24, output_offset: 0 };
+                if let Ok(Some(plan)) = LinearPlan::new(shape, true, &caps) {
+                    assert!(plan.grid.iter().all(|n| (1..=limit).contains(n)), "{caps:?}");
+                }
+                #[cfg(feature = "layer")]
+                if let Ok(Some(plan)) = crate::kernels::linear::NormPlan::new(n, 40, [true, true], 1e-5, &caps) {
+                    assert!(plan.grid.iter().all(|n| (1..=limit).contains(n)), "{caps:?}");
+                }
+            }
+        }
+    }
+
+    /// A device that lacks one thing, and what that is.
+    #[test]
+    fn small_shaders_compare_what_they_need() {
+        let usual = DeviceCaps::webgpu_defaults;
+        let shape =
+            |rows, in_features| LinearShape { rows, in_features, out_features: 8, output_stride: 8, output_offset: 0 };
+        let linear =
+            |rows, in_features, caps: &DeviceCaps| LinearPlan::new(shape(rows, in_features), false, caps).err();
+        let merge = |parts, caps: &DeviceCaps| MergePlan::new(parts, 2, 8, caps).err();
+        let few_invocations = DeviceCaps { max_compute_invocations_per_workgroup: 60, ..usual() };
+        let invocations = |needed| Some(Unsupported::Device(Unmet::Invocations { needed, found: 60 }));
+        assert_eq!(linear(1, 8, &few_invocations), invocations(256));
+        assert_eq!(linear(9, 8, &few_invocations), invocations(256));
+        assert_eq!(merge(2, &few_invocations), invocations(64));
+        assert_eq!(grid("elements", 9, 9, &few_invocations).err(), invocations(64));
+        let few_buffers = DeviceCaps { max_storage_buffers_per_shader_stage: 3, ..usual() };
+        let buffers = |needed| Some(Unsupported::Device(Unmet::StorageBuffers { needed, found: 3 }));
+        assert_eq!(linear(1, 8, &few_buffers), buffers(4));
+        assert_eq!(merge(2, &few_buffers), buffers(4));
+        assert_eq!(grid("elements", 9, 9, &few_buffers).err(), buffers(5));
+        let little_memory = DeviceCaps { max_compute_workgroup_storage_size: 4000, ..usual() };
+        let memory = |needed| Some(Unsupported::Device(Unmet::WorkgroupMemory { needed, found: 4000 }));
+        assert_eq!(linear(1, 8, &little_memory), memory(4096));
+        assert_eq!(linear(9, 8, &little_memory), memory(8192));
+        // software drivers leave loops early, others do not
+        for class in crate::caps::DeviceClass::ALL {
+            let caps = DeviceCaps { class, ..usual() };
+            let software = class == crate::caps::DeviceClass::Software;
+            let early = |error: Option<Unsupported>| {
+                matches!(error, Some(Unsupported::Device(Unmet::Iterations { .. }))) == software
+            };
+            assert!(early(merge(40_000, &caps)), "{class}");
+            assert!(early(linear(9, 1 << 20, &caps)), "{class}");
+            assert!(early(linear(1, 1 << 23, &caps)), "{class}");
+            assert!(early(grid("elements", 2, 200_000, &caps).err()), "{class}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
 use crate::plan::variant::Variant;
-use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
+use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
 
 /// Invocations of a workgroup.
@@ -237,7 +237,9 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     variant.switch("SHARED_BATCH", tiles.entries > 1);
     let params = Params::new(problem, part, &bindings).with_splits(tiles.splits);
-    let mut steps = vec![Step::new(variant, bindings, params, grid(&tiles, part), tiles.workgroup_bytes)];
+    let keys = part.keys.len().div_ceil(tiles.splits);
+    let needs = Needs::new(64, iterations(problem, keys, tiles.rows, tiles.column_lanes));
+    let mut steps = vec![Step::new(variant, bindings, params, grid(&tiles, part), tiles.workgroup_bytes, needs)];
     if split && part.states.is_none() {
         steps.push(combine::step(problem, caps, part, tiles.splits));
     }

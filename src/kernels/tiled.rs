@@ -9,7 +9,7 @@ use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
 use crate::plan::variant::Variant;
-use crate::plan::{PlanChoice, Step, TileShape, ceil_div};
+use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
 use crate::problem::AttentionProblem;
 
 /// Keys of one invocation: a vec4 of probabilities.
@@ -99,6 +99,13 @@ impl Tiles {
     const fn iterations(&self, problem: &AttentionProblem) -> usize {
         let block = 1 + self.key_chunks + self.value_chunks * self.columns() * (2 + 2 * self.key_lanes);
         problem.kv_len().div_ceil(self.block_kv()) * block + self.block_q()
+    }
+
+    /// Shuffles reach over the key lanes of a row, which are neighbours within a subgroup of at least as many.
+    fn needs(&self, problem: &AttentionProblem) -> Needs {
+        let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let needs = Needs::new(narrow(self.row_lanes * self.key_lanes), self.iterations(problem));
+        if self.subgroups { needs.with_subgroups(narrow(self.key_lanes), u32::MAX) } else { needs }
     }
 
     /// Value columns of one invocation in a chunk.
@@ -339,5 +346,5 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.constant("TILE_ROW", tiles.tile_row()).constant("QUERY_ROW", tiles.query_row());
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings);
-    vec![Step::new(variant, bindings, params, grid(part, tiles), tiles.workgroup_bytes)]
+    vec![Step::new(variant, bindings, params, grid(part, tiles), tiles.workgroup_bytes, tiles.needs(problem))]
 }

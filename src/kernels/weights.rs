@@ -8,7 +8,7 @@ use crate::caps::DeviceCaps;
 use crate::plan::bindings::{Bindings, RowDataMap};
 use crate::plan::split::Part;
 use crate::plan::variant::Variant;
-use crate::plan::{Rejection, Step};
+use crate::plan::{Needs, PlanError, Rejection, Step, check_steps};
 use crate::tensor::Layout;
 use crate::weights::{HeadReduce, KeyList, WeightsProblem};
 
@@ -69,6 +69,14 @@ impl WeightsPlan {
     #[must_use]
     pub fn steps(&self) -> &[Step] {
         &self.steps
+    }
+
+    /// Whether a device with `caps` can run the plan, which may have been made for another.
+    ///
+    /// # Errors
+    /// [`PlanError::OtherDevice`] with the first thing that the device does not have.
+    pub fn check(&self, caps: &DeviceCaps) -> Result<(), PlanError> {
+        check_steps(&self.steps, caps)
     }
 
     /// The words at binding 10.
@@ -145,17 +153,21 @@ fn step(problem: &WeightsProblem, caps: &DeviceCaps, batch: Range<usize>, select
     // the whole result was found to be countable
     let all = blocks(problem, (batch.len() * heads * rows * columns) as u64);
     let limit = u64::from(caps.max_compute_workgroups_per_dimension).max(1);
-    Step::new(variant, bindings, params, [all.min(limit), all.div_ceil(limit), 1], PARTIAL_BYTES)
+    let needs = Needs::new(64, iterations(problem));
+    Step::new(variant, bindings, params, [all.min(limit), all.div_ceil(limit), 1], PARTIAL_BYTES, needs)
 }
 
 /// The limit of the device that a dispatch does not fit.
 fn reason_against(step: &Step, caps: &DeviceCaps) -> Option<Rejection> {
-    let found = caps.max_storage_buffer_binding_size;
+    let found = caps.max_storage_buffer_binding_size.min(caps.max_buffer_size);
     let large = step.bindings.iter().find(|binding| binding.size_bytes > found);
     if let Some(binding) = large {
         return Some(Rejection::Binding { slot: binding.slot, needed: binding.size_bytes, found });
     }
     let needed = u64::from(step.grid[1]);
     let found = u64::from(caps.max_compute_workgroups_per_dimension);
-    (needed > found).then_some(Rejection::Grid { needed, found })
+    if needed > found {
+        return Some(Rejection::Grid { needed, found });
+    }
+    step.check(caps).err().map(|unmet| Rejection::Unsupported(unmet.into()))
 }

@@ -3,6 +3,7 @@
 pub(crate) mod bindings;
 mod catalog;
 mod choice;
+mod needs;
 mod select;
 pub(crate) mod split;
 pub(crate) mod variant;
@@ -11,6 +12,7 @@ pub use crate::kernels::weights::WeightsPlan;
 pub use bindings::{Binding, RowDataMap};
 pub use catalog::{CatalogEntry, DeviceKind, catalog};
 pub use choice::{PlanChoice, TileShape};
+pub use needs::{Needs, Unmet};
 pub use variant::Variant;
 
 use crate::caps::{DeviceCaps, DeviceClass};
@@ -31,6 +33,8 @@ pub struct Step {
     pub grid: [u32; 3],
     /// Workgroup memory of one workgroup, in bytes, each variable rounded up to 16.
     pub workgroup_bytes: u64,
+    /// What else the shader needs of a device.
+    pub needs: Needs,
 }
 
 impl Step {
@@ -41,9 +45,32 @@ impl Step {
         params: Params,
         grid: [u64; 3],
         workgroup_bytes: u64,
+        needs: Needs,
     ) -> Self {
         let grid = grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        Self { variant, params, bindings: bindings.into_list(), grid, workgroup_bytes }
+        Self { variant, params, bindings: bindings.into_list(), grid, workgroup_bytes, needs }
+    }
+
+    /// Whether a device with `caps` can run it.
+    pub(crate) fn check(&self, caps: &DeviceCaps) -> Result<(), Unmet> {
+        self.needs.check(self.workgroup_bytes, self.bindings.len(), caps)?;
+        let alignment = caps.min_storage_buffer_offset_alignment;
+        for &Binding { slot, start_bytes, size_bytes, .. } in &self.bindings {
+            let found = caps.max_storage_buffer_binding_size;
+            if size_bytes > found {
+                return Err(Unmet::Binding { slot, needed: size_bytes, found });
+            }
+            if !start_bytes.is_multiple_of(u64::from(alignment.max(1))) {
+                return Err(Unmet::Alignment { slot, start: start_bytes, alignment });
+            }
+            // buffers of the caller's are there already, the plan's own are to be made
+            let (needed, found) = (start_bytes + size_bytes, caps.max_buffer_size);
+            if slot.is_of_the_plan() && needed > found {
+                return Err(Unmet::Buffer { slot, needed, found });
+            }
+        }
+        let (needed, found) = (self.grid.into_iter().max().unwrap_or(0), caps.max_compute_workgroups_per_dimension);
+        if needed > found { Err(Unmet::Grid { needed, found }) } else { Ok(()) }
     }
 }
 
@@ -174,7 +201,10 @@ impl Plan {
     }
 
     /// Whether a device with `caps` can run the plan, which may have been made for another.
-    pub(crate) fn check(&self, caps: &DeviceCaps) -> Result<(), PlanError> {
+    ///
+    /// # Errors
+    /// [`PlanError::OtherDevice`] with the first thing that the device does not have.
+    pub fn check(&self, caps: &DeviceCaps) -> Result<(), PlanError> {
         check_steps(&self.steps, caps)
     }
 
@@ -193,24 +223,7 @@ impl Plan {
 
 /// Whether a device with `caps` can run steps that may have been planned for another.
 pub(crate) fn check_steps(steps: &[Step], caps: &DeviceCaps) -> Result<(), PlanError> {
-    for step in steps {
-        let grid = step.grid.into_iter().max().unwrap_or(0);
-        let binding = step.bindings.iter().map(|binding| binding.size_bytes).max().unwrap_or(0);
-        let alignment = u64::from(caps.min_storage_buffer_offset_alignment).max(1);
-        let offset = step.bindings.iter().map(|binding| binding.start_bytes % alignment).max().unwrap_or(0);
-        let limits = [
-            ("bytes of workgroup memory", step.workgroup_bytes, u64::from(caps.max_compute_workgroup_storage_size)),
-            ("bytes in a binding", binding, caps.max_storage_buffer_binding_size),
-            ("bytes past an alignment", offset, 0),
-            ("workgroups along one dimension", u64::from(grid), u64::from(caps.max_compute_workgroups_per_dimension)),
-        ];
-        for (what, needed, found) in limits {
-            if needed > found {
-                return Err(PlanError::OtherDevice { what, needed, found });
-            }
-        }
-    }
-    Ok(())
+    steps.iter().try_for_each(|step| step.check(caps)).map_err(|unmet| PlanError::OtherDevice { unmet })
 }
 
 impl std::fmt::Display for Plan {
@@ -272,15 +285,11 @@ pub enum PlanError {
         /// Why not.
         reason: Rejection,
     },
-    /// The plan was made for a device with other limits.
-    #[error("the plan needs {needed} {what}, this device has {found}; plan for this device")]
+    /// The plan was made for a device with other limits or features.
+    #[error("the plan {unmet}; plan for this device")]
     OtherDevice {
-        /// What there is too little of.
-        what: &'static str,
-        /// What the plan needs.
-        needed: u64,
-        /// What the device has.
-        found: u64,
+        /// What the device does not have.
+        unmet: Unmet,
     },
 }
 

@@ -286,7 +286,8 @@ impl Way<'_> {
             }
             for binding in steps.iter().flat_map(|step| &step.bindings) {
                 // indices in a kernel are u32
-                let found = self.caps.max_storage_buffer_binding_size.min(u64::from(u32::MAX));
+                let buffer = self.caps.max_storage_buffer_binding_size.min(self.caps.max_buffer_size);
+                let found = buffer.min(u64::from(u32::MAX));
                 if binding.size_bytes > found {
                     return Err(Rejection::Binding { slot: binding.slot, needed: binding.size_bytes, found });
                 }
@@ -295,6 +296,8 @@ impl Way<'_> {
         }
         // a dispatch over nothing (no keys to score) is left out
         all.retain(|step| !step.grid.contains(&0));
+        // whatever a kernel's own rules leave out
+        all.iter().try_for_each(|step| step.check(self.caps)).map_err(Unsupported::from)?;
         Ok(all)
     }
 
@@ -381,7 +384,7 @@ fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
     let terms = if terms.is_empty() { "no other terms".to_owned() } else { terms.join(", ") };
     format!(
         "problem    batch {} q_heads {} kv_heads {} q_len {} kv_len {} head_dim {} v_head_dim {}, query {} key {} value {} \
-         output {}, scale {}, {terms}\ndevice     {}",
+         output {}, scale {}, {terms}\ndevice     {}{}",
         problem.batch(),
         problem.q_heads(),
         problem.kv_heads(),
@@ -395,5 +398,6 @@ fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
         spec.output.element,
         problem.scale(),
         caps.class,
+        caps.subgroup_fault.as_ref().map_or_else(String::new, |fault| format!(", subgroups are not used: {fault}")),
     )
 }

@@ -6,6 +6,9 @@ pub(crate) mod check;
 #[cfg(feature = "native")]
 pub(crate) mod contexts;
 mod golden;
+#[cfg(feature = "native")]
+#[allow(dead_code, reason = "each test binary drives these in its own way")]
+pub(crate) mod joined;
 #[cfg(all(feature = "layer", feature = "native"))]
 pub(crate) mod layer;
 #[allow(dead_code, reason = "not every test binary has linear maps")]

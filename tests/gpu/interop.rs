@@ -294,7 +294,7 @@ fn foreign_buffer_is_refused(_: &Context, adapter: &str) -> Result<(), String> {
 }
 
 /// The adapter of this name, of an instance of our own.
-fn same_adapter(name: &str) -> Result<wgpu::Adapter, String> {
+pub(super) fn same_adapter(name: &str) -> Result<wgpu::Adapter, String> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
     let same = |found: &wgpu::Adapter| {

@@ -24,6 +24,7 @@ mod levels;
 mod linear;
 mod merging;
 mod parts;
+mod shared;
 mod trials;
 #[cfg(feature = "tune")]
 mod tuning;

@@ -11,13 +11,17 @@ mod contexts;
 mod golden;
 #[cfg(feature = "native")]
 mod host;
+#[cfg(feature = "native")]
+mod joined;
 #[cfg(all(feature = "layer", feature = "native"))]
 mod layer;
 mod merging;
+mod needs;
 mod plan;
 mod planted;
 #[cfg(feature = "native")]
 mod pools;
+mod probe;
 mod properties;
 mod refusals;
 #[cfg(feature = "native")]

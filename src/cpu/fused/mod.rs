@@ -19,14 +19,15 @@ use half::f16;
 
 pub use plan::{CpuPlan, CpuStrategy};
 
-use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
-use crate::problem::AttentionProblem;
+use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
+use crate::problem::{AttentionProblem, ScoreStage};
 use crate::tensor::{Element, Layout, TensorData};
 
 use super::simd::SimdLevel;
 use super::simd::shared::{Consecutive, Shared, TensorRows};
 use super::simd::{self};
 use scratch::{Buffer, Scratch};
+use stages::RowEnd;
 use task::Job;
 
 /// An attention that is planned for the CPU and holds its workspace; it may be called many times.
@@ -43,6 +44,7 @@ pub struct CpuAttention {
     scratch: Mutex<Vec<Scratch>>,
     /// `None` where there was no memory for it.
     shared: Mutex<Option<SharedState>>,
+    held_bytes: u64,
 }
 
 /// What the tasks of one call share.
@@ -52,7 +54,8 @@ struct SharedState {
     partial: Buffer,
     /// Gathered output, `[batch, q_heads, q_len, v_head_dim]`.
     gathered: Vec<f32>,
-    lse: Vec<f32>,
+    /// `[batch, q_heads, q_len]`, if more than the output is asked for.
+    ends: Vec<RowEnd>,
     flags: [Vec<AtomicBool>; 4],
 }
 
@@ -63,6 +66,8 @@ pub struct CpuOutputs<'a> {
     pub output: TensorMut<'a>,
     /// `[batch, q_heads, q_len]`; needed if the spec asks for it.
     pub lse: Option<&'a mut [f32]>,
+    /// Both `[batch, q_heads, q_len]`; needed if the spec asks for it.
+    pub row_state: Option<&'a mut RowState>,
     /// `[batch, q_heads, q_len, kv_len]`; needed if the spec asks for it.
     pub scores: Option<&'a mut [f32]>,
 }
@@ -73,7 +78,8 @@ impl<'a> From<&'a mut AttentionOutput> for CpuOutputs<'a> {
             TensorData::F32(data) => TensorMut::F32(data),
             TensorData::F16(data) => TensorMut::F16(data),
         };
-        Self { output, lse: of.lse.as_deref_mut(), scores: of.scores.as_deref_mut() }
+        let (lse, row_state, scores) = (of.lse.as_deref_mut(), of.row_state.as_mut(), of.scores.as_deref_mut());
+        Self { output, lse, row_state, scores }
     }
 }
 
@@ -100,7 +106,16 @@ impl CpuAttention {
         let threads = 1;
         let most = threads.min(plan.map.chunks() * plan.splits);
         let pool = (0..most).map(|_| Scratch::new(&plan, problem)).collect();
-        Self { problem: problem.clone(), plan, rows, scratch: Mutex::new(pool), shared: Mutex::new(shared) }
+        let of_shared =
+            shared.as_ref().map_or(0, |s| 4 * (s.partial.len() + s.gathered.len()) + size_of_val(s.ends.as_slice()));
+        let held_bytes = most.saturating_mul(Scratch::bytes(&plan, problem)).saturating_add(of_shared) as u64;
+        let (scratch, shared) = (Mutex::new(pool), Mutex::new(shared));
+        Self { problem: problem.clone(), plan, rows, scratch, shared, held_bytes }
+    }
+
+    /// Bytes of the workspace that it was made with. Told without a lock: a call holds the workspace to its end.
+    pub(crate) const fn held_bytes(&self) -> u64 {
+        self.held_bytes
     }
 
     /// What will run, and why.
@@ -126,7 +141,7 @@ impl CpuAttention {
         let mut result = AttentionOutput {
             output: TensorData::zeros(spec.output.element, spec.output.layout.extent().unwrap_or(0)),
             lse: spec.lse.then(|| vec![0.0; rows]),
-            row_state: None,
+            row_state: spec.row_state.then(|| RowState { row_max: vec![0.0; rows], row_sum: vec![0.0; rows] }),
             scores: spec.scores.map(|_| vec![0.0; rows * self.problem.kv_len()]),
         };
         self.run_into(inputs, (&mut result).into())?;
@@ -185,6 +200,9 @@ impl CpuAttention {
             _ => Ok(()),
         };
         exactly("lse", spec.lse, outputs.lse.as_ref().map(|lse| lse.len()), rows)?;
+        let state = outputs.row_state.as_ref();
+        exactly("row_max", spec.row_state, state.map(|state| state.row_max.len()), rows)?;
+        exactly("row_sum", spec.row_state, state.map(|state| state.row_sum.len()), rows)?;
         let scores = outputs.scores.as_ref().map(|scores| scores.len());
         exactly("scores", spec.scores.is_some(), scores, rows.saturating_mul(self.problem.kv_len()))
     }
@@ -192,29 +210,37 @@ impl CpuAttention {
     fn compute(&self, inputs: &AttentionInputs<'_>, outputs: CpuOutputs<'_>, shared: &mut SharedState) {
         let Self { problem, plan, .. } = self;
         let job = Job { plan, problem, inputs };
-        let CpuOutputs { mut output, lse, scores } = outputs;
-        let SharedState { partial, gathered, lse: own_lse, flags: [of_output, of_lse, of_partial, of_scores] } = shared;
-        let lse = lse.unwrap_or(own_lse);
+        let CpuOutputs { mut output, lse, row_state, scores } = outputs;
+        let SharedState { partial, gathered, ends, flags: [of_output, of_ends, of_partial, of_scores] } = shared;
         {
-            let lse = Shared::new(lse, TensorRows::new_dense(plan.map, 1), of_lse);
+            let wanted = !ends.is_empty();
+            let ends = Shared::new(ends, TensorRows::new_dense(plan.map, 1), of_ends);
+            let ends = wanted.then_some(&ends);
             match (self.rows, &mut output) {
                 (Some(rows), TensorMut::F32(data)) => {
-                    self.attend(job, Shared::new(data, rows, of_output), &lse, partial, of_partial);
+                    self.attend(job, Shared::new(data, rows, of_output), ends, partial, of_partial);
                 }
                 (Some(rows), TensorMut::F16(data)) => {
-                    self.attend(job, Shared::new(data, rows, of_output), &lse, partial, of_partial);
+                    self.attend(job, Shared::new(data, rows, of_output), ends, partial, of_partial);
                 }
                 (None, output) => {
                     let dense = TensorRows::new_dense(plan.map, problem.v_head_dim());
-                    self.attend(job, Shared::new(gathered, dense, of_output), &lse, partial, of_partial);
+                    self.attend(job, Shared::new(gathered, dense, of_output), ends, partial, of_partial);
                     scatter(&problem.spec().output.layout, gathered, output);
                 }
             }
         }
+        if let Some(lse) = lse {
+            lse.iter_mut().zip(&*ends).for_each(|(lse, end)| *lse = end.lse);
+        }
+        if let Some(RowState { row_max, row_sum }) = row_state {
+            row_max.iter_mut().zip(&*ends).for_each(|(max, end)| *max = end.row_max);
+            row_sum.iter_mut().zip(&*ends).for_each(|(sum, end)| *sum = end.row_sum);
+        }
         if let (Some(scores), Some(stage)) = (scores, problem.spec().scores) {
             let scores = Shared::new(scores, TensorRows::new_dense(plan.map, problem.kv_len()), of_scores);
             self.for_each(plan.map.chunks(), |chunk, scratch| {
-                job.stage(stage, chunk, scratch, lse, scores.claim(chunk))
+                job.stage(stage, chunk, scratch, ends, scores.claim(chunk))
             });
         }
     }
@@ -223,16 +249,15 @@ impl CpuAttention {
         &self,
         job: Job<'_>,
         output: Shared<'_, T, TensorRows>,
-        lse: &Shared<'_, f32, TensorRows>,
+        ends: Option<&Shared<'_, RowEnd, TensorRows>>,
         partial: &mut Buffer,
         flags: &mut [AtomicBool],
     ) {
         let (plan, chunks) = (&self.plan, self.plan.map.chunks());
-        let wanted = self.problem.spec().lse || self.problem.spec().scores.is_some();
         if plan.splits == 1 {
             self.for_each(chunks, |chunk, scratch| {
                 job.attend(chunk, 0, scratch);
-                job.finish(chunk, scratch, &mut output.claim(chunk), wanted.then(|| lse.claim(chunk)));
+                job.finish(chunk, scratch, &mut output.claim(chunk), ends.map(|ends| ends.claim(chunk)));
             });
             return;
         }
@@ -284,11 +309,11 @@ impl CpuAttention {
                         &acc[row * v_dim..],
                         &max[row..],
                         &sum[row..],
-                        job.binary(),
+                        plan.exponents,
                     );
                 }
             }
-            job.finish(chunk, scratch, &mut output.claim(chunk), wanted.then(|| lse.claim(chunk)));
+            job.finish(chunk, scratch, &mut output.claim(chunk), ends.map(|ends| ends.claim(chunk)));
         });
     }
 
@@ -358,11 +383,13 @@ impl SharedState {
         super::check_memory(problem, size_of::<f32>())?;
         let flags = |n: usize| (0..n).map(|_| AtomicBool::new(false)).collect();
         let (chunks, rows) = (plan.map.chunks(), problem.rows());
+        let spec = problem.spec();
+        let wanted = spec.lse || spec.row_state || spec.scores == Some(ScoreStage::Probs);
         let parts = if plan.splits > 1 { chunks * plan.splits } else { 0 };
         Ok(Self {
             partial: Buffer::new(parts * plan.partial_len(problem.v_head_dim())),
             gathered: vec![0.0; if direct { 0 } else { rows * problem.v_head_dim() }],
-            lse: vec![0.0; if problem.spec().lse { 0 } else { rows }],
+            ends: vec![RowEnd::default(); if wanted { rows } else { 0 }],
             flags: [flags(chunks), flags(chunks), flags(parts), flags(chunks)],
         })
     }
@@ -399,9 +426,4 @@ fn scatter(layout: &Layout, dense: &[f32], to: &mut TensorMut<'_>) {
             }
         }
     }
-}
-
-/// `exp(score - lse)`, zero in a row without mass.
-pub(super) fn prob(score: f32, lse: f32) -> f32 {
-    if lse == f32::NEG_INFINITY { 0.0 } else { (score - lse).exp() }
 }

@@ -1,8 +1,9 @@
 //! How an attention is cut up for the CPU: a strategy by shape, and the sizes of its blocks.
 
-use crate::cpu::simd::SimdLevel;
 use crate::cpu::simd::shared::RowMap;
+use crate::cpu::simd::{Exponents, SimdLevel};
 use crate::problem::AttentionProblem;
+use crate::tensor::Element;
 
 /// How the rows of an attention are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,7 +18,7 @@ pub enum CpuStrategy {
 
 /// What the CPU path will run for a problem, and why. The same problem and level give the same plan, whatever the
 /// number of threads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CpuPlan {
     level: SimdLevel,
     strategy: CpuStrategy,
@@ -31,6 +32,8 @@ pub struct CpuPlan {
     /// Parts that the keys are cut into, and the keys of each.
     pub(super) splits: usize,
     pub(super) split_kv: usize,
+    /// How scores become weights.
+    pub(super) exponents: Exponents,
     /// Whether it is too little for more than one thread.
     pub(super) serial: bool,
     pub(super) workspace_bytes: usize,
@@ -85,6 +88,7 @@ impl CpuPlan {
             block_kv,
             splits,
             split_kv,
+            exponents: Exponents { factor: problem.exponent_scale(), unit: unit(problem) },
             serial: problem.rows().saturating_mul(kv_len).saturating_mul(width) < SERIAL,
             workspace_bytes: 0,
             partial_bytes: 0,
@@ -128,6 +132,17 @@ impl CpuPlan {
     /// f32 that the state of a task takes: sums of values, then maxima and sums of weights.
     pub(super) const fn partial_len(&self, v_head_dim: usize) -> usize {
         self.chunk_rows() * (v_head_dim + 2)
+    }
+}
+
+/// What all weights are multiplied by: the inverse of no less than the number of keys, so that no sum of weighted values
+/// leaves the range of f32 where the mean does not. Values in f16 are far from its end.
+fn unit(problem: &AttentionProblem) -> f32 {
+    /// What weights may lose below 2^-126 is then below 2^-126 of the largest, as it is in sums of normalised weights.
+    const SMALLEST: u32 = 24;
+    match problem.spec().value.element {
+        Element::F32 => 0.5f32.powi(problem.kv_len().max(1).next_power_of_two().ilog2().min(SMALLEST).cast_signed()),
+        Element::F16 => 1.0,
     }
 }
 

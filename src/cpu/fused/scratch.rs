@@ -61,7 +61,8 @@ pub(super) struct Scratch {
     pub(super) high: Buffer,
     /// ALiBi of a row.
     pub(super) slope: Buffer,
-    pub(super) diagonal: Buffer,
+    pub(super) far: Buffer,
+    pub(super) near: Buffer,
     /// Blocks of keys and values in f32, and a block of values without what is not finite.
     pub(super) key_block: Buffer,
     pub(super) value_block: Buffer,
@@ -71,7 +72,7 @@ pub(super) struct Scratch {
 }
 
 /// f32 of each buffer, in the order of the fields.
-struct Sizes([usize; 15]);
+struct Sizes([usize; 16]);
 
 impl Sizes {
     fn new(plan: &CpuPlan, problem: &AttentionProblem) -> Self {
@@ -94,6 +95,7 @@ impl Sizes {
             if extra { block * tile } else { 0 },
             tile,
             tile,
+            if spec.alibi_slopes { tile } else { 0 },
             if spec.alibi_slopes { tile } else { 0 },
             if spec.alibi_slopes { tile } else { 0 },
             converted(&spec.key, dim),
@@ -131,7 +133,8 @@ impl Scratch {
             low,
             high,
             slope,
-            diagonal,
+            far,
+            near,
             key,
             value,
             clean,
@@ -151,7 +154,8 @@ impl Scratch {
             low,
             high,
             slope,
-            diagonal,
+            far,
+            near,
             key_block: key,
             value_block: value,
             clean_block: clean,

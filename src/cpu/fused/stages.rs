@@ -10,32 +10,39 @@ use super::scratch::Scratch;
 use super::task::{Job, Scoring};
 
 impl Job<'_> {
-    /// Normalises the rows of a chunk, and stores them with their log-sum-exp.
+    /// Normalises the rows of a chunk, and stores them with what else is asked of them.
     pub(super) fn finish<T: Store>(
         &self,
         chunk: usize,
         scratch: &mut Scratch,
         output: &mut Unit<'_, '_, T, TensorRows>,
-        mut lse: Option<Unit<'_, '_, f32, TensorRows>>,
+        mut ends: Option<Unit<'_, '_, RowEnd, TensorRows>>,
     ) {
         let (plan, dim) = (self.plan, self.problem.v_head_dim());
         let of = plan.map.chunk(chunk);
-        let to_natural = if self.binary() { std::f32::consts::LN_2 } else { 1.0 };
+        let unit = plan.exponents.unit;
+        let to_natural = f64::from(self.natural());
         for tile in self.tiles(chunk) {
             let at = tile.number * plan.tile_rows;
             let acc = &mut scratch.acc[at * dim..];
             if scratch.fresh[tile.number] {
                 acc[..dim * tile.width].fill(0.0);
             }
-            let end = |r: usize, max: &[f32], sum: &[f32]| {
+            for r in 0..tile.rows {
+                let (max, sum) = (scratch.row_max[at + r], scratch.row_sum[at + r]);
+                if self.inputs.sinks.is_none() && ends.is_none() {
+                    scratch.rescale[r] = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+                    continue;
+                }
                 let sink = self.inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| {
                     let [_, h, _] = plan.map.place_in(of, tile.first_row + r);
                     sinks[h]
                 });
-                row_end(max[at + r] * to_natural, sum[at + r], sink)
-            };
-            for r in 0..tile.rows {
-                (scratch.rescale[r], _) = end(r, &scratch.row_max, &scratch.row_sum);
+                let end = RowEnd::new(max, to_natural, sum, unit, sink);
+                scratch.rescale[r] = end.factor;
+                if let Some(ends) = &mut ends {
+                    ends.row(tile.first_row + r)[0] = end;
+                }
             }
             let lanes = plan.level().lanes();
             for first in (0..tile.rows).step_by(lanes) {
@@ -53,9 +60,6 @@ impl Job<'_> {
                         line.fill(0.0);
                     }
                     T::store(line, output.row(row));
-                    if let Some(lse) = &mut lse {
-                        (_, lse.row(row)[0]) = end(first + r, &scratch.row_max, &scratch.row_sum);
-                    }
                 }
             }
         }
@@ -67,7 +71,7 @@ impl Job<'_> {
         stage: ScoreStage,
         chunk: usize,
         scratch: &mut Scratch,
-        lse: &[f32],
+        ends: &[RowEnd],
         mut out: Unit<'_, '_, f32, TensorRows>,
     ) {
         let (plan, problem, inputs) = (self.plan, self.problem, self.inputs);
@@ -84,7 +88,8 @@ impl Job<'_> {
             for tile in self.tiles(chunk) {
                 let n = keys.len();
                 let mut scoring = Scoring {
-                    scale: problem.scale(),
+                    // probabilities are those of the output, from the same scores
+                    scale: if stage == ScoreStage::Probs { self.scale() } else { problem.scale() },
                     scores: &mut scratch.scores,
                     extra: &mut scratch.extra,
                     bits: &mut scratch.bits,
@@ -92,14 +97,15 @@ impl Job<'_> {
                     low: &mut scratch.low,
                     high: &mut scratch.high,
                     slope: &mut scratch.slope,
-                    diagonal: &mut scratch.diagonal,
+                    far: &mut scratch.far,
+                    near: &mut scratch.near,
                     lines: &mut scratch.lines,
                 };
                 match stage {
                     ScoreStage::Scaled | ScoreStage::Capped => {
                         self.dots(tile, &scratch.query, key, n, key, &mut scoring);
                         if let (ScoreStage::Capped, Some(cap)) = (stage, problem.spec().softcap) {
-                            simd::add_terms(level, tile.vectors, n, scoring.scores, cap, &[], false, &[], &[]);
+                            simd::add_terms(level, tile.vectors, n, scoring.scores, cap, &[], false, &[], &[], &[]);
                         }
                     }
                     ScoreStage::Masked | ScoreStage::Probs => {
@@ -109,12 +115,13 @@ impl Job<'_> {
                     }
                 }
                 if stage == ScoreStage::Probs {
-                    let of_row = &mut scratch.rescale;
+                    let (shift, by) = (&mut scratch.low, &mut scratch.rescale);
                     for r in 0..tile.rows {
                         let [b, h, i] = plan.map.place(chunk, tile.first_row + r);
-                        of_row[r] = lse[(b * problem.q_heads() + h) * problem.q_len() + i];
+                        let end = &ends[(b * problem.q_heads() + h) * problem.q_len() + i];
+                        (shift[r], by[r]) = (end.shift, end.factor * plan.exponents.unit);
                     }
-                    simd::exp_all(level, tile.vectors, n, &mut scratch.scores, of_row);
+                    simd::exp_all(level, tile.vectors, n, &mut scratch.scores, shift, by, plan.exponents);
                 }
                 for r in 0..tile.rows {
                     let row = &mut out.row(tile.first_row + r)[keys.clone()];
@@ -127,17 +134,46 @@ impl Job<'_> {
     }
 }
 
-/// What a row's sums are to be multiplied by, and its log-sum-exp. The sink, a score without a value, comes in here and
-/// not before, so that a row without keys stays one that can be told: zeros, and the sink itself.
-fn row_end(row_max: f32, row_sum: f32, sink: f32) -> (f32, f32) {
-    if row_sum == 0.0 {
-        return (0.0, sink);
+/// How a row ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RowEnd {
+    /// What its sums are to be multiplied by.
+    pub(super) factor: f32,
+    /// What was taken off its scores, in the units that they have in [`Job::attend`].
+    pub(super) shift: f32,
+    pub(super) lse: f32,
+    /// As [`RowState`](crate::RowState) has them.
+    pub(super) row_max: f32,
+    pub(super) row_sum: f32,
+}
+
+impl RowEnd {
+    /// The sink, a score without a value, comes in here and not before, so that a row without keys stays one that can be
+    /// told: zeros, and the sink itself.
+    #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+    fn new(max: f32, to_natural: f64, sum: f32, unit: f32, sink: f32) -> Self {
+        if sum == 0.0 {
+            let row_sum = if sink == f32::NEG_INFINITY { 0.0 } else { 1.0 };
+            return Self { factor: 0.0, shift: 0.0, lse: sink, row_max: sink, row_sum };
+        }
+        // a product of two f32 is exact in f64
+        let natural = f64::from(max) * to_natural;
+        let (mut top, mut total, mut rescale) = (natural, sum, 1.0);
+        if sink != f32::NEG_INFINITY {
+            top = natural.max(f64::from(sink));
+            rescale = ((natural - top) as f32).exp();
+            total = sum * rescale + ((f64::from(sink) - top) as f32).exp() * unit;
+        }
+        let row_sum = total / unit;
+        let row_max = if row_sum.is_nan() { f32::NAN } else { top as f32 };
+        // what the maximum lost when it was rounded is in the sum: they are one number
+        let lost = (top - f64::from(row_max)) as f32;
+        Self {
+            factor: rescale / total,
+            shift: if max == f32::NEG_INFINITY { 0.0 } else { max },
+            lse: (top + f64::from(row_sum.ln())) as f32,
+            row_max,
+            row_sum: if lost == 0.0 || row_max.is_infinite() { row_sum } else { row_sum * lost.exp() },
+        }
     }
-    if sink == f32::NEG_INFINITY {
-        return (1.0 / row_sum, row_max + row_sum.ln());
-    }
-    let top = row_max.max(sink);
-    let rescale = (row_max - top).exp();
-    let total = row_sum * rescale + (sink - top).exp();
-    (rescale / total, top + total.ln())
 }

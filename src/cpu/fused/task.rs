@@ -42,9 +42,15 @@ impl Job<'_> {
         self.plan.strategy() == CpuStrategy::FewQueries
     }
 
-    /// Whether scores and maxima are kept as exponents of 2: see `AttentionProblem::exponent_scale`.
-    pub(super) fn binary(&self) -> bool {
-        self.problem.exponent_scale().is_some()
+    /// What a score or maximum of [`attend`](Self::attend) is to be multiplied by: where nothing but the scale goes into a
+    /// score, it is the dot product itself.
+    pub(super) fn natural(&self) -> f32 {
+        if self.plan.exponents.factor.is_some() { self.problem.scale() } else { 1.0 }
+    }
+
+    /// What [`attend`](Self::attend) multiplies dot products by.
+    pub(super) fn scale(&self) -> f32 {
+        if self.plan.exponents.factor.is_some() { 1.0 } else { self.problem.scale() }
     }
 
     /// Puts the keys of every row in place, and the queries if they are few: others are put in place by
@@ -130,13 +136,16 @@ impl Job<'_> {
             for r in 0..tile.rows {
                 let [b, h, i] = places(r);
                 let diagonal = i as i64 + problem.offset(inputs.kv_len(problem, b)) - keys.start as i64;
-                (scratch.slope[r], scratch.diagonal[r]) = (slopes[h], diagonal as f32);
+                // both are exact: a position has 31 bits at most
+                let near = diagonal & 0xff;
+                (scratch.slope[r], scratch.far[r], scratch.near[r]) =
+                    (slopes[h], (diagonal - near) as f32, near as f32);
             }
         }
         if softcap > 0.0 || !extra.is_empty() || inputs.alibi_slopes.is_some() {
             let alike = seen == Seen::Alike;
             let (scores, slope) = (&mut *scratch.scores, &*scratch.slope);
-            simd::add_terms(level, tile.vectors, n, scores, softcap, extra, alike, slope, scratch.diagonal);
+            simd::add_terms(level, tile.vectors, n, scores, softcap, extra, alike, slope, scratch.far, scratch.near);
         }
         if seen == Seen::Bits {
             simd::keep_by_bits(level, tile.vectors, scratch.scores, &scratch.bits[..n]);
@@ -181,7 +190,7 @@ impl Job<'_> {
         let (spec, kv_head) = (problem.spec(), plan.map.kv_head(chunk));
         let (v_dim, level) = (problem.v_head_dim(), plan.level());
         let padded = v_dim.next_multiple_of(level.lanes());
-        let scale = problem.exponent_scale().unwrap_or(problem.scale());
+        let scale = self.scale();
         let part = split * plan.split_kv..((split + 1) * plan.split_kv).min(problem.kv_len());
         let seen = union(&scratch.keys[..plan.map.rows(chunk)]);
         let (first_key, end) = (seen[0].max(part.start), seen[1].min(part.end));
@@ -201,7 +210,8 @@ impl Job<'_> {
                 low: &mut scratch.low,
                 high: &mut scratch.high,
                 slope: &mut scratch.slope,
-                diagonal: &mut scratch.diagonal,
+                far: &mut scratch.far,
+                near: &mut scratch.near,
                 lines: &mut scratch.lines,
             };
             for tile in self.tiles(chunk) {
@@ -218,8 +228,8 @@ impl Job<'_> {
                 // what comes next is asked for by the first tile, on behalf of all
                 let first = |of| if tile.number == 0 { of } else { Strided { data: &[], stride: 0 } };
                 let skip = keys.start - block.start;
-                let original = from_row(value, skip);
-                let key = from_row(key, skip);
+                let original = value.from(skip);
+                let key = key.from(skip);
                 let Some(full) = self.score(chunk, tile, &keys, &scratch.query, key, first(original), &mut scoring)
                 else {
                     continue;
@@ -234,8 +244,8 @@ impl Job<'_> {
                     self.ask_for_next(chunk, tile, [0, 2]);
                 }
                 let n = keys.len();
-                let next = first(from_row(key, n));
-                let grew = simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state, self.binary());
+                let next = first(key.from(n));
+                let grew = simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state, plan.exponents);
                 if fetch {
                     self.ask_for_next(chunk, tile, [1, 2]);
                 }
@@ -312,7 +322,7 @@ impl Job<'_> {
 
 /// What scoring a tile reads and writes.
 pub(super) struct Scoring<'a> {
-    /// That of the problem, or the one for exponents of 2.
+    /// That of the problem, or 1.
     pub(super) scale: f32,
     pub(super) scores: &'a mut [f32],
     pub(super) extra: &'a mut [f32],
@@ -321,7 +331,8 @@ pub(super) struct Scoring<'a> {
     pub(super) low: &'a mut [f32],
     pub(super) high: &'a mut [f32],
     pub(super) slope: &'a mut [f32],
-    pub(super) diagonal: &'a mut [f32],
+    pub(super) far: &'a mut [f32],
+    pub(super) near: &'a mut [f32],
     pub(super) lines: &'a mut Buffer,
 }
 
@@ -330,10 +341,6 @@ pub(super) fn union(keys: &[[usize; 2]]) -> [usize; 2] {
     let some = keys.iter().filter(|[start, end]| start < end);
     let [start, end] = some.fold([usize::MAX, 0], |[first, last], &[start, end]| [first.min(start), last.max(end)]);
     [start.min(end), end]
-}
-
-fn from_row(of: Strided<'_>, row: usize) -> Strided<'_> {
-    Strided { data: of.data.get(row * of.stride..).unwrap_or_default(), stride: of.stride }
 }
 
 /// The block with zeros in the places of what is not finite: 0 * NaN would carry it to rows that must not see it.

@@ -72,11 +72,13 @@ unsafe fn dots_of<S: Simd, const KEYS: usize>(
     unsafe {
         let keys = array![KEYS; k => key_at.add((j + k) * key.stride)];
         let mut r = 0;
-        let ahead = value.data.as_ptr().wrapping_add(j * value.stride);
+        // strides may be anything where there is one row, and any address will do
+        let ahead = value.data.as_ptr().wrapping_add(j.wrapping_mul(value.stride));
+        let ahead_by = (2 * KEYS).wrapping_mul(key.stride);
         for d in (0..dim).step_by(16) {
             for k in 0..KEYS {
-                s.prefetch(keys[k].wrapping_add(2 * KEYS * key.stride + d));
-                s.prefetch(ahead.wrapping_add(k * value.stride + d));
+                s.prefetch(keys[k].wrapping_add(ahead_by.wrapping_add(d)));
+                s.prefetch(ahead.wrapping_add(k.wrapping_mul(value.stride).wrapping_add(d)));
             }
         }
         macro_rules! by {

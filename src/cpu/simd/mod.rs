@@ -26,6 +26,7 @@ mod turn;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(super) use exp::Exponents;
 pub(super) use few::{dots, rescale_rows, weigh};
 pub(super) use masks::{all_finite, ask_for, count, forbid, permit, row_bits};
 #[cfg(feature = "native")]
@@ -41,10 +42,17 @@ pub(super) struct Strided<'a> {
     pub(super) stride: usize,
 }
 
-impl Strided<'_> {
+impl<'a> Strided<'a> {
+    /// The same without the first `row` rows; without any, if they are not all there.
+    pub(super) fn from(self, row: usize) -> Self {
+        let rest: Option<&'a [f32]> = row.checked_mul(self.stride).and_then(|start| self.data.get(start..));
+        Self { data: rest.unwrap_or_default(), stride: self.stride }
+    }
+
     /// Panics unless `rows` rows of `width` lie in the data.
     fn check(&self, rows: usize, width: usize) {
-        assert!(rows == 0 || width == 0 || (rows - 1) * self.stride + width <= self.data.len());
+        let needed = rows.saturating_sub(1).checked_mul(self.stride).and_then(|start| start.checked_add(width));
+        assert!(rows == 0 || width == 0 || needed.is_some_and(|needed| needed <= self.data.len()));
     }
 }
 

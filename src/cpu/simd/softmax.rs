@@ -1,6 +1,6 @@
 //! What happens to a block of scores `[key][row]` between the two products, rows along the lanes.
 
-use super::exp::{exp, power, tanh};
+use super::exp::{Exponents, power, tanh};
 use super::{Simd, dispatch};
 
 /// Running maximum and sum of the rows of a tile, and the factor that brings older sums to the new maximum.
@@ -13,16 +13,17 @@ pub(in crate::cpu) struct RowState<'a> {
 
 dispatch! {
     /// Takes in the scores of `n` keys and turns them into weights, in the first `used` lanes at least. Whether what was
-    /// accumulated must be rescaled. Scores and maxima are exponents of 2 if `binary`, else of e.
-    fn soften(vectors: usize, used: usize, n: usize, scores: &mut [f32], state: RowState<'_>, binary: bool) -> bool
+    /// accumulated must be rescaled.
+    fn soften(vectors: usize, used: usize, n: usize, scores: &mut [f32], state: RowState<'_>, to: Exponents) -> bool
         = soften_on
 }
 
 dispatch! {
     /// Softcap (0: none), then `extra[key][row]`, or `extra[key]` if `alike` (empty: none; -inf forbids), then ALiBi (empty:
-    /// none).
+    /// none) for the key's distance from `far[row] + near[row]`. With `far` a multiple of 256 and `near` from 0 to 255, the
+    /// distance is rounded once however large it is.
     fn add_terms(vectors: usize, n: usize, scores: &mut [f32], softcap: f32, extra: &[f32], alike: bool, slope: &[f32],
-        diagonal: &[f32]) = add_terms_on
+        far: &[f32], near: &[f32]) = add_terms_on
 }
 
 dispatch! {
@@ -41,14 +42,14 @@ dispatch! {
 }
 
 dispatch! {
-    /// `scores[key][row] = exp(scores[key][row] - lse[row])`, 0 for a score of -inf and in a row without mass.
-    fn exp_all(vectors: usize, n: usize, scores: &mut [f32], lse: &[f32]) = exp_all_on
+    /// `scores[key][row]` becomes a weight by `shift[row]`, the row's maximum, times `by[row]`; 0 for a score of -inf.
+    fn exp_all(vectors: usize, n: usize, scores: &mut [f32], shift: &[f32], by: &[f32], to: Exponents) = exp_all_on
 }
 
 dispatch! {
     /// Merges the state of later keys into that of earlier ones.
     fn merge_into(vectors: usize, columns: usize, acc: &mut [f32], max: &mut [f32], sum: &mut [f32], other_acc: &[f32],
-        other_max: &[f32], other_sum: &[f32], binary: bool) = merge_into_on
+        other_max: &[f32], other_sum: &[f32], to: Exponents) = merge_into_on
 }
 
 /// What to subtract: the maximum, or 0 while there is none, as -inf - -inf would be NaN.
@@ -65,12 +66,12 @@ fn soften_on<S: Simd>(
     n: usize,
     scores: &mut [f32],
     state: RowState<'_>,
-    binary: bool,
+    to: Exponents,
 ) -> bool {
-    if binary {
-        soften_by::<S, true>(s, vectors, used, n, scores, state)
-    } else {
-        soften_by::<S, false>(s, vectors, used, n, scores, state)
+    let Exponents { factor, unit } = to;
+    match factor {
+        Some(factor) => soften_by::<S, true>(s, vectors, used, n, scores, state, factor, unit),
+        None => soften_by::<S, false>(s, vectors, used, n, scores, state, 1.0, unit),
     }
 }
 
@@ -82,12 +83,14 @@ fn soften_by<S: Simd, const BINARY: bool>(
     n: usize,
     scores: &mut [f32],
     state: RowState<'_>,
+    factor: f32,
+    unit: f32,
 ) -> bool {
     let rows = vectors * S::LANES;
     assert!(scores.len() >= n * rows);
     assert!(state.max.len() >= rows && state.sum.len() >= rows && state.rescale.len() >= rows);
     if used == 1 && n <= ONE_ROW {
-        return soften_one::<S, BINARY>(s, rows, n, scores, state);
+        return soften_one::<S, BINARY>(s, rows, n, scores, state, factor, unit);
     }
     let mut grew = false;
     for v in (0..rows).step_by(S::LANES) {
@@ -114,21 +117,21 @@ fn soften_by<S: Simd, const BINARY: bool>(
             }
             let max = s.max(s.max(max[0], max[1]), s.max(max[2], max[3]));
             let shift = shift_of(s, max);
-            let rescale = power::<S, BINARY>(s, s.sub(old, shift));
+            let rescale = power::<S, BINARY>(s, s.sub(old, shift), factor, 1.0);
             grew |= s.any_lt(old, max);
             let before = s.mul(s.load(state.sum.as_ptr().add(v)), rescale);
             let mut sum = [s.splat(0.0); 4];
             let mut j = 0;
             while n - j >= 4 {
                 for (k, sum) in sum.iter_mut().enumerate() {
-                    let weight = power::<S, BINARY>(s, s.sub(s.load(at!(j + k)), shift));
+                    let weight = power::<S, BINARY>(s, s.sub(s.load(at!(j + k)), shift), factor, unit);
                     s.store(at!(j + k), weight);
                     *sum = s.add(*sum, weight);
                 }
                 j += 4;
             }
             while j < n {
-                let weight = power::<S, BINARY>(s, s.sub(s.load(at!(j)), shift));
+                let weight = power::<S, BINARY>(s, s.sub(s.load(at!(j)), shift), factor, unit);
                 s.store(at!(j), weight);
                 sum[0] = s.add(sum[0], weight);
                 j += 1;
@@ -153,6 +156,8 @@ fn soften_one<S: Simd, const BINARY: bool>(
     n: usize,
     scores: &mut [f32],
     state: RowState<'_>,
+    factor: f32,
+    unit: f32,
 ) -> bool {
     let mut line = [f32::NEG_INFINITY; ONE_ROW];
     for (x, key) in line.iter_mut().zip(scores.chunks_exact(rows)).take(n) {
@@ -172,12 +177,12 @@ fn soften_one<S: Simd, const BINARY: bool>(
         let highest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
         let shift = shift_of(s, s.splat(highest));
         for j in (0..padded).step_by(S::LANES) {
-            let weight = power::<S, BINARY>(s, s.sub(s.load(line.as_ptr().add(j)), shift));
+            let weight = power::<S, BINARY>(s, s.sub(s.load(line.as_ptr().add(j)), shift), factor, unit);
             s.store(line.as_mut_ptr().add(j), weight);
             sum = s.add(sum, weight);
         }
         let mut rescale = [0.0; 16];
-        s.store(rescale.as_mut_ptr(), power::<S, BINARY>(s, s.sub(s.splat(old), shift)));
+        s.store(rescale.as_mut_ptr(), power::<S, BINARY>(s, s.sub(s.splat(old), shift), factor, 1.0));
         state.rescale[0] = rescale[0];
         state.sum[0] = state.sum[0] * rescale[0] + s.sums([sum; 4])[0];
         state.max[0] = highest;
@@ -198,11 +203,12 @@ fn add_terms_on<S: Simd>(
     extra: &[f32],
     alike: bool,
     slope: &[f32],
-    diagonal: &[f32],
+    far: &[f32],
+    near: &[f32],
 ) {
     let rows = vectors * S::LANES;
     assert!(scores.len() >= n * rows && (extra.is_empty() || extra.len() >= if alike { n } else { n * rows }));
-    assert!(slope.is_empty() || slope.len() >= rows && diagonal.len() >= rows);
+    assert!(slope.is_empty() || slope.len() >= rows && far.len() >= rows && near.len() >= rows);
     let (lowest, forbidden) = (s.splat(f32::MIN), s.splat(f32::NEG_INFINITY));
     for j in 0..n {
         #[expect(clippy::cast_precision_loss, reason = "a place within a block")]
@@ -226,7 +232,8 @@ fn add_terms_on<S: Simd>(
                 };
                 x = s.add(x, extra_at);
                 if !slope.is_empty() {
-                    let distance = s.sub(s.load(diagonal.as_ptr().add(v)), key);
+                    let distance = s.sub(s.load(near.as_ptr().add(v)), key);
+                    let distance = s.add(s.load(far.as_ptr().add(v)), distance);
                     let distance = s.max(distance, s.sub(s.splat(0.0), distance));
                     x = s.sub(x, s.mul(s.load(slope.as_ptr().add(v)), distance));
                 }
@@ -287,18 +294,22 @@ fn scale_lanes_on<S: Simd>(s: S, vectors: usize, columns: usize, acc: &mut [f32]
 }
 
 #[inline(always)]
-fn exp_all_on<S: Simd>(s: S, vectors: usize, n: usize, scores: &mut [f32], lse: &[f32]) {
+fn exp_all_on<S: Simd>(s: S, vectors: usize, n: usize, scores: &mut [f32], shift: &[f32], by: &[f32], to: Exponents) {
     let rows = vectors * S::LANES;
-    assert!(scores.len() >= n * rows && lse.len() >= rows);
+    assert!(scores.len() >= n * rows && shift.len() >= rows && by.len() >= rows);
     for j in 0..n {
         for v in (0..rows).step_by(S::LANES) {
             // SAFETY: v + LANES <= rows and j < n, within the lengths compared above
             unsafe {
-                let (at, lse) = (scores.as_mut_ptr().add(j * rows + v), s.load(lse.as_ptr().add(v)));
+                let (at, shift) = (scores.as_mut_ptr().add(j * rows + v), s.load(shift.as_ptr().add(v)));
+                let (score, by) = (s.load(at), s.load(by.as_ptr().add(v)));
+                let x = s.sub(score, shift);
+                let weight = match to.factor {
+                    Some(factor) => power::<S, true>(s, x, factor, 1.0),
+                    None => power::<S, false>(s, x, 1.0, 1.0),
+                };
                 // of what is not allowed nothing must show, also in a row of NaN
-                let (score, lowest, none) = (s.load(at), s.splat(f32::MIN), s.splat(0.0));
-                let weight = s.lt(score, lowest, none, exp(s, s.sub(score, lse)));
-                s.store(at, s.lt(lse, lowest, none, weight));
+                s.store(at, s.lt(score, s.splat(f32::MIN), s.splat(0.0), s.mul(weight, by)));
             }
         }
     }
@@ -315,9 +326,8 @@ fn merge_into_on<S: Simd>(
     other_acc: &[f32],
     other_max: &[f32],
     other_sum: &[f32],
-    binary: bool,
+    to: Exponents,
 ) {
-    let power = |x| if binary { power::<S, true>(s, x) } else { power::<S, false>(s, x) };
     let rows = vectors * S::LANES;
     assert!(acc.len() >= columns * rows && max.len() >= rows && sum.len() >= rows);
     assert!(other_acc.len() >= columns * rows && other_max.len() >= rows && other_sum.len() >= rows);
@@ -327,7 +337,11 @@ fn merge_into_on<S: Simd>(
             let (mine, theirs) = (s.load(max.as_ptr().add(v)), s.load(other_max.as_ptr().add(v)));
             let both = s.max(mine, theirs);
             let shift = shift_of(s, both);
-            let (mine, theirs) = (power(s.sub(mine, shift)), power(s.sub(theirs, shift)));
+            let (mine, theirs) = (s.sub(mine, shift), s.sub(theirs, shift));
+            let (mine, theirs) = match to.factor {
+                Some(factor) => (power::<S, true>(s, mine, factor, 1.0), power::<S, true>(s, theirs, factor, 1.0)),
+                None => (power::<S, false>(s, mine, 1.0, 1.0), power::<S, false>(s, theirs, 1.0, 1.0)),
+            };
             let total = s.mul(s.load(other_sum.as_ptr().add(v)), theirs);
             s.store(sum.as_mut_ptr().add(v), s.fma(s.load(sum.as_ptr().add(v)), mine, total));
             s.store(max.as_mut_ptr().add(v), both);

@@ -3,26 +3,26 @@
 use super::*;
 
 dispatch! {
-    fn exp_of(x: &mut [f32]) = exp_on
+    fn exp_of(x: &mut [f32], unit: f32) = exp_on
 }
 
 #[inline(always)]
-fn exp_on<S: Simd>(s: S, x: &mut [f32]) {
+fn exp_on<S: Simd>(s: S, x: &mut [f32], unit: f32) {
     for x in x.chunks_exact_mut(S::LANES) {
         // SAFETY: a chunk has LANES elements
-        unsafe { s.store(x.as_mut_ptr(), exp::exp(s, s.load(x.as_ptr()))) }
+        unsafe { s.store(x.as_mut_ptr(), exp::exp(s, s.load(x.as_ptr()), unit)) }
     }
 }
 
 dispatch! {
-    fn exp2_of(x: &mut [f32]) = exp2_on
+    fn exp2_of(x: &mut [f32], unit: f32) = exp2_on
 }
 
 #[inline(always)]
-fn exp2_on<S: Simd>(s: S, x: &mut [f32]) {
+fn exp2_on<S: Simd>(s: S, x: &mut [f32], unit: f32) {
     for x in x.chunks_exact_mut(S::LANES) {
         // SAFETY: a chunk has LANES elements
-        unsafe { s.store(x.as_mut_ptr(), exp::exp2(s, s.load(x.as_ptr()))) }
+        unsafe { s.store(x.as_mut_ptr(), exp::exp2(s, s.load(x.as_ptr()), unit)) }
     }
 }
 
@@ -38,6 +38,9 @@ fn tanh_on<S: Simd>(s: S, x: &mut [f32]) {
     }
 }
 
+/// The smallest that is used.
+const UNIT: f32 = 1.0 / (1 << 24) as f32;
+
 /// The distance of a result in units of its last place, or of the smallest subnormal.
 fn ulps(got: f32, want: f64) -> f64 {
     #[expect(clippy::cast_possible_truncation, reason = "an exponent")]
@@ -50,12 +53,18 @@ fn exp_is_within_two_ulp() {
     let inputs: Vec<f32> = (0..1 << 20).map(|n| -104.0 * n as f32 / (1 << 20) as f32).collect();
     for level in SimdLevel::available() {
         let mut outputs = inputs.clone();
-        exp_of(level, &mut outputs);
+        exp_of(level, &mut outputs, 1.0);
         let worst = inputs.iter().zip(&outputs).map(|(&x, &y)| ulps(y, f64::from(x).exp())).fold(0.0, f64::max);
         assert!(worst <= 2.0, "{level}: {worst} ulp");
+        // a power of two changes no digit of a result that is not subnormal
+        let mut scaled = inputs.clone();
+        exp_of(level, &mut scaled, UNIT);
+        for (&y, &scaled) in outputs.iter().zip(&scaled).filter(|(_, scaled)| **scaled >= f32::MIN_POSITIVE) {
+            assert_eq!(scaled.to_bits(), (y * UNIT).to_bits(), "{level}: {y:e}");
+        }
         let mut special = [0.0; 16];
         special[..5].copy_from_slice(&[f32::NEG_INFINITY, -105.0, -1e30, f32::NAN, f32::MIN]);
-        exp_of(level, &mut special);
+        exp_of(level, &mut special, 1.0);
         assert!(special[3].is_nan(), "{level}");
         assert_eq!((special[0], special[1], special[2], special[4], special[5]), (0.0, 0.0, 0.0, 0.0, 1.0), "{level}");
     }
@@ -66,12 +75,18 @@ fn exp2_is_within_two_ulp() {
     let inputs: Vec<f32> = (0..1 << 20).map(|n| -150.0 * n as f32 / (1 << 20) as f32).collect();
     for level in SimdLevel::available() {
         let mut outputs = inputs.clone();
-        exp2_of(level, &mut outputs);
+        exp2_of(level, &mut outputs, 1.0);
         let worst = inputs.iter().zip(&outputs).map(|(&x, &y)| ulps(y, f64::from(x).exp2())).fold(0.0, f64::max);
         assert!(worst <= 2.0, "{level}: {worst} ulp");
+        // a power of two changes no digit of a result that is not subnormal
+        let mut scaled = inputs.clone();
+        exp2_of(level, &mut scaled, UNIT);
+        for (&y, &scaled) in outputs.iter().zip(&scaled).filter(|(_, scaled)| **scaled >= f32::MIN_POSITIVE) {
+            assert_eq!(scaled.to_bits(), (y * UNIT).to_bits(), "{level}: {y:e}");
+        }
         let mut special = [0.0; 16];
         special[..5].copy_from_slice(&[f32::NEG_INFINITY, -152.0, -1e30, f32::NAN, f32::MIN]);
-        exp2_of(level, &mut special);
+        exp2_of(level, &mut special, 1.0);
         assert!(special[3].is_nan(), "{level}");
         assert_eq!((special[0], special[1], special[2], special[4], special[5]), (0.0, 0.0, 0.0, 0.0, 1.0), "{level}");
     }

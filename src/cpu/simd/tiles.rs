@@ -1,9 +1,15 @@
 //! The two products of attention for many rows: rows along the lanes, keys and values broadcast element by element.
 //!
+//! A dot product is summed in blocks of columns, as output is in blocks of keys: the rounding of one long sum grows with its
+//! length.
+//!
 //! Scores are kept as `[key][row]` and the output as `[column][row]`, both `vectors * LANES` rows wide. So keys and values
 //! are read where they lie, without packing, whatever their width is; maxima and sums need no step across lanes.
 
 use super::{Simd, Strided, array, dispatch};
+
+/// Columns that are summed before they are added to the rest of a dot product.
+const DOT_BLOCK: usize = 64;
 
 dispatch! {
     /// `out[key][row] = scale * sum over d of query[d][row] * key[d]` for `n` keys. The next keys and the rows of
@@ -43,7 +49,7 @@ fn scores_on<S: Simd>(
             ($vectors:literal: $($keys:literal)*) => {{$(
                 while n - j >= $keys {
                     let (k, o) = (k.add(j * key.stride), o.add(j * rows));
-                    let x = Strided { data: value.data.get(j * value.stride..).unwrap_or_default(), stride: value.stride };
+                    let x = value.from(j);
                     score_tile::<S, $keys, $vectors>(s, q, k, key.stride, dim, scale, o, x);
                     j += $keys;
                 }
@@ -73,30 +79,42 @@ unsafe fn score_tile<S: Simd, const KEYS: usize, const VECTORS: usize>(
     value: Strided<'_>,
 ) {
     let rows = VECTORS * S::LANES;
-    let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
     unsafe {
         let keys = array![KEYS; m => key.add(m * key_stride)];
-        for d in 0..dim {
-            if d % 16 == 0 && !value.data.is_empty() {
-                // by two tiles of keys ahead: a tile takes about as long as memory does
+        // strides may be anything where there is one row, and any address will do
+        let ahead = (2 * KEYS).wrapping_mul(key_stride);
+        let mut from = 0;
+        loop {
+            let to = dim.min(from + DOT_BLOCK);
+            let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
+            for d in from..to {
+                if d % 16 == 0 && !value.data.is_empty() {
+                    // by two tiles of keys ahead: a tile takes about as long as memory does
+                    for m in 0..KEYS {
+                        s.prefetch(keys[m].wrapping_add(ahead.wrapping_add(d)));
+                        s.prefetch(value.data.as_ptr().wrapping_add(m.wrapping_mul(value.stride).wrapping_add(d)));
+                    }
+                }
+                let q = array![VECTORS; v => s.load(query.add(d * rows + v * S::LANES))];
                 for m in 0..KEYS {
-                    s.prefetch(keys[m].wrapping_add(2 * KEYS * key_stride + d));
-                    s.prefetch(value.data.as_ptr().wrapping_add(m * value.stride + d));
+                    let k = s.splat(*keys[m].add(d));
+                    for v in 0..VECTORS {
+                        acc[m][v] = s.fma(q[v], k, acc[m][v]);
+                    }
                 }
             }
-            let q = array![VECTORS; v => s.load(query.add(d * rows + v * S::LANES))];
+            let (first, last) = (from == 0, to == dim);
             for m in 0..KEYS {
-                let k = s.splat(*keys[m].add(d));
                 for v in 0..VECTORS {
-                    acc[m][v] = s.fma(q[v], k, acc[m][v]);
+                    let at = out.add(m * rows + v * S::LANES);
+                    let sum = if first { acc[m][v] } else { s.add(s.load(at), acc[m][v]) };
+                    s.store(at, if last { s.mul(sum, s.splat(scale)) } else { sum });
                 }
             }
-        }
-        let scale = s.splat(scale);
-        for m in 0..KEYS {
-            for v in 0..VECTORS {
-                s.store(out.add(m * rows + v * S::LANES), s.mul(acc[m][v], scale));
+            if last {
+                return;
             }
+            from = to;
         }
     }
 }
@@ -162,7 +180,7 @@ unsafe fn accumulate_tile<S: Simd, const COLUMNS: usize, const VECTORS: usize>(
         let mut value = value;
         for j in 0..n {
             if j < lines {
-                s.prefetch(next.data.as_ptr().wrapping_add(j * next.stride));
+                s.prefetch(next.data.as_ptr().wrapping_add(j.wrapping_mul(next.stride)));
             }
             let w = array![VECTORS; v => s.load(weights.add(j * rows + v * S::LANES))];
             for m in 0..COLUMNS {
