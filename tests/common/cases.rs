@@ -619,10 +619,10 @@ fn common_parts() -> Vec<Case> {
             case("alibi", "slopes beside a large common part").alibi(),
         ]);
     }
-    // scales that are powers of 2 round nothing: what is off comes from a base of 2
+    // a scale that is a power of 2 rounds nothing, and below ln 2 kernels may work in base 2: what is off comes from that
     for (name, common) in [("1e3", 1024.0), ("2e4", 20480.0)] {
         let case = Case::new(format!("exact_{name}"), "scores that plain f32 has exactly", 1, [2, 1], [2, 90], [16, 8]);
-        cases.push(case.scale(1.0).drawn(Scores::Exact(common)));
+        cases.push(case.scale(0.5).drawn(Scores::Exact(common)));
     }
     cases
 }
@@ -672,6 +672,22 @@ fn not_a_number() -> Vec<Case> {
             [0, 1, 2, 69],
             f32::NAN,
         ),
+        Case::new(
+            "nan_in_wide_value",
+            "every group of columns keeps it from the rows it is masked for",
+            1,
+            [2, 1],
+            [20, 70],
+            [16, 272],
+        )
+        .mask("11qk")
+        .planted(Tensor::Value, [0, 0, 9, 3], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 20, 40], f32::INFINITY)
+        .planted(Tensor::Value, [0, 0, 33, 71], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 41, 100], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 52, 140], f32::NEG_INFINITY)
+        .planted(Tensor::Value, [0, 0, 60, 200], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 69, 270], f32::NAN),
         case("inf_in_value", "an infinite value gives an infinite result").planted(
             Tensor::Value,
             [0, 0, 5, 1],

@@ -9,8 +9,10 @@ use cross_attention::{
     ScoreStage, TensorData, TensorRef, TensorSpec, f16,
 };
 
+use super::case::arranged;
 use super::check::same_bits;
 use super::plain::numbers;
+use super::recipe::places;
 
 const KV_HEADS: usize = 2;
 const Q_HEADS: usize = 4;
@@ -61,12 +63,12 @@ struct Terms {
 }
 
 impl Terms {
-    fn new(batch: usize, element: Element) -> Self {
+    fn new(batch: usize, element: Element, common: f32) -> Self {
         let rows = batch * Q_LEN;
         Self {
             query: TensorData::from_f32(element, numbers(11, batch * Q_HEADS * Q_LEN * DIM, 1.5)),
-            bias: numbers(12, batch * Q_LEN * KV_LEN, 1.0),
-            mask: numbers(13, batch * Q_LEN * KV_LEN, 1.0).into_iter().map(|x| x > -0.5).collect(),
+            bias: spread(Self::bias(batch), numbers(12, batch * Q_LEN * KV_LEN, 1.0), |x| x + common, f32::NAN),
+            mask: spread(Self::mask(batch), numbers(13, batch * Q_LEN * KV_LEN, 1.0), |x| x > -0.5, true),
             row_start: numbers(14, rows, 4.0).into_iter().map(|x| x as i32).collect(),
             row_end: numbers(15, rows, 6.0).into_iter().map(|x| x as i32 + 15).collect(),
             slopes: numbers(16, Q_HEADS, 0.2),
@@ -74,9 +76,18 @@ impl Terms {
         }
     }
 
+    /// Key by key, with gaps and an offset.
+    fn bias(batch: usize) -> Layout {
+        arranged([batch, 1, Q_LEN, KV_LEN], [0, 1, 3, 2], [3, 0, 1, 2], 5)
+    }
+
+    fn mask(batch: usize) -> Layout {
+        arranged([batch, 1, Q_LEN, KV_LEN], [2, 1, 0, 3], [1, 0, 3, 0], 2)
+    }
+
     fn ask(&self, spec: &mut AttentionSpec, batch: usize) {
-        spec.bias = Some(TensorSpec::f32(Layout::bhld([batch, 1, Q_LEN, KV_LEN])));
-        spec.mask = Some(Layout::bhld([batch, 1, Q_LEN, KV_LEN]));
+        spec.bias = Some(TensorSpec::f32(Self::bias(batch)));
+        spec.mask = Some(Self::mask(batch));
         (spec.row_ranges, spec.alibi_slopes, spec.sinks) = (true, true, true);
         spec.causal = Some(Diagonal::Fixed(16));
         spec.scale = Some(0.25);
@@ -94,6 +105,15 @@ impl Terms {
             ..*inputs
         };
     }
+}
+
+/// Numbers in the places of a layout, and `gap` between them.
+fn spread<T: Copy>(layout: Layout, numbers: Vec<f32>, of: impl Fn(f32) -> T, gap: T) -> Vec<T> {
+    let mut data = vec![gap; layout.extent().expect("small")];
+    for (at, x) in places(layout.shape).zip(numbers) {
+        data[layout.index(at)] = of(x);
+    }
+    data
 }
 
 /// Every storage, with and without terms and key lengths, contexts in any order: as the oracle says for what is stored.
@@ -118,10 +138,12 @@ pub(crate) fn all(device: &Device) -> Result<(), String> {
                 return Err(format!("{storage:?}: {} bytes, should be {bytes}", context.bytes()));
             }
             for (n, index) in indices.into_iter().enumerate() {
-                for with_terms in [false, true] {
+                // padding and large common parts for one of the orders
+                let commons = [None, Some(0.0), Some(1e6), Some(-1e9)];
+                for common in commons.into_iter().take(if n == 2 { 4 } else { 2 }) {
                     let element = if n % 2 == 1 { Element::F16 } else { Element::F32 };
-                    attend(&context, &given, lens, index, with_terms, element).map_err(|error| {
-                        format!("{storage:?}, lens {lens:?}, index {index:?}, terms {with_terms}: {error}")
+                    attend(&context, &given, lens, index, common, element).map_err(|error| {
+                        format!("{storage:?}, lens {lens:?}, index {index:?}, terms {common:?}: {error}")
                     })?;
                 }
             }
@@ -146,12 +168,12 @@ fn attend(
     given: &[Vec<f32>; 2],
     lens: Option<&[u32]>,
     index: Option<&[u32]>,
-    with_terms: bool,
+    common: Option<f32>,
     element: Element,
 ) -> Result<(), String> {
     let of_entry: Vec<usize> = index.map_or((0..3).collect(), |index| index.iter().map(|&c| c as usize).collect());
     let batch = of_entry.len();
-    let terms = Terms::new(batch, element);
+    let (terms, with_terms) = (Terms::new(batch, element, common.unwrap_or(0.0)), common.is_some());
     let query = TensorSpec { element, layout: Layout::bhld([batch, Q_HEADS, Q_LEN, DIM]) };
     let mut asked = context.attention(query);
     asked.lse = true;

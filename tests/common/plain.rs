@@ -21,14 +21,16 @@ pub(crate) struct Row {
     pub(crate) lse: f64,
     /// What an element of the output, and the lse, may be off by when parts were merged.
     pub(crate) may: [f64; 2],
+    /// The same for the row's mass, relative to it.
+    pub(crate) may_mass: f64,
 }
 
 /// Scores, softmax and weighted sum, over the keys that the row sees.
 ///
 /// An error `e` of all scores moves a weight by a factor of `exp(2 e)` at most. A dot product of `d` terms is off by
 /// `sqrt(d) u sum |q k|`, and rounded again by scale, bias and the subtraction of the maximum; an exponential by
-/// `3 + 2 |x|` ulp; sums over `n` keys by `sqrt(2 n) u`; a logarithm by `2^-21`. An lse is rounded by `u |lse|`, and
-/// a merge weighs parts by theirs, so what an lse is off by counts once more.
+/// `3 + 2 |x|` ulp; sums over `n` keys by `sqrt(2 n) u`; a logarithm by `2^-21`. States carry maximum and sum, so a merge
+/// weighs parts by two exponentials more, and an lse is rounded by `u |lse|` once, which nothing else depends on.
 pub(crate) fn row(query: &[f32], keys: &[Seen<'_>], scale: f64, width: usize) -> Row {
     let dot = |key: &[f32]| {
         query.iter().zip(key).fold((0.0, 0.0), |(sum, size), (&q, &k)| {
@@ -39,7 +41,7 @@ pub(crate) fn row(query: &[f32], keys: &[Seen<'_>], scale: f64, width: usize) ->
     let scores: Vec<f64> = keys.iter().map(|seen| scale * dot(seen.key).0 + seen.bias).collect();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if max == f64::NEG_INFINITY {
-        return Row { output: vec![0.0; width], lse: max, may: [0.0; 2] };
+        return Row { output: vec![0.0; width], lse: max, may: [0.0; 2], may_mass: 0.0 };
     }
     let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
     let lse = max + sum.ln();
@@ -57,8 +59,9 @@ pub(crate) fn row(query: &[f32], keys: &[Seen<'_>], scale: f64, width: usize) ->
     }
     let sums = (2.0 * keys.len() as f64).sqrt() * U;
     let of_lse = dots + exponentials + sums + 2f64.powi(-21) + 4.0 * U * (lse.abs() + max.abs());
-    let of_output = 2.0 * (dots + exponentials + sums) + 2.0 * of_lse + 16.0 * U;
-    Row { output, lse, may: [of_output * size + f64::from(f32::MIN_POSITIVE), 2.0 * of_lse] }
+    let of_mass = 2.0 * (dots + 2.0 * exponentials + sums) + 16.0 * U;
+    let may = [2.0 * of_mass * size + f64::from(f32::MIN_POSITIVE), 2.0 * of_lse];
+    Row { output, lse, may, may_mass: of_mass }
 }
 
 impl Row {

@@ -31,6 +31,9 @@ struct Pool {
     pool: PassagePool,
     model: BTreeMap<PassageId, Held>,
     seed: u64,
+    /// What all scores have in common.
+    common: f32,
+    softcap: Option<f32>,
 }
 
 fn text(error: impl std::fmt::Display) -> String {
@@ -39,7 +42,13 @@ fn text(error: impl std::fmt::Display) -> String {
 
 impl Pool {
     fn new(device: &Device, spec: PoolSpec) -> Result<Self, String> {
-        Ok(Self { pool: PassagePool::new(device, spec).map_err(text)?, model: BTreeMap::new(), seed: 1 })
+        Ok(Self {
+            pool: PassagePool::new(device, spec).map_err(text)?,
+            model: BTreeMap::new(),
+            seed: 1,
+            common: 0.0,
+            softcap: None,
+        })
     }
 
     fn numbers(&mut self, len: usize, size: f32) -> TensorData {
@@ -49,7 +58,8 @@ impl Pool {
 
     fn append(&mut self, len: usize) -> Result<PassageId, String> {
         let spec = self.pool.spec().clone();
-        let key = self.numbers(spec.kv_heads * len * spec.head_dim, 3.0);
+        let mut key = self.numbers(spec.kv_heads * len * spec.head_dim, 3.0);
+        self.raise(&mut key, self.common * (spec.head_dim as f32).sqrt());
         let value = self.numbers(spec.kv_heads * len * spec.v_head_dim, 2.0);
         let id = self.pool.append_blocking(key.as_ref(), value.as_ref(), len).map_err(text)?;
         let held = Held { key: key.to_f32(), value: value.to_f32(), len };
@@ -65,16 +75,30 @@ impl Pool {
         let mut queries = [q_len, 1].map(|q_len| (q_len, self.numbers(q_heads * q_len * spec.head_dim, 1.5)));
         // a query need not be stored as the keys are
         queries[1].1 = TensorData::F32(queries[1].1.to_f32());
+        if self.common != 0.0 {
+            queries.iter_mut().for_each(|(_, query)| self.raise(query, 1.0));
+        }
         let reversed: Vec<_> = passages.iter().rev().copied().collect();
         let groups = [
             GroupQuery { query: queries[0].1.as_ref(), q_len: queries[0].0, passages },
             GroupQuery { query: queries[1].1.as_ref(), q_len: queries[1].0, passages: &reversed },
         ];
-        let results = self.pool.attend_blocking(&groups, &PoolAttention::new(q_heads)).map_err(text)?;
+        let options = PoolAttention { softcap: self.softcap, ..PoolAttention::new(q_heads) };
+        let results = self.pool.attend_blocking(&groups, &options).map_err(text)?;
         for (n, (group, result)) in groups.iter().zip(&results).enumerate() {
             self.compare(group, result, q_heads).map_err(|error| format!("group {n} over {passages:?}: {error}"))?;
         }
         Ok(results)
+    }
+
+    /// Makes the first element of each row this number, where scores have something in common.
+    fn raise(&self, tensor: &mut TensorData, first: f32) {
+        if self.common == 0.0 {
+            return;
+        }
+        let mut numbers = tensor.to_f32();
+        numbers.iter_mut().step_by(self.pool.spec().head_dim).for_each(|x| *x = first);
+        *tensor = TensorData::from_f32(tensor.as_ref().element(), numbers);
     }
 
     fn row(&self, query: &[f32], passages: &[PassageId], kv_head: usize) -> Row {
@@ -89,7 +113,10 @@ impl Pool {
                 keys.push(Seen { key, value, bias: 0.0, after: 1.0 });
             }
         }
-        row(query, &keys, scale, spec.v_head_dim)
+        match self.softcap {
+            Some(cap) => capped_row(query, &keys, scale, f64::from(cap), spec.v_head_dim),
+            None => row(query, &keys, scale, spec.v_head_dim),
+        }
     }
 
     fn compare(&self, group: &GroupQuery<'_>, got: &GroupOutput, q_heads: usize) -> Result<(), String> {
@@ -111,7 +138,7 @@ impl Pool {
                 let (lse, mass) = (got.passage_lse[p * rows + n], got.mass[p * rows + n]);
                 alone.compare(&[], lse).map_err(|error| format!("row {n}, {id}: {error}"))?;
                 let want = if alone.lse == f64::NEG_INFINITY { 0.0 } else { (alone.lse - whole.lse).exp() };
-                let may = want * (alone.may[1] + whole.may[1]) + f64::from(f32::MIN_POSITIVE);
+                let may = want * (alone.may_mass + whole.may_mass) + f64::from(f32::MIN_POSITIVE);
                 if (f64::from(mass) - want).abs() > may {
                     return Err(format!("row {n}, {id}: mass {mass}, want {want}, may be off by {may}"));
                 }
@@ -139,6 +166,39 @@ pub(crate) fn lists(device: &Device, storage: Storage, element: Element) -> Resu
         }
     }
     Ok(())
+}
+
+/// Scores with much in common, and a cap on them, over passages that are cut.
+pub(crate) fn large_and_capped(device: &Device, storage: Storage) -> Result<(), String> {
+    for (common, softcap) in [(1e4, None), (1e6, None), (-1e6, None), (0.0, Some(1.5)), (1e4, Some(30.0))] {
+        let mut pool = Pool::new(device, spec(storage, Element::F32))?;
+        (pool.common, pool.softcap) = (common, softcap);
+        let ids = [19, 4, 45, 1].map(|len| pool.append(len)).into_iter().collect::<Result<Vec<_>, _>>()?;
+        for list in [&ids[..1], &ids[1..], &ids[..]] {
+            pool.attend(list, 4, 3).map_err(|error| format!("{common}, {softcap:?}: {error}"))?;
+        }
+        let masses = pool.attend(&ids, 2, 1)?;
+        for (n, row) in masses[0].mass.iter().enumerate() {
+            if !(0.0..=1.0 + 1e-5).contains(row) {
+                return Err(format!("{common}, {softcap:?}: mass {n} is {row}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A row whose scores are capped: the cap is written into a bias beside a scale of 0.
+fn capped_row(query: &[f32], keys: &[Seen<'_>], scale: f64, cap: f64, width: usize) -> Row {
+    let score = |key: &[f32]| scale * query.iter().zip(key).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
+    let capped: Vec<_> = keys.iter().map(|seen| Seen { bias: cap * (score(seen.key) / cap).tanh(), ..*seen }).collect();
+    let mut of_capped = row(query, &capped, 0.0, width);
+    // the roundings of the dot products, which the cap does not enlarge, and of the cap's own functions
+    let plain = row(query, keys, scale, width);
+    let own = 24.0 * cap / f64::from(1u32 << 24);
+    of_capped.may[0] = of_capped.may[0].max(plain.may[0]) + 8.0 * own;
+    of_capped.may[1] = of_capped.may[1].max(plain.may[1]) + 4.0 * own;
+    of_capped.may_mass = of_capped.may_mass.max(plain.may_mass) + 4.0 * own;
+    of_capped
 }
 
 /// Random appends, removals and calls against the model.

@@ -21,6 +21,7 @@ pub(crate) fn config(cases: u32) -> Config {
     Config { cases, failure_persistence: None, rng_seed: seed, ..Config::default() }
 }
 
+#[allow(dead_code, reason = "not every test binary draws them all at once")]
 /// As many cases as are asked for, the same for the same seed.
 pub(crate) fn drawn(strategy: &impl Strategy<Value = Case>, cases: u32) -> Vec<Case> {
     let config = config(cases);

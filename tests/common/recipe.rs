@@ -17,7 +17,7 @@ pub(crate) enum Scores {
     Shifted(f32),
     /// All zero.
     Equal,
-    /// This, and a quarter or two: numbers of few bits, so that with a scale of 1 plain f32 rounds nothing.
+    /// This, and a quarter or two: numbers of few bits, so that under a scale that is a power of 2 plain f32 rounds nothing.
     Exact(f32),
 }
 

@@ -6,8 +6,13 @@
     reason = "small numbers of tests, and a scale rounded to f32"
 )]
 
+use cross_attention::cpu::reference;
 use cross_attention::sources::{Combine, Gate, Source, SourceInputs, Sources, SourcesError, SourcesOutput};
-use cross_attention::{Device, Element, Error, Layout, TensorData, TensorSpec};
+use cross_attention::verify::verify;
+use cross_attention::{
+    AttentionData, AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Element, Error, Layout,
+    TensorData, TensorSpec,
+};
 
 use super::plain::{Row, Seen, numbers, row};
 
@@ -188,7 +193,8 @@ fn compare(asked: &Asked, held: &[Held], query: &[f32], gates: &[f32], got: &Sou
         let mut want = match asked.combine {
             Combine::Softmax => of(query, &seen.concat()),
             Combine::Sum => {
-                let mut sum = Row { output: vec![0.0; WIDTH], lse: 0.0, may: [f64::from(f32::MIN_POSITIVE), 0.0] };
+                let mut sum =
+                    Row { output: vec![0.0; WIDTH], lse: 0.0, may: [f64::from(f32::MIN_POSITIVE), 0.0], may_mass: 0.0 };
                 for (held, alone) in held.iter().zip(&alone) {
                     let by_row = if held.source.row_weights { held.row_weights[b * Q_LEN + i] } else { 1.0 };
                     let weight = f64::from(held.source.scale) * f64::from(by_row);
@@ -240,6 +246,131 @@ pub(crate) fn fixed(combine: Combine, gate: Gate) -> Vec<Asked> {
         // nothing is left to see for some rows
         asked(&[2, 3], &[0x07, 0x0f], 5),
     ]
+}
+
+/// Bias, slopes and sinks of sources, also where scores have much in common or are padding: as one attention over all keys
+/// that has the same scores, or as the sum of two.
+pub(crate) fn terms(device: &Device) -> Result<(), String> {
+    let lens = [41usize, 1100];
+    let of = |shape| TensorSpec::f32(Layout::bhld(shape));
+    let query = numbers(901, BATCH * HEADS[0] * Q_LEN * DIM, 1.5);
+    let slopes = [0.5f32, 0.0, 0.125, 0.25];
+    let sinks = [1.0f32, -0.5, 2.0, 0.0];
+    for common in [0.0f32, 1e4, 1e6, -1e9] {
+        let biases = lens.map(|len| {
+            let drawn = numbers(902 + len as u64, BATCH * Q_LEN * len, 2.0);
+            drawn.into_iter().map(|x| x + common).collect::<Vec<f32>>()
+        });
+        let keys = lens.map(|len| numbers(904 + len as u64, BATCH * HEADS[1] * len * DIM, 2.0));
+        let values = lens.map(|len| numbers(906 + len as u64, BATCH * HEADS[1] * len * WIDTH, 2.0));
+        for combine in [Combine::Softmax, Combine::Sum] {
+            let source = |n: usize| {
+                let len = lens[n];
+                let tensor = |width| of([BATCH, HEADS[1], len, width]);
+                let mut source =
+                    Source::new(format!("{len}"), of([BATCH, HEADS[0], Q_LEN, DIM]), tensor(DIM), tensor(WIDTH));
+                source.spec.bias = Some(of([BATCH, 1, Q_LEN, len]));
+                source.spec.alibi_slopes = n == 0;
+                // a sum has an attention for each source, and each may have a sink
+                source.spec.sinks = n == 1 && combine == Combine::Sum;
+                source
+            };
+            let inputs = |n: usize| SourceInputs {
+                bias: Some((&biases[n]).into()),
+                alibi_slopes: (n == 0).then_some(&slopes[..]),
+                sinks: (n == 1 && combine == Combine::Sum).then_some(&sinks[..]),
+                ..SourceInputs::new(&keys[n], &values[n])
+            };
+            let text = |error: Error| error.to_string();
+            let sources = Sources::new(vec![source(0), source(1)], combine, Gate::None).map_err(|e| e.to_string())?;
+            let prepared = sources.prepare_blocking(device).map_err(text)?;
+            let got = prepared.run_blocking((&query).into(), &[inputs(0), inputs(1)], None).map_err(text)?;
+            let at = |error: String| format!("{combine:?}, {common}: {error}");
+            let alone = [0, 1].map(|n| {
+                let mut spec = source(n).spec;
+                spec.lse = true;
+                let problem = AttentionProblem::new(spec).expect("sound");
+                let SourceInputs { bias, alibi_slopes, sinks, .. } = inputs(n);
+                let mut of = AttentionInputs::new(&query, &keys[n], &values[n]);
+                (of.bias, of.alibi_slopes, of.sinks) = (bias, alibi_slopes, sinks);
+                reference::attention(&problem, &of).expect("the data fits")
+            });
+            match combine {
+                Combine::Sum => {
+                    // a sum of two results in f32, each with the scores' own roundings
+                    let scale = f64::from(common.abs().max(16.0)) * 4.0 * f64::from(f32::EPSILON) + 1e-5;
+                    for (n, &x) in got.output.iter().enumerate() {
+                        let want = alone[0].output[n] + alone[1].output[n];
+                        let off = (f64::from(x) - want).abs();
+                        if common >= 0.0 && (off.is_nan() || off > 4.0 * scale) {
+                            return Err(at(format!("output[{n}] is {x}, should be {want}")));
+                        }
+                    }
+                }
+                Combine::Softmax => {
+                    let (problem, data) = joined(&lens, [&query, &slopes], &keys, &values, &biases);
+                    let output = AttentionOutput {
+                        output: TensorData::F32(got.output.clone()),
+                        lse: got.lse.clone(),
+                        row_state: None,
+                        scores: None,
+                    };
+                    let report = verify(&problem, &data.as_inputs(), &output).map_err(|e| at(e.to_string()))?;
+                    if !report.passed() {
+                        return Err(at(report.to_string()));
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One attention over the keys of both, with the slopes of the first written into its bias.
+fn joined(
+    lens: &[usize; 2],
+    [query, slopes]: [&[f32]; 2],
+    keys: &[Vec<f32>; 2],
+    values: &[Vec<f32>; 2],
+    biases: &[Vec<f32>; 2],
+) -> (AttentionProblem, AttentionData) {
+    let all = lens[0] + lens[1];
+    let of = |shape| TensorSpec::f32(Layout::bhld(shape));
+    let mut spec = AttentionSpec::from_tensors(
+        of([BATCH, HEADS[0], Q_LEN, DIM]),
+        of([BATCH, HEADS[1], all, DIM]),
+        of([BATCH, HEADS[1], all, WIDTH]),
+    );
+    spec.bias = Some(of([BATCH, HEADS[0], Q_LEN, all]));
+    spec.lse = true;
+    let rows = |of: &[Vec<f32>; 2], width: usize| {
+        let heads = (0..BATCH * HEADS[1]).flat_map(|head| {
+            [0, 1].into_iter().flat_map(move |n| of[n][head * lens[n] * width..(head + 1) * lens[n] * width].to_vec())
+        });
+        TensorData::F32(heads.collect())
+    };
+    let mut bias = Vec::with_capacity(BATCH * HEADS[0] * Q_LEN * all);
+    for (b, h, i) in (0..BATCH).flat_map(|b| (0..HEADS[0]).flat_map(move |h| (0..Q_LEN).map(move |i| (b, h, i)))) {
+        for n in 0..2 {
+            for (j, x) in biases[n][(b * Q_LEN + i) * lens[n]..][..lens[n]].iter().enumerate() {
+                let term = if n == 0 { slopes[h] * i.abs_diff(j) as f32 } else { 0.0 };
+                bias.push(x - term);
+            }
+        }
+    }
+    let data = AttentionData {
+        query: TensorData::F32(query.to_vec()),
+        key: rows(keys, DIM),
+        value: rows(values, WIDTH),
+        bias: Some(TensorData::F32(bias)),
+        mask: None,
+        kv_lens: None,
+        row_start: None,
+        row_end: None,
+        alibi_slopes: None,
+        sinks: None,
+    };
+    (AttentionProblem::new(spec).expect("sound"), data)
 }
 
 /// Every refusal names the source.

@@ -18,13 +18,15 @@ use crate::common::several;
 
 type Check = fn(&Device) -> Result<(), String>;
 
-const POOL: [(&str, Check); 8] = [
+const POOL: [(&str, Check); 10] = [
     ("lists", |device| pools::lists(device, Storage::Device, Element::F32)),
     ("lists_f16", |device| pools::lists(device, Storage::Device, Element::F16)),
     ("lists_from_host", |device| pools::lists(device, Storage::Host, Element::F32)),
     ("freed_pages", |device| pools::poison(device, Storage::Device)),
     ("freed_pages_on_host", |device| pools::poison(device, Storage::Host)),
     ("storages_agree", pools::storages_agree),
+    ("large_and_capped", |device| pools::large_and_capped(device, Storage::Device)),
+    ("large_and_capped_on_host", |device| pools::large_and_capped(device, Storage::Host)),
     ("refusals", pools::refusals),
     ("sequence", |device| pools::sequence(device, Storage::Device, &steps())),
 ];
@@ -53,7 +55,7 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
         trials.collect::<Vec<_>>()
     };
     let mut trials = group("pool", &POOL);
-    trials.extend(group("sources", &[("refusals", several::refusals)]));
+    trials.extend(group("sources", &[("refusals", several::refusals), ("terms", several::terms)]));
     trials.extend(group("contexts", &CONTEXTS));
     let on_device: [(&str, Encode); 2] = [("in_a_callers_encoder", in_a_callers_encoder), ("lost_device", lost_device)];
     for (name, check) in on_device {

@@ -1,5 +1,8 @@
 //! Faults of drivers that trials run into: data beside the case table.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use super::adapters::Adapter;
 
 pub(crate) struct KnownFault {
@@ -12,7 +15,8 @@ pub(crate) struct KnownFault {
     pub(crate) messages: &'static [&'static str],
     /// What is at fault, or where it was reported.
     pub(crate) about: &'static str,
-    /// Whether a kernel may get by without meeting it. Where none may, a trial that passes asks to be taken off the list.
+    /// Whether a kernel may get by without meeting it. Where none may, a trial that passes fails the run; where some may, a
+    /// trial that all kernels pass does.
     pub(crate) may_pass: bool,
 }
 
@@ -36,6 +40,21 @@ const KNOWN: [KnownFault; 1] = [KnownFault {
     about: "its exp gives a number for NaN, as WGSL allows",
     may_pass: true,
 }];
+
+/// For each adapter and trial: with how many kernels it failed as it is known to, and with how many it passed.
+static MET: Mutex<BTreeMap<(String, String), [usize; 2]>> = Mutex::new(BTreeMap::new());
+
+pub(crate) fn met(adapter: &Adapter, trial: &str, passed: bool) {
+    let mut met = MET.lock().expect("counting does not fail");
+    met.entry((adapter.slug.clone(), trial.to_owned())).or_default()[usize::from(passed)] += 1;
+}
+
+/// Trials that are listed and that every kernel passed: to be taken off the list.
+pub(crate) fn gone() -> Vec<String> {
+    let met = MET.lock().expect("counting does not fail");
+    let gone = met.iter().filter(|(_, [failed, passed])| *failed == 0 && *passed > 0);
+    gone.map(|((slug, trial), _)| format!("{slug}: {trial}")).collect()
+}
 
 pub(crate) fn find(adapter: &Adapter, trial: &str) -> Option<&'static KnownFault> {
     let info = adapter.context.info();

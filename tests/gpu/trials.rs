@@ -159,12 +159,16 @@ pub(crate) fn trial(
                 adapter.describe(),
                 adapter.context.info().name,
             ))),
-            (Some(fault), Ok(())) if fault.may_pass => Ok(Completion::Completed),
+            (Some(fault), Ok(())) if fault.may_pass => {
+                known_faults::met(&adapter, &name, true);
+                Ok(Completion::Completed)
+            }
             (Some(fault), Ok(())) => Err(Failed::from(format!(
                 "passes, though it is listed as a fault of the driver ({}); take it off the list",
                 fault.about
             ))),
             (Some(fault), Err(error)) if fault.messages.iter().any(|part| error.contains(part)) => {
+                known_faults::met(&adapter, &name, false);
                 Ok(Completion::ignored_with(format!("known fault of the driver: {}", fault.about)))
             }
             (Some(fault), Err(error)) => Err(Failed::from(format!(

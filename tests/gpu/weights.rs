@@ -15,7 +15,7 @@ use crate::common::{cases, weights};
 const GROUP: &str = "weights";
 
 /// Cases with every term that a score has, every way to store what goes into it, and rows without keys.
-const CASES: [&str; 12] = [
+const CASES: [&str; 20] = [
     "kv_len_129",
     "q_len_33",
     "heads_gqa_of_3",
@@ -28,6 +28,14 @@ const CASES: [&str; 12] = [
     "logits_all_1e4",
     "head_dim_5_v_320",
     "sinks",
+    "long_causal_half",
+    "long_all_terms",
+    "padded_1e9_probs",
+    "padded_1e9_equal_probs",
+    "padded_min_equal_probs",
+    "padded_1e9_sinks",
+    "common_1e6_probs",
+    "common_minus_1e6_long_keys",
 ];
 
 /// Selections of each case, and how many random cases there are.

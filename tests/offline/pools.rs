@@ -22,6 +22,13 @@ fn freed_pages_hide_what_they_held() {
 }
 
 #[test]
+fn large_common_parts_and_caps() {
+    for device in [Device::Cpu, Device::Oracle] {
+        pools::large_and_capped(&device, Storage::Host).expect("right");
+    }
+}
+
+#[test]
 fn storages_agree() {
     pools::storages_agree(&Device::Cpu).expect("right");
 }

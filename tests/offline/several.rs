@@ -21,6 +21,13 @@ fn every_term() {
 }
 
 #[test]
+fn bias_slopes_and_sinks() {
+    for device in [Device::Cpu, Device::Oracle] {
+        several::terms(&device).expect("right");
+    }
+}
+
+#[test]
 fn refusals() {
     several::refusals(&Device::Cpu).expect("all are refused");
 }
