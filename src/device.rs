@@ -233,13 +233,9 @@ impl Device {
     /// [`Error::WrongKernel`] if the kernel is one of another kind of device, [`Error::Plan`].
     pub fn explain(&self, problem: &AttentionProblem, kernel: KernelChoice) -> Result<String, Error> {
         match (self, self.its_kernel(kernel)?) {
-            (Self::Cpu, ItsKernel::Cpu(CpuKernel::Fused)) => {
-                Ok(fused_text(&CpuPlan::new(problem, SimdLevel::best())))
-            }
+            (Self::Cpu, ItsKernel::Cpu(CpuKernel::Fused)) => Ok(fused_text(&CpuPlan::new(problem, SimdLevel::best()))),
             (Self::Cpu, ItsKernel::Cpu(CpuKernel::Plain)) => Ok(plain_text()),
-            (Self::Gpu(context), ItsKernel::Gpu(kernel)) => {
-                Ok(Plan::new(problem, context.caps(), kernel)?.to_string())
-            }
+            (Self::Gpu(context), ItsKernel::Gpu(kernel)) => Ok(Plan::new(problem, context.caps(), kernel)?.to_string()),
             _ => Ok(ORACLE_TEXT.to_owned()),
         }
     }

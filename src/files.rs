@@ -48,7 +48,10 @@ enum To {
 /// Where a path leads.
 enum Target {
     /// To a regular file, or to nothing; links are followed.
-    Regular { target: PathBuf, replaced: Option<Metadata> },
+    Regular {
+        target: PathBuf,
+        replaced: Option<Metadata>,
+    },
     Device,
     Fifo,
 }
@@ -62,8 +65,11 @@ impl OutputFile {
         let failed = |source| OutputError::Io { path: path.to_owned(), source };
         let to = match find(path, ours)? {
             Target::Regular { target, replaced } => {
-                let (part, file) = Part::beside(&target, replaced.is_some())
-                    .map_err(|source| OutputError::Folder { path: path.to_owned(), folder: folder(&target), source })?;
+                let (part, file) = Part::beside(&target, replaced.is_some()).map_err(|source| OutputError::Folder {
+                    path: path.to_owned(),
+                    folder: folder(&target),
+                    source,
+                })?;
                 To::Beside { part, writer: BufWriter::new(file), target, replaced }
             }
             Target::Device => To::Through(BufWriter::new(OpenOptions::new().write(true).open(path).map_err(failed)?)),
@@ -309,8 +315,12 @@ fn take_over(path: &Path, file: &File, replaced: &Metadata) -> Result<(), Output
     let (user, group) = (replaced.uid(), replaced.gid());
     let other = |old: u32, new: u32| (old != new).then_some(old);
     if (user, group) != (new.uid(), new.gid()) {
-        fchown(file, other(user, new.uid()), other(group, new.gid()))
-            .map_err(|source| OutputError::Owner { path: path.to_owned(), user, group, source })?;
+        fchown(file, other(user, new.uid()), other(group, new.gid())).map_err(|source| OutputError::Owner {
+            path: path.to_owned(),
+            user,
+            group,
+            source,
+        })?;
     }
     file.set_permissions(replaced.permissions()).map_err(failed)
 }

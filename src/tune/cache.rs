@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::class::{DeviceKey, ProblemClass};
 use crate::caps::DeviceCaps;
 use crate::error::Error;
-use crate::files::{OutputError, OutputFile, Ours, open_regular};
+use crate::files::{Ours, OutputError, OutputFile, open_regular};
 use crate::gpu::{Context, PreparedAttention};
 use crate::plan::{Plan, PlanChoice, PlanError};
 use crate::problem::AttentionProblem;
