@@ -60,7 +60,7 @@ pub(crate) enum Error {
     Positions { axis: &'static str, asked: String, wrong: &'static str, len: usize },
     #[error("{path} is neither a picture nor a table; name it .png or .csv")]
     MapFormat { path: PathBuf },
-    #[error("--batch is {found}; the file has {batch} entries{}", possible(*batch))]
+    #[error("--batch is {found}, possible: 0 to {}", batch.saturating_sub(1))]
     Batch { found: usize, batch: usize },
     #[error("there are no weights to write: [batch, heads, rows, columns] is {shape:?}")]
     NoWeights { shape: [usize; 4] },
