@@ -27,6 +27,10 @@ fn refusals_name_asked_and_found() {
     check(&|s| s.value.layout.shape[2] = 9, "value has shape [2, 3, 9, 8], needs [2, 3, 7, 8] (batch may also be 1)");
     check(&|s| s.key.layout.shape[3] = 9, "key has shape [2, 3, 7, 9], needs [2, 3, 7, 8] (batch may also be 1)");
     check(&|s| s.scale = Some(f32::NAN), "scale is NaN, needs a finite number");
+    check(
+        &|s| s.scale = Some(-1e-40),
+        "scale is -1e-40, which devices may take for 0; needs 0, or at least 1.1754944e-38 in size",
+    );
     check(&|s| s.softcap = Some(0.0), "softcap is 0, needs a finite number above 0 (no softcap: None)");
     check(
         &|s| s.mask = Some(Layout::bhld([1, 1, 5, 6])),
@@ -79,4 +83,13 @@ fn row_keys_follow_the_diagonal() {
     assert_eq!(AttentionProblem::new(spec.clone()).unwrap().row_keys(4, 7), 0..0);
     spec.causal = Some(Diagonal::Fixed(i32::MAX));
     assert_eq!(AttentionProblem::new(spec).unwrap().row_keys(4, 7), 0..7);
+}
+
+#[test]
+fn a_cap_that_devices_may_take_for_0_is_the_smallest_that_they_do_not() {
+    for (asked, wanted) in [(1e-44, f32::MIN_POSITIVE), (f32::MIN_POSITIVE, f32::MIN_POSITIVE), (0.5, 0.5)] {
+        let problem = AttentionProblem::new(AttentionSpec { softcap: Some(asked), ..spec() }).unwrap();
+        assert_eq!(problem.spec().softcap, Some(wanted));
+    }
+    assert!(AttentionProblem::new(AttentionSpec { scale: Some(0.0), ..spec() }).is_ok());
 }
