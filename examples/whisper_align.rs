@@ -19,6 +19,9 @@ mod dense;
 mod draw;
 #[path = "common/tensors.rs"]
 mod tensors;
+#[path = "../src/bin/cross-attention/text.rs"]
+#[expect(dead_code, reason = "of the program's functions the drawing uses one")]
+mod text;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -91,7 +91,7 @@ pub struct AttentionSpec {
     pub value: TensorSpec,
     /// `[batch, q_heads, q_len, v_head_dim]`; no two elements may share a place.
     pub output: TensorSpec,
-    /// Factor on the dot products; any finite number that is not subnormal. `None`: `1 / sqrt(head_dim)`.
+    /// Factor on the dot products; any finite number (on a GPU none that is subnormal). `None`: `1 / sqrt(head_dim)`.
     pub scale: Option<f32>,
     /// Cap on the scaled scores, `softcap * tanh(s / softcap)`; finite and above 0. A subnormal cap is as the smallest
     /// normal number: either way all scores add nothing to 1.
@@ -259,9 +259,6 @@ impl AttentionProblem {
         let scale = spec.scale.unwrap_or_else(|| default_scale(head_dim));
         if !scale.is_finite() {
             return Err(ProblemError::Scale { scale });
-        }
-        if scale.is_subnormal() {
-            return Err(ProblemError::SmallScale { scale });
         }
         if let Some(softcap) = spec.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
             return Err(ProblemError::Softcap { softcap });
@@ -485,12 +482,6 @@ pub enum ProblemError {
     /// The scale is infinite or not a number.
     #[error("scale is {scale}, needs a finite number")]
     Scale {
-        /// What was asked.
-        scale: f32,
-    },
-    /// The scale is subnormal: some devices take it for 0.
-    #[error("scale is {scale:e}, which devices may take for 0; needs 0, or at least {min:e} in size", min = f32::MIN_POSITIVE)]
-    SmallScale {
         /// What was asked.
         scale: f32,
     },

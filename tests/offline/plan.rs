@@ -209,6 +209,21 @@ fn matrix_units_are_asked_for_by_name_where_they_are() {
 }
 
 #[test]
+fn a_scale_that_a_device_may_take_for_0_is_refused_by_every_kernel() {
+    let mut spec = AttentionSpec::new([1, 1, 2, 8], [1, 1, 3, 8]);
+    spec.scale = Some(-1e-40);
+    // the CPU takes it
+    let problem = AttentionProblem::new(spec).expect("any finite scale is sound");
+    let Err(PlanError::NoKernel { reasons }) = Plan::new(&problem, &DeviceCaps::webgpu_defaults(), None) else {
+        panic!("a plan");
+    };
+    let said = "scale is -1e-40, which devices may take for 0; needs 0, or at least 1.1754944e-38 in size";
+    for (kernel, reason) in reasons.iter().filter(|(kernel, _)| *kernel != Kernel::Rows) {
+        assert_eq!(reason.to_string(), said, "{kernel}");
+    }
+}
+
+#[test]
 fn keys_are_split_to_fill_the_device_and_heads_of_a_group_share_them() {
     let mut caps = DeviceCaps::webgpu_defaults();
     caps.class = DeviceClass::Discrete;
