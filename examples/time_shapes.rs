@@ -7,6 +7,8 @@
 //! A shape is `batch,q_heads,kv_heads,q_len,kv_len,head_dim[,v_head_dim]`. `median_ms` is of an attention that is prepared
 //! once, `call_ms` of the form that plans, checks and allocates in each call.
 
+#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+
 use std::error::Error;
 use std::time::{Duration, Instant};
 
@@ -20,11 +22,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             continue;
         }
         let numbers = argument.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
-        let (&[batch, q_heads, kv_heads, q_len, kv_len, head_dim], v_head_dim) = (match numbers.split_at_checked(6) {
-            Some((first, rest)) => (first.try_into().map(|first: &[usize; 6]| first)?, rest.first().copied()),
-            None => return Err(format!("{argument}: a shape has 6 or 7 numbers, this has {}", numbers.len()).into()),
-        });
-        let v_head_dim = v_head_dim.unwrap_or(head_dim);
+        let (batch, q_heads, kv_heads, q_len, kv_len, head_dim, v_head_dim) = match *numbers {
+            [b, hq, hk, lq, lk, d] => (b, hq, hk, lq, lk, d, d),
+            [b, hq, hk, lq, lk, d, dv] => (b, hq, hk, lq, lk, d, dv),
+            _ => return Err(format!("{argument}: a shape has 6 or 7 numbers, this has {}", numbers.len()).into()),
+        };
         let tensor = |shape| TensorSpec::f32(Layout::bhld(shape));
         let spec = AttentionSpec::from_tensors(
             tensor([batch, q_heads, q_len, head_dim]),
@@ -59,7 +61,7 @@ fn time<E>(budget: Duration, mut call: impl FnMut() -> Result<(), E>) -> Result<
     Ok(millis[millis.len() / 2])
 }
 
-/// Numbers from -2 to 2 that look random (SplitMix64).
+/// Numbers from -2 to 2 that look random (`SplitMix64`).
 fn noise(seed: u64, len: usize) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {

@@ -9,7 +9,7 @@ use crate::weights::{WeightsProblem, WeightsSpec};
 /// Rounding error of one f32 operation, relative to its result.
 const U: f64 = 1.0 / (1u64 << 24) as f64;
 
-/// Numbers that look random (SplitMix64).
+/// Numbers that look random (`SplitMix64`).
 struct Noise(u64);
 
 impl Noise {

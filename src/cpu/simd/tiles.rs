@@ -51,7 +51,8 @@ fn scores_on<S: Simd>(
             ($vectors:literal: $($keys:literal)*) => {{$(
                 while n - j >= $keys {
                     let (k, o) = (k.add(j * key.stride), o.add(j * rows));
-                    let x = value.from(j);
+                    // rows of a line or less that follow each other are seen coming by any processor
+                    let x = if dim <= 16 { Strided { data: &[], stride: 0 } } else { value.from(j) };
                     score_tile::<S, $keys, $vectors>(s, q, k, key.stride, dim, scale, o, x);
                     j += $keys;
                 }
@@ -81,46 +82,76 @@ unsafe fn score_tile<S: Simd, const KEYS: usize, const VECTORS: usize>(
     value: Strided<'_>,
 ) {
     let rows = VECTORS * S::LANES;
+    let block = if dim > ONE_BLOCK { DOT_BLOCK } else { dim };
     unsafe {
         let keys = array![KEYS; m => key.add(m * key_stride)];
-        // strides may be anything where there is one row, and any address will do
-        let ahead = (2 * KEYS).wrapping_mul(key_stride);
-        let block = if dim > ONE_BLOCK { DOT_BLOCK } else { dim };
-        let mut from = 0;
-        loop {
+        let mut acc = dot_block::<S, KEYS, VECTORS>(s, query, keys, key_stride, 0, block, value);
+        let mut from = block;
+        while from < dim {
             let to = dim.min(from + block);
-            let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
-            for d in from..to {
-                if d % 16 == 0 && !value.data.is_empty() {
-                    // by two tiles of keys ahead: a tile takes about as long as memory does
-                    for m in 0..KEYS {
-                        s.prefetch(keys[m].wrapping_add(ahead.wrapping_add(d)));
-                        s.prefetch(value.data.as_ptr().wrapping_add(m.wrapping_mul(value.stride).wrapping_add(d)));
-                    }
-                }
-                let q = array![VECTORS; v => s.load(query.add(d * rows + v * S::LANES))];
-                for m in 0..KEYS {
-                    let k = s.splat(*keys[m].add(d));
-                    for v in 0..VECTORS {
-                        acc[m][v] = s.fma(q[v], k, acc[m][v]);
-                    }
-                }
-            }
-            let (first, last) = (from == 0, to == dim);
-            let scaled = last && scale.to_bits() != 1f32.to_bits();
             for m in 0..KEYS {
                 for v in 0..VECTORS {
-                    let at = out.add(m * rows + v * S::LANES);
-                    let sum = if first { acc[m][v] } else { s.add(s.load(at), acc[m][v]) };
-                    s.store(at, if scaled { s.mul(sum, s.splat(scale)) } else { sum });
+                    s.store(out.add(m * rows + v * S::LANES), acc[m][v]);
                 }
             }
-            if last {
-                return;
+            acc = dot_block::<S, KEYS, VECTORS>(s, query, keys, key_stride, from, to, value);
+            for m in 0..KEYS {
+                for v in 0..VECTORS {
+                    acc[m][v] = s.add(s.load(out.add(m * rows + v * S::LANES)), acc[m][v]);
+                }
             }
             from = to;
         }
+        if scale.to_bits() != 1f32.to_bits() {
+            let scale = s.splat(scale);
+            for m in 0..KEYS {
+                for v in 0..VECTORS {
+                    acc[m][v] = s.mul(acc[m][v], scale);
+                }
+            }
+        }
+        for m in 0..KEYS {
+            for v in 0..VECTORS {
+                s.store(out.add(m * rows + v * S::LANES), acc[m][v]);
+            }
+        }
     }
+}
+
+/// The sums over columns `from..to`.
+#[inline(always)]
+unsafe fn dot_block<S: Simd, const KEYS: usize, const VECTORS: usize>(
+    s: S,
+    query: *const f32,
+    keys: [*const f32; KEYS],
+    key_stride: usize,
+    from: usize,
+    to: usize,
+    value: Strided<'_>,
+) -> [[S::V; VECTORS]; KEYS] {
+    let rows = VECTORS * S::LANES;
+    // strides may be anything where there is one row, and any address will do
+    let ahead = (2 * KEYS).wrapping_mul(key_stride);
+    let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
+    unsafe {
+        for d in from..to {
+            if d % 16 == 0 && !value.data.is_empty() {
+                // by two tiles of keys ahead: a tile takes about as long as memory does
+                for m in 0..KEYS {
+                    s.prefetch(keys[m].wrapping_add(ahead.wrapping_add(d)));
+                    s.prefetch(value.data.as_ptr().wrapping_add(m.wrapping_mul(value.stride).wrapping_add(d)));
+                }
+            }
+            let q = array![VECTORS; v => s.load(query.add(d * rows + v * S::LANES))];
+            for m in 0..KEYS {
+                let k = s.splat(*keys[m].add(d));
+                for v in 0..VECTORS {
+                    acc[m][v] = s.fma(q[v], k, acc[m][v]);
+                }
+            }
+        }
+    }
+    acc
 }
 
 #[inline(always)]
