@@ -8,7 +8,7 @@
 //! Every attention (encoder, decoder, decoder to encoder) runs on the device that is named; the logits are compared with
 //! the published ones, and each next token with what the model wrote.
 
-#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
 
 #[path = "common/dense.rs"]
 mod dense;
@@ -16,6 +16,7 @@ mod dense;
 mod tensors;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
 use cross_attention::{
@@ -117,7 +118,17 @@ fn open_norm(file: &Tensors, name: &str) -> Result<LayerNorm, Failure> {
     LayerNorm::open(file, &format!("{name}.weight"), &format!("{name}.bias"))
 }
 
-fn main() -> Result<(), Failure> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
     let flags = Flags::parse();
     let model = Tensors::open(&flags.data.join("model.safetensors"))?;
     let file = Tensors::open(&flags.data.join("batch.safetensors"))?;

@@ -9,12 +9,13 @@
 //! weight of the heads, times the same in the other direction; what the whole model finds, four layers later, is compared.
 
 #![expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels")]
-#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
 
 #[path = "common/tensors.rs"]
 mod tensors;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::Parser;
 use cross_attention::weights::{HeadReduce, WeightsSpec};
@@ -52,7 +53,17 @@ struct Pair {
     right: usize,
 }
 
-fn main() -> Result<(), Failure> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
     let flags = Flags::parse();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let data = root.join("examples/data/lightglue");

@@ -12,6 +12,8 @@
 #![expect(clippy::cast_possible_truncation, reason = "a few workgroups")]
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
 
+use std::process::ExitCode;
+
 use cross_attention::gpu::{AttentionBuffers, Context};
 use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Layout, TensorSpec, cpu, wgpu};
 use wgpu::BufferUsages as Uses;
@@ -48,7 +50,17 @@ fn add_answer(@builtin(global_invocation_id) id: vec3u) {
     for (var d = 0u; d < WIDTH; d++) { states[start + d] += answer[start + d]; }
 }";
 
-fn main() -> Result<(), Failure> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
     // what such a program has anyway: an adapter, a device, pipelines, buffers
     let wanted = std::env::args().nth(1);
     let adapter = find_adapter(wanted.as_deref())?;

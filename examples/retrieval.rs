@@ -7,10 +7,11 @@
 //!
 //!     cargo run --features cli --example retrieval -- --passages 0,1,2,5 --device auto
 
-#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::Parser;
 use cross_attention::pool::{GroupQuery, PassagePool, PoolAttention, PoolSpec, Storage};
@@ -50,7 +51,17 @@ struct Args {
     host: bool,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let choice = Device::choose_blocking(&args.device)?;
     println!("device: {choice}\n");

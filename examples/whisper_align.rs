@@ -9,7 +9,7 @@
 //! of the sound are projected once. Times come from the heads that the model's authors publish as those that follow the
 //! sound, by dynamic time warping, as in the authors' own program.
 
-#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
 #![expect(clippy::cast_possible_truncation, reason = "numbers that are small")]
 
 #[path = "common/dense.rs"]
@@ -19,8 +19,12 @@ mod dense;
 mod draw;
 #[path = "common/tensors.rs"]
 mod tensors;
+#[path = "../src/bin/cross-attention/text.rs"]
+#[expect(dead_code, reason = "of the program's functions the drawing uses one")]
+mod text;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::Parser;
 use cross_attention::weights::{Keys, Select, WeightsSpec};
@@ -104,7 +108,17 @@ impl Layer {
     }
 }
 
-fn main() -> Result<(), Failure> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
     let flags = Flags::parse();
     let file = Tensors::open(&flags.data.join("model.safetensors"))?;
     let text = std::fs::read_to_string(flags.data.join("transcript.json"))?;

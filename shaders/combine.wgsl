@@ -20,14 +20,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     var top = MASKED_SCORE;
     for (var part = 0u; part < params.splits; part++) {
         let at = part_state_at(row, part);
-        if states[at + 1u] != 0.0 {
+        if !is_empty_sum(states[at + 1u]) {
             top = max(top, states[at]);
         }
     }
     var total = 0.0;
     for (var part = 0u; part < params.splits; part++) {
         let at = part_state_at(row, part);
-        if states[at + 1u] != 0.0 {
+        if !is_empty_sum(states[at + 1u]) {
             total += exp(states[at] - top) * states[at + 1u];
         }
     }
@@ -40,7 +40,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         var sum = 0.0;
         for (var part = 0u; part < params.splits; part++) {
             let at = part_state_at(row, part);
-            if states[at + 1u] != 0.0 {
+            if !is_empty_sum(states[at + 1u]) {
                 // weights first: outputs may be near the end of f32
                 let weight = exp(states[at] - top) * states[at + 1u] * end.factor;
                 sum += weight * states[part_output_at(row, part) + d];

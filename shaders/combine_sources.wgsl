@@ -53,8 +53,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         if params.weighted != 0u {
             weight *= row_weights[part * places + place];
         }
-        // a weight of 0 leaves the source out, whatever it holds
-        if weight != 0.0 {
+        // a weight of 0 leaves the source out, whatever it holds; by its bits, for a comparison may call NaN what it likes
+        if (bitcast<u32>(weight) & 0x7fffffffu) != 0u {
             acc += weight * part_output[part * params.rows * params.v_head_dim + element];
         }
     }

@@ -51,21 +51,21 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     var top = MASKED_SCORE;
     for (var part = 0u; part < params.parts; part++) {
         let state = part_state(part, row);
-        if state.y != 0.0 {
+        if !is_empty_sum(state.y) {
             top = max(top, state.x);
         }
     }
     var total = 0.0;
     for (var part = 0u; part < params.parts; part++) {
         let state = part_state(part, row);
-        if state.y != 0.0 {
+        if !is_empty_sum(state.y) {
             total += exp(state.x - top) * state.y;
         }
     }
     var acc = 0.0;
     for (var part = 0u; part < params.parts; part++) {
         let state = part_state(part, row);
-        if state.y != 0.0 {
+        if !is_empty_sum(state.y) {
             // weights first: outputs may be near the end of f32
             let weight = exp(state.x - top) * state.y / total;
             acc += weight * part_output[part * params.rows * params.v_head_dim + element];
@@ -74,11 +74,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     output[element] = acc;
     if element % params.v_head_dim == 0u {
         if ROW_STATES {
-            lse[2u * row] = select(top, params.negative_infinity, total == 0.0);
+            lse[2u * row] = select(top, params.negative_infinity, is_empty_sum(total));
             lse[2u * row + 1u] = total;
         } else {
             var merged_lse = params.negative_infinity;
-            if total != 0.0 {
+            if !is_empty_sum(total) {
                 merged_lse = top + natural_log(total);
             }
             lse[row] = merged_lse;

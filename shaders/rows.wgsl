@@ -91,7 +91,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(subgroup_invocation_id) la
     // row data is not uniform for the compiler; this makes the loop's bounds so (and is a barrier)
     let uniform_span = workgroupUniformLoad(&block_span);
     let last_key = max(uniform_span.y, 1u) - 1u;
-    // of this part only: a part that no row looks at, or behind the last key, is gone over once all the same
+    // of this part only: the next one begins where it ends
     // repeat r < ROWS
     keys[r] = vec2u(max(keys[r].x, uniform_span.x), min(keys[r].y, uniform_span.y));
     // end
@@ -120,102 +120,105 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(subgroup_invocation_id) la
     row_max[r] = MASKED_SCORE;
     // end
 
-    // these loops ask at their end: asked at the start, a software driver runs the body once more with all lanes off
-    var first_block = uniform_span.x / BLOCK_KV * BLOCK_KV;
-    loop {
-        // repeat r < ROWS
-        block_max[r] = row_max[r];
-        block_sum[r] = 0.0;
-        // repeat d < VALUE_VECS
-        block_acc[r][d] = vec4f(0.0);
-        // end
-        // end
-        let block_end = min(first_block + BLOCK_KV, uniform_span.y);
-        var first_key = max(first_block, uniform_span.x / KEY_LANES * KEY_LANES);
+    // a part without keys reads none
+    if uniform_span.x < uniform_span.y {
+        // these loops ask at their end: asked at the start, a software driver runs the body once more with all lanes off
+        var first_block = uniform_span.x / BLOCK_KV * BLOCK_KV;
         loop {
-            // this lane's key; behind the last one it stands again, and is masked
-            let j = first_key + key_lane;
-            let key_row = key_start + min(j, last_key) * params.key_strides.z;
-            let value_row = value_start + min(j, last_key) * params.value_strides.z;
-
             // repeat r < ROWS
-            score[r] = 0.0;
-            chunk_score[r] = 0.0;
+            block_max[r] = row_max[r];
+            block_sum[r] = 0.0;
+            // repeat d < VALUE_VECS
+            block_acc[r][d] = vec4f(0.0);
             // end
-            // repeat n < KEY_LOADS
-            {
-                let loaded = load_key_vec(key_row, row_lane + n * ROW_LANES);
-                // repeat l < ROW_LANES
-                if l + n * ROW_LANES < KEY_VECS {
-                    let key_vec = handed_round(loaded, first_lane + l);
-                    // repeat r < ROWS
-                    chunk_score[r] += dot(query_vec[r][(l + n * ROW_LANES) % KEY_VECS], key_vec);
-                    if (l + n * ROW_LANES) % KEY_CHUNK == KEY_CHUNK - 1u || l + n * ROW_LANES == KEY_VECS - 1u {
-                        // a sum of its own for each chunk of a row: short sums round less than one over all of it
-                        score[r] += chunk_score[r];
-                        chunk_score[r] = 0.0;
+            // end
+            let block_end = min(first_block + BLOCK_KV, uniform_span.y);
+            var first_key = max(first_block, uniform_span.x / KEY_LANES * KEY_LANES);
+            loop {
+                // this lane's key; behind the last one it stands again, and is masked
+                let j = first_key + key_lane;
+                let key_row = key_start + min(j, last_key) * params.key_strides.z;
+                let value_row = value_start + min(j, last_key) * params.value_strides.z;
+
+                // repeat r < ROWS
+                score[r] = 0.0;
+                chunk_score[r] = 0.0;
+                // end
+                // repeat n < KEY_LOADS
+                {
+                    let loaded = load_key_vec(key_row, row_lane + n * ROW_LANES);
+                    // repeat l < ROW_LANES
+                    if l + n * ROW_LANES < KEY_VECS {
+                        let key_vec = handed_round(loaded, first_lane + l);
+                        // repeat r < ROWS
+                        chunk_score[r] += dot(query_vec[r][(l + n * ROW_LANES) % KEY_VECS], key_vec);
+                        if (l + n * ROW_LANES) % KEY_CHUNK == KEY_CHUNK - 1u || l + n * ROW_LANES == KEY_VECS - 1u {
+                            // a sum of its own for each chunk of a row: short sums round less than one over all of it
+                            score[r] += chunk_score[r];
+                            chunk_score[r] = 0.0;
+                        }
+                        // end
                     }
                     // end
                 }
                 // end
-            }
-            // end
 
-            // repeat r < ROWS
-            {
-                // straight-line: what is read for a key that is not allowed is thrown away
-                if ROW_MASKS {
-                    allowed[r] = j >= keys[r].x && j < keys[r].y && key_allowed(rows[r], j);
-                } else {
-                    allowed[r] = j < uniform_span.y;
-                }
-                score[r] = select(MASKED_SCORE, full_score(rows[r], j, score[r]), allowed[r]);
-                let new_max = max(row_max[r], score[r]);
-                let rescale = exp(row_max[r] - new_max);
-                row_max[r] = new_max;
-                // the score becomes a probability
-                score[r] = select(0.0, exp(score[r] - new_max) * params.headroom, allowed[r]);
-                block_sum[r] = block_sum[r] * rescale + score[r];
-                // repeat d < VALUE_VECS
-                block_acc[r][d] *= rescale;
-                // end
-            }
-            // end
-
-            // repeat n < VALUE_LOADS
-            {
-                // zeros behind the last key: a probability of 0 does not keep infinity out
-                let loaded =
-                    select(vec4f(0.0), load_value_vec(value_row, row_lane + n * ROW_LANES), j < uniform_span.y);
-                // repeat l < ROW_LANES
-                if l + n * ROW_LANES < VALUE_VECS {
-                    let value_vec = handed_round(loaded, first_lane + l);
-                    // repeat r < ROWS
-                    // what is not allowed never enters, whatever its value
-                    block_acc[r][(l + n * ROW_LANES) % VALUE_VECS] +=
-                        score[r] * select(vec4f(0.0), value_vec, !ROW_MASKS || allowed[r]);
+                // repeat r < ROWS
+                {
+                    // straight-line: what is read for a key that is not allowed is thrown away
+                    if ROW_MASKS {
+                        allowed[r] = j >= keys[r].x && j < keys[r].y && key_allowed(rows[r], j);
+                    } else {
+                        allowed[r] = j < uniform_span.y;
+                    }
+                    score[r] = select(MASKED_SCORE, full_score(rows[r], j, score[r]), allowed[r]);
+                    let new_max = max(row_max[r], score[r]);
+                    let rescale = exp(row_max[r] - new_max);
+                    row_max[r] = new_max;
+                    // the score becomes a probability
+                    score[r] = select(0.0, exp(score[r] - new_max) * params.headroom, allowed[r]);
+                    block_sum[r] = block_sum[r] * rescale + score[r];
+                    // repeat d < VALUE_VECS
+                    block_acc[r][d] *= rescale;
                     // end
                 }
                 // end
+
+                // repeat n < VALUE_LOADS
+                {
+                    // zeros behind the last key: a probability of 0 does not keep infinity out
+                    let loaded =
+                        select(vec4f(0.0), load_value_vec(value_row, row_lane + n * ROW_LANES), j < uniform_span.y);
+                    // repeat l < ROW_LANES
+                    if l + n * ROW_LANES < VALUE_VECS {
+                        let value_vec = handed_round(loaded, first_lane + l);
+                        // repeat r < ROWS
+                        // what is not allowed never enters, whatever its value
+                        block_acc[r][(l + n * ROW_LANES) % VALUE_VECS] +=
+                            score[r] * select(vec4f(0.0), value_vec, !ROW_MASKS || allowed[r]);
+                        // end
+                    }
+                    // end
+                }
+                // end
+                first_key += KEY_LANES;
+                continuing {
+                    break if first_key >= block_end;
+                }
+            }
+            // repeat r < ROWS
+            {
+                let rescale = exp(block_max[r] - row_max[r]);
+                row_sum[r] = row_sum[r] * rescale + block_sum[r];
+                // repeat d < VALUE_VECS
+                acc[r][d] = acc[r][d] * rescale + block_acc[r][d];
+                // end
             }
             // end
-            first_key += KEY_LANES;
+            first_block += BLOCK_KV;
             continuing {
-                break if first_key >= block_end;
+                break if first_block >= uniform_span.y;
             }
-        }
-        // repeat r < ROWS
-        {
-            let rescale = exp(block_max[r] - row_max[r]);
-            row_sum[r] = row_sum[r] * rescale + block_sum[r];
-            // repeat d < VALUE_VECS
-            acc[r][d] = acc[r][d] * rescale + block_acc[r][d];
-            // end
-        }
-        // end
-        first_block += BLOCK_KV;
-        continuing {
-            break if first_block >= uniform_span.y;
         }
     }
 

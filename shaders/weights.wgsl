@@ -7,7 +7,7 @@
 // workgroup  WIDTH invocations: a weight each, or every WIDTH-th key of one segment
 // memory     partial: WIDTH f32, written in full before it is read
 // needs      WIDTH a power of two; every barrier in uniform control flow
-// bindings   0 params (uniform)  1 query  2 key  4 bias  5 mask  6 row_data  8 row_states  10 selection (read)
+// bindings   0 params (uniform)  1 query  2 key  4 bias  5 mask  6 row_data  8 lse  10 selection (read)
 //            11 weights (read_write)
 // snippets   query_* key_* bias_* mask_* row_data_* keys score numerics
 
@@ -23,8 +23,8 @@ override SEGMENTS: bool;
 // all chosen heads go into one
 override ONE_HEAD: bool;
 
-// maximum and sum of each row
-@group(0) @binding(8) var<storage, read> row_states: array<f32>;
+// maximum and sum of each row, in the place of its log-sum-exp
+@group(0) @binding(8) var<storage, read> lse: array<f32>;
 // HEADER words, then the chosen heads, rows, and keys or [first key, one past the last]
 @group(0) @binding(10) var<storage, read> selection: array<u32>;
 @group(0) @binding(11) var<storage, read_write> weights: array<f32>;
@@ -98,8 +98,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             let row = row_at(b, selection[HEADER + shown + n], i);
             let keys = row_keys(row);
             let at = params.lse_offset + row.b * params.lse_strides.x + row.h * params.lse_strides.y + 2u * row.i;
-            let row_max = row_states[at];
-            let row_sum = row_states[at + 1u];
+            let row_max = lse[at];
+            let row_sum = lse[at + 1u];
             let begin = max(first, keys.x) + select(0u, lane, SEGMENTS);
             let stop = min(end, keys.y);
             for (var j = begin; j < stop; j += WIDTH) {

@@ -1,15 +1,15 @@
 //! One handle for whatever computes: a GPU if there is one, else the CPU.
 
-use std::convert::Infallible;
 use std::str::FromStr;
 #[cfg(feature = "native")]
 use std::time::{Duration, Instant};
 
-use crate::cpu::{self, CpuKernel};
+use crate::cpu::{self, CpuKernel, CpuPlan, SimdLevel};
 use crate::error::{Error, kernel_names};
 use crate::gpu::{self, AdapterRequest, Context, GpuError};
 use crate::inputs::{AttentionInputs, AttentionOutput};
 use crate::kernels::Kernel;
+use crate::plan::Plan;
 use crate::problem::AttentionProblem;
 #[cfg(feature = "native")]
 use crate::roofline::Roofline;
@@ -31,21 +31,52 @@ pub enum DeviceRequest {
     Gpu,
     /// The adapter whose name contains this, in any case; also a software driver.
     Named(String),
+    /// The adapter at this place of [`gpu::adapters`], counted from 0; also a software driver.
+    Number(usize),
+    /// The first adapter of this backend; also a software driver.
+    Backend(wgpu::Backend),
 }
 
 impl FromStr for DeviceRequest {
-    type Err = Infallible;
+    type Err = DeviceRequestError;
 
-    /// `auto`, `cpu`, `oracle`, `gpu`, or a part of an adapter's name.
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text {
-            "auto" => Self::Auto,
-            "cpu" => Self::Cpu,
-            "oracle" => Self::Oracle,
-            "gpu" => Self::Gpu,
-            name => Self::Named(name.to_owned()),
+    /// In any case: `auto`, `cpu`, `oracle`, `gpu`; a number, which is an adapter's place in the list; a backend, `vulkan`,
+    /// `metal`, `dx12`, `gl` or `webgpu`; else a part of an adapter's name.
+    fn from_str(text: &str) -> Result<Self, DeviceRequestError> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(DeviceRequestError::Empty);
+        }
+        if text.bytes().all(|byte| byte.is_ascii_digit()) {
+            let number = text.parse().map_err(|_| DeviceRequestError::Number { found: text.to_owned() })?;
+            return Ok(Self::Number(number));
+        }
+        let backends = wgpu::Backend::ALL.into_iter().filter(|backend| *backend != wgpu::Backend::Noop);
+        let backend = backends.into_iter().find(|backend| text.eq_ignore_ascii_case(backend.to_str()));
+        Ok(match (text.to_ascii_lowercase().as_str(), backend) {
+            ("auto", _) => Self::Auto,
+            ("cpu", _) => Self::Cpu,
+            ("oracle", _) => Self::Oracle,
+            ("gpu", _) => Self::Gpu,
+            (_, Some(backend)) => Self::Backend(backend),
+            (_, None) => Self::Named(text.to_owned()),
         })
     }
+}
+
+/// Why a text is no [`DeviceRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceRequestError {
+    /// There is nothing in it.
+    #[error("a device has no name; needs auto, cpu, oracle, gpu, an adapter's number, a backend, or part of a name")]
+    Empty,
+    /// A number that no list has.
+    #[error("{found} is no adapter's number; they count from 0")]
+    Number {
+        /// The number.
+        found: String,
+    },
 }
 
 /// Which kernel is wanted.
@@ -114,6 +145,8 @@ impl Device {
             }
             DeviceRequest::Auto | DeviceRequest::Gpu => AdapterRequest::Hardware,
             DeviceRequest::Named(name) => AdapterRequest::Named(name.clone()),
+            DeviceRequest::Number(number) => AdapterRequest::Number(*number),
+            DeviceRequest::Backend(backend) => AdapterRequest::Backend(*backend),
         };
         match gpu::choose(&adapter).await {
             Ok(chosen) => {
@@ -182,8 +215,33 @@ impl Device {
     /// Plans a problem and makes what the plan needs; any number of calls can follow.
     ///
     /// # Errors
-    /// [`Error::WrongKernel`] if the kernel is one of another kind of device, [`Error::Plan`], [`Error::Gpu`].
+    /// [`Error::WrongKernel`] if the kernel is one of another kind of device, [`Error::Plan`], [`Error::Gpu`];
+    /// [`Error::HostMemory`] if there is no memory for the CPU's workspace.
     pub async fn prepare(&self, problem: &AttentionProblem, kernel: KernelChoice) -> Result<PreparedOn, Error> {
+        match (self, self.its_kernel(kernel)?) {
+            (Self::Cpu, ItsKernel::Cpu(kernel)) => PreparedOn::cpu(problem, kernel),
+            (Self::Gpu(context), ItsKernel::Gpu(kernel)) => {
+                Ok(PreparedOn::gpu(context.prepare(problem, kernel).await?))
+            }
+            _ => Ok(PreparedOn::Oracle(problem.clone())),
+        }
+    }
+
+    /// What would run, and why, without making anything of it: no workspace, no pipelines.
+    ///
+    /// # Errors
+    /// [`Error::WrongKernel`] if the kernel is one of another kind of device, [`Error::Plan`].
+    pub fn explain(&self, problem: &AttentionProblem, kernel: KernelChoice) -> Result<String, Error> {
+        match (self, self.its_kernel(kernel)?) {
+            (Self::Cpu, ItsKernel::Cpu(CpuKernel::Fused)) => Ok(fused_text(&CpuPlan::new(problem, SimdLevel::best()))),
+            (Self::Cpu, ItsKernel::Cpu(CpuKernel::Plain)) => Ok(plain_text()),
+            (Self::Gpu(context), ItsKernel::Gpu(kernel)) => Ok(Plan::new(problem, context.caps(), kernel)?.to_string()),
+            _ => Ok(ORACLE_TEXT.to_owned()),
+        }
+    }
+
+    /// The kernel as one of this device's.
+    fn its_kernel(&self, kernel: KernelChoice) -> Result<ItsKernel, Error> {
         let wrong = |possible: Vec<&'static str>| {
             let kernel = match kernel {
                 KernelChoice::Auto => "auto",
@@ -195,16 +253,14 @@ impl Device {
         };
         let names = |gpu: bool| kernel_names().into_iter().filter(|name| name.starts_with("cpu_") != gpu).collect();
         match (self, kernel) {
-            (Self::Cpu, KernelChoice::Auto) => Ok(PreparedOn::cpu(problem, CpuKernel::default())),
-            (Self::Cpu, KernelChoice::Cpu(kernel)) => Ok(PreparedOn::cpu(problem, kernel)),
-            (Self::Cpu, KernelChoice::Gpu(_)) => Err(wrong(names(false))),
-            (Self::Oracle, KernelChoice::Auto) => Ok(PreparedOn::Oracle(problem.clone())),
+            (Self::Cpu, KernelChoice::Auto) => Ok(ItsKernel::Cpu(CpuKernel::default())),
+            (Self::Cpu, KernelChoice::Cpu(kernel)) => Ok(ItsKernel::Cpu(kernel)),
+            (Self::Oracle, KernelChoice::Auto) => Ok(ItsKernel::Oracle),
+            (Self::Gpu(_), KernelChoice::Auto) => Ok(ItsKernel::Gpu(None)),
+            (Self::Gpu(_), KernelChoice::Gpu(kernel)) => Ok(ItsKernel::Gpu(Some(kernel))),
+            (Self::Cpu, _) => Err(wrong(names(false))),
             (Self::Oracle, _) => Err(wrong(vec!["auto"])),
-            (Self::Gpu(_), KernelChoice::Cpu(_)) => Err(wrong(names(true))),
-            (Self::Gpu(context), KernelChoice::Auto) => Ok(PreparedOn::gpu(context.prepare(problem, None).await?)),
-            (Self::Gpu(context), KernelChoice::Gpu(kernel)) => {
-                Ok(PreparedOn::gpu(context.prepare(problem, Some(kernel)).await?))
-            }
+            (Self::Gpu(_), _) => Err(wrong(names(true))),
         }
     }
 
@@ -324,12 +380,29 @@ impl Device {
     }
 }
 
+/// A kernel of the device that it was asked of; `None` lets the plan choose.
+enum ItsKernel {
+    Cpu(CpuKernel),
+    Oracle,
+    Gpu(Option<Kernel>),
+}
+
 fn cpu_threads() -> usize {
     #[cfg(feature = "native")]
     return rayon::current_num_threads();
     #[cfg(not(feature = "native"))]
     1
 }
+
+fn fused_text(plan: &CpuPlan) -> String {
+    format!("{plan}threads    {}\n", cpu_threads())
+}
+
+fn plain_text() -> String {
+    format!("kernel     cpu_plain, on {} threads: all scores of a row, one row after another\n", cpu_threads())
+}
+
+const ORACLE_TEXT: &str = "kernel     oracle: f64, all scores of a row, one row after another\n";
 
 /// An attention that is planned and prepared on a device.
 #[derive(Clone, Debug)]
@@ -345,10 +418,19 @@ pub enum PreparedOn {
 }
 
 impl PreparedOn {
-    fn cpu(problem: &AttentionProblem, kernel: CpuKernel) -> Self {
+    fn cpu(problem: &AttentionProblem, kernel: CpuKernel) -> Result<Self, Error> {
         match kernel {
-            CpuKernel::Fused => Self::Cpu(Box::new(cpu::prepare(problem))),
-            CpuKernel::Plain => Self::CpuPlain(problem.clone()),
+            CpuKernel::Fused => {
+                let plan = CpuPlan::new(problem, SimdLevel::best());
+                let bytes = cpu_threads() as u128 * plan.workspace_bytes() as u128 + plan.partial_bytes() as u128;
+                // asked for and given back: a workspace that cannot be allocated would end the process
+                let there = usize::try_from(bytes).is_ok_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok());
+                if !there {
+                    return Err(Error::HostMemory { bytes });
+                }
+                Ok(Self::Cpu(Box::new(cpu::prepare(problem))))
+            }
+            CpuKernel::Plain => Ok(Self::CpuPlain(problem.clone())),
         }
     }
 
@@ -371,12 +453,9 @@ impl PreparedOn {
     #[must_use]
     pub fn plan_text(&self) -> String {
         match self {
-            Self::Cpu(prepared) => format!("{}threads    {}\n", prepared.plan(), cpu_threads()),
-            Self::CpuPlain(_) => {
-                let threads = cpu_threads();
-                format!("kernel     cpu_plain, on {threads} threads: all scores of a row, one row after another\n")
-            }
-            Self::Oracle(_) => "kernel     oracle: f64, all scores of a row, one row after another\n".to_owned(),
+            Self::Cpu(prepared) => fused_text(prepared.plan()),
+            Self::CpuPlain(_) => plain_text(),
+            Self::Oracle(_) => ORACLE_TEXT.to_owned(),
             Self::Gpu(prepared) => prepared.plan().to_string(),
         }
     }

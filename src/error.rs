@@ -78,7 +78,7 @@ pub enum Error {
         possible: String,
     },
     /// Inputs and outputs take more memory of the host than there is.
-    #[error("inputs and outputs would take {bytes} bytes, more memory than the host has")]
+    #[error("inputs, outputs and workspace would take {bytes} bytes, more memory than the host has")]
     HostMemory {
         /// Bytes needed.
         bytes: u128,

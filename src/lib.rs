@@ -79,6 +79,7 @@ pub mod context;
 pub mod cpu;
 mod device;
 mod error;
+pub mod files;
 pub mod gpu;
 mod inputs;
 mod kept;
@@ -101,7 +102,7 @@ pub mod weights;
 pub mod workload;
 
 pub use caps::{CooperativeMatrix, DeviceCaps, DeviceClass, SubgroupFault};
-pub use device::{Choice, Device, DeviceRequest, KernelChoice, PreparedOn};
+pub use device::{Choice, Device, DeviceRequest, DeviceRequestError, KernelChoice, PreparedOn};
 pub use error::Error;
 pub use half::f16;
 pub use inputs::{AttentionData, AttentionInputs, AttentionOutput, InputError, RowState};

@@ -91,9 +91,10 @@ pub struct AttentionSpec {
     pub value: TensorSpec,
     /// `[batch, q_heads, q_len, v_head_dim]`; no two elements may share a place.
     pub output: TensorSpec,
-    /// Factor on the dot products; any finite number. `None`: `1 / sqrt(head_dim)`.
+    /// Factor on the dot products; any finite number (on a GPU none that is subnormal). `None`: `1 / sqrt(head_dim)`.
     pub scale: Option<f32>,
-    /// Cap on the scaled scores, `softcap * tanh(s / softcap)`; finite and above 0.
+    /// Cap on the scaled scores, `softcap * tanh(s / softcap)`; finite and above 0. A subnormal cap is as the smallest
+    /// normal number: either way all scores add nothing to 1.
     pub softcap: Option<f32>,
     /// Added to the scores; `[batch, q_heads, q_len, kv_len]`, each axis may also be 1. -inf forbids the key.
     pub bias: Option<TensorSpec>,
@@ -262,6 +263,9 @@ impl AttentionProblem {
         if let Some(softcap) = spec.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
             return Err(ProblemError::Softcap { softcap });
         }
+        // a device may take a subnormal number for 0, and divide by it; every cap as small as this one makes scores that
+        // add nothing to 1
+        spec.softcap = spec.softcap.map(|cap| cap.max(f32::MIN_POSITIVE));
         let diagonal = match (spec.causal, spec.offset) {
             (Some(causal), Some(offset)) if causal != offset => {
                 return Err(ProblemError::TwoDiagonals { causal, offset });

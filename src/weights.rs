@@ -337,7 +337,7 @@ pub struct AttentionWithWeights {
 #[non_exhaustive]
 pub enum WeightsError {
     /// A position is not there.
-    #[error("{axis}[{n}] is {found}, there are {len}")]
+    #[error("{axis}[{n}] is {found}, there are {len}, counted from 0")]
     OutOfRange {
         /// `heads`, `rows` or `keys`.
         axis: &'static str,

@@ -1,8 +1,8 @@
 //! Very many calls of everything that is prepared: memory stays as it is, and so does every bit.
 //!
 //! `SOAK_CALLS` says how many calls of a prepared attention there are, a few hundred otherwise; the others make a twentieth
-//! of that, and a hundredth as often all is made anew and let go. `SOAK_DEVICES=cpu` leaves the GPUs out. Run it with
-//! `--nocapture` to see the figures.
+//! of that, and a hundredth as often all is made anew and let go. `SOAK_DEVICES=cpu` leaves the GPUs out, `SOAK_ONLY=pool,layer`
+//! all but these. Run it with `--nocapture` to see the figures.
 
 #![cfg(feature = "native")]
 #![expect(
@@ -78,6 +78,10 @@ fn rounds(what: &str, device: &Device, count: usize, mut round: impl FnMut(usize
     }
 }
 
+fn wanted_by_name(only: &str, name: &str) -> bool {
+    only.is_empty() || only.split(',').any(|one| one == name)
+}
+
 fn same(device: &Device, prepared: &dyn Prepared, n: usize, wanted: &[joined::Bits]) {
     let input = n % joined::INPUTS;
     let found = joined::drive(device, vec![prepared.call(input)]).remove(0).expect("it did before");
@@ -87,8 +91,9 @@ fn same(device: &Device, prepared: &dyn Prepared, n: usize, wanted: &[joined::Bi
 #[test]
 fn memory_and_bits_stay_as_they_are() {
     let calls = calls();
+    let only = std::env::var("SOAK_ONLY").unwrap_or_default();
     for device in devices() {
-        for (name, make) in joined::all() {
+        for (name, make) in joined::all().into_iter().filter(|(name, _)| wanted_by_name(&only, name)) {
             let prepared = make(&device).expect("a device that has it");
             let wanted = joined::alone(&device, &*prepared).expect("a device that has it");
             let count = if name == "attention" { calls } else { calls.div_ceil(20).max(20) };

@@ -15,6 +15,11 @@ fn is_negative_infinity(value: f32) -> bool {
     return bitcast<u32>(value) == 0xff800000u;
 }
 
+// A sum of powers to which nothing was added. By its bits: a comparison may call NaN what it likes.
+fn is_empty_sum(sum: f32) -> bool {
+    return bitcast<u32>(sum) == 0u;
+}
+
 // ln(x) for x > 0, to about 1 ulp: x = m * 2^e with m in [sqrt(1/2), sqrt(2)), then the rational-free
 // form of Cephes' logf. WGSL allows its own log an absolute error of 2^-21 near 1.
 fn natural_log(x: f32) -> f32 {

@@ -11,6 +11,8 @@ pub mod reference;
 #[expect(unsafe_code, reason = "vector instructions, and buffers shared by tasks; the invariants stand at its head")]
 mod simd;
 mod terms;
+#[cfg(test)]
+mod trials;
 mod weights;
 
 pub use fused::{CpuAttention, CpuOutputs, CpuPlan, CpuStrategy, TensorMut};

@@ -42,6 +42,10 @@ pub enum AdapterRequest {
     Hardware,
     /// The first whose name contains this, in any case, software drivers too.
     Named(String),
+    /// The one at this place of [`adapters`], counted from 0, whatever it is.
+    Number(usize),
+    /// The first of this backend, software drivers too.
+    Backend(wgpu::Backend),
 }
 
 /// An adapter that was chosen, and why.
@@ -75,7 +79,8 @@ pub async fn choose(request: &AdapterRequest) -> Result<ChosenAdapter, GpuError>
     let all = enumerate().await;
     let summaries: Vec<_> = all.iter().map(AdapterSummary::of).collect();
     let found = || {
-        let titles: Vec<_> = summaries.iter().map(|s| format!("{} ({})", s.title(), s.caps.class)).collect();
+        let title = |(n, s): (usize, &AdapterSummary)| format!("{n}: {} ({})", s.title(), s.caps.class);
+        let titles: Vec<_> = summaries.iter().enumerate().map(title).collect();
         if titles.is_empty() { "none".to_owned() } else { titles.join("; ") }
     };
     let named = |name: &str| -> Vec<usize> {
@@ -88,6 +93,15 @@ pub async fn choose(request: &AdapterRequest) -> Result<ChosenAdapter, GpuError>
         }
         (AdapterRequest::Named(name), _) => {
             (named(name), format!("named like {name:?}"), format!("its name contains {name:?}"))
+        }
+        (&AdapterRequest::Number(n), _) => {
+            let matching = if n < all.len() { vec![n] } else { vec![] };
+            (matching, format!("of number {n}"), format!("it has number {n}"))
+        }
+        (&AdapterRequest::Backend(backend), _) => {
+            let matching = (0..all.len()).filter(|&n| summaries[n].info.backend == backend).collect();
+            let name = backend.to_str();
+            (matching, format!("of backend {name}"), format!("its backend is {name}"))
         }
         (AdapterRequest::Hardware, Some(name)) => (
             named(&name),

@@ -8,6 +8,7 @@ use super::cache_file::{self, Intact, Owner};
 use super::context::Context;
 use super::error::GpuError;
 use super::pipelines::DriverCache;
+use crate::files::{OutputFile, open_regular};
 
 /// A file larger than this is not one of ours, in bytes.
 const MAX_BYTES: u64 = 1 << 30;
@@ -22,7 +23,8 @@ pub enum PipelineCacheState {
     },
     /// There was none; pipelines are compiled, and can be saved to it.
     New,
-    /// It is not used, and will be replaced when pipelines are saved: a warning to pass on.
+    /// It is not used, and is replaced when pipelines are saved, unless it is something else than a pipeline cache: a
+    /// warning to pass on.
     Ignored(PipelineCacheFault),
     /// The device has no pipeline caches: only Vulkan has, and a device of the caller's only if it was made with
     /// [`wgpu::Features::PIPELINE_CACHE`].
@@ -123,8 +125,8 @@ impl Context {
     }
 
     /// Writes the pipelines made so far to the file of [`use_pipeline_cache`](Self::use_pipeline_cache), in one step:
-    /// whoever reads it meanwhile finds the old file or the new one. The number of bytes written; `None` where no file
-    /// was named or the device has no pipeline caches.
+    /// whoever reads it meanwhile finds the old file or the new one. A file that is no pipeline cache stays. The number
+    /// of bytes written; `None` where no file was named or the device has no pipeline caches.
     ///
     /// # Errors
     /// [`GpuError::CacheWrite`].
@@ -132,16 +134,8 @@ impl Context {
         let Some(DriverCache { cache, path }) = self.pipeline_store().driver_cache() else { return Ok(None) };
         let Some(data) = cache.get_data() else { return Ok(None) };
         let file = cache_file::write(&data, &Owner::of(self.info()));
-        let failed = |error: std::io::Error| GpuError::CacheWrite { path: path.clone(), message: error.to_string() };
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}", std::process::id()));
-        let beside = PathBuf::from(beside);
-        let written = std::fs::write(&beside, &file).and_then(|()| std::fs::rename(&beside, &path));
-        if written.is_err() {
-            // whatever is left of it is of no use; what matters is why it could not be written
-            let _ = std::fs::remove_file(&beside);
-        }
-        written.map_err(failed)?;
+        let written = OutputFile::write(&path, cache_file::PIPELINE_CACHE, &file);
+        written.map_err(|error| GpuError::CacheWrite { path: path.clone(), message: error.reason(&path) })?;
         Ok(Some(file.len() as u64))
     }
 }
@@ -154,7 +148,7 @@ enum Stored {
 
 fn read(path: &Path) -> Result<Stored, GpuError> {
     let failed = |error: std::io::Error| GpuError::CacheRead { path: path.to_owned(), message: error.to_string() };
-    let file = match std::fs::File::open(path) {
+    let file = match open_regular(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Stored::Nothing),
         Err(error) => return Err(failed(error)),

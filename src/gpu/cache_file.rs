@@ -11,9 +11,14 @@
 //! Numbers are little-endian.
 
 use super::cache::PipelineCacheFault;
+use crate::files::Ours;
 
 /// The last digit changes with the format.
 const MAGIC: [u8; 8] = *b"xattnpc1";
+
+/// What a file must be that is replaced: of any format, whole or not.
+pub(super) const PIPELINE_CACHE: Ours =
+    Ours { what: "a pipeline cache", is: |head| head.starts_with(&MAGIC[..MAGIC.len() - 1]) };
 
 /// The device a cache belongs to, and the software that wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,6 +11,9 @@ use crate::tensor::TensorRef;
 const TENSOR: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_DST).union(wgpu::BufferUsages::COPY_SRC);
 
+/// Bytes that are uploaded at a time.
+const UPLOAD_PART: usize = 32 << 20;
+
 impl Context {
     /// A buffer of zeros for a tensor of `bytes` bytes, rounded up to a multiple of 4.
     ///
@@ -29,8 +32,12 @@ impl Context {
         let buffer = self.allocate(name, bytes.len() as u64).await?;
         let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
         self.checked(name, bytes.len() as u64, || {
-            if !whole.is_empty() {
-                self.queue().write_buffer(&buffer, 0, whole);
+            // every write is staged by wgpu until it is submitted and done: one of all there is would double it
+            for (n, part) in whole.chunks(UPLOAD_PART).enumerate() {
+                self.queue().write_buffer(&buffer, (n * UPLOAD_PART) as u64, part);
+                if whole.len() > UPLOAD_PART {
+                    self.queue().submit([]);
+                }
             }
             if !rest.is_empty() {
                 let mut word = [0u8; 4];

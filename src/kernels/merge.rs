@@ -61,8 +61,8 @@ impl MergePlan {
         if u32::try_from(elements).is_err() {
             return Err(too_many(elements));
         }
-        // two passes over the parts; part outputs and lse, output and lse
-        Needs::new(64, parts.saturating_mul(2)).check(0, 4, caps)?;
+        // three passes over the parts at most; part outputs and states, output and lse
+        Needs::new(64, parts.saturating_mul(3)).check(0, 4, caps)?;
         let narrow = |n: usize| u32::try_from(n).map_err(|_| too_many(elements));
         let blocks = narrow((rows * v_head_dim).div_ceil(WIDTH))?;
         let [blocks_per_row, rows_of_blocks] = rows_of_blocks(blocks, caps).ok_or_else(|| too_many(elements))?;

@@ -233,6 +233,12 @@ pub enum Unsupported {
         /// The largest that would do.
         max: i64,
     },
+    /// The scale is subnormal: some devices take such numbers for 0.
+    #[error("scale is {found}, which devices may take for 0; needs 0, or at least {:e} in size", f32::MIN_POSITIVE)]
+    SmallScale {
+        /// What was asked, as text.
+        found: String,
+    },
     /// The kernel multiplies matrices of f16 on units that the device, or this build, does not offer.
     #[error(
         "needs cooperative matrices of f16 summed in f32, 8x8x8 or 16x16x16: a Vulkan device that has them, opened with the \

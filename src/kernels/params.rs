@@ -231,6 +231,9 @@ fn within(shift: i64) -> i32 {
 
 /// Whether all positions fit the kernels' integers.
 pub(crate) fn supports(problem: &AttentionProblem) -> Result<(), Unsupported> {
+    if problem.scale().is_subnormal() {
+        return Err(Unsupported::SmallScale { found: format!("{:e}", problem.scale()) });
+    }
     let positions = problem.q_len() as i64 + problem.kv_len() as i64;
     if positions >= MAX_POSITION {
         return Err(Unsupported::Positions { name: "q_len + kv_len", found: positions, max: MAX_POSITION - 1 });

@@ -240,7 +240,7 @@ impl std::fmt::Display for Plan {
         if self.parts > 1 {
             write!(f, "parts      {}, to fit the device's binding and grid limits", self.parts)?;
             if self.key_parts > 1 {
-                write!(f, "; the keys in {} ranges, merged by log-sum-exp", self.key_parts)?;
+                write!(f, "; the keys in {} ranges, merged by maximum and sum of their rows", self.key_parts)?;
             }
             writeln!(f)?;
         }

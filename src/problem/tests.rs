@@ -80,3 +80,12 @@ fn row_keys_follow_the_diagonal() {
     spec.causal = Some(Diagonal::Fixed(i32::MAX));
     assert_eq!(AttentionProblem::new(spec).unwrap().row_keys(4, 7), 0..7);
 }
+
+#[test]
+fn a_cap_that_devices_may_take_for_0_is_the_smallest_that_they_do_not() {
+    for (asked, wanted) in [(1e-44, f32::MIN_POSITIVE), (f32::MIN_POSITIVE, f32::MIN_POSITIVE), (0.5, 0.5)] {
+        let problem = AttentionProblem::new(AttentionSpec { softcap: Some(asked), ..spec() }).unwrap();
+        assert_eq!(problem.spec().softcap, Some(wanted));
+    }
+    assert!(AttentionProblem::new(AttentionSpec { scale: Some(0.0), ..spec() }).is_ok());
+}

@@ -1,6 +1,6 @@
 //! The file that tuned choices are kept in.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::class::{DeviceKey, ProblemClass};
 use crate::caps::DeviceCaps;
 use crate::error::Error;
+use crate::files::{Ours, OutputError, OutputFile, open_regular};
 use crate::gpu::{Context, PreparedAttention};
 use crate::plan::{Plan, PlanChoice, PlanError};
 use crate::problem::AttentionProblem;
@@ -124,6 +125,11 @@ pub enum Lookup {
 
 /// What the file says it is.
 const FORMAT: &str = "cross-attention tune cache";
+/// What a file must be that is replaced: any version, whole or not.
+const TUNE_CACHE: Ours = Ours {
+    what: "a tune cache",
+    is: |head| head.first() == Some(&b'{') && head.windows(FORMAT.len()).take(256).any(|at| at == FORMAT.as_bytes()),
+};
 /// The version of its form.
 const VERSION: u64 = 1;
 /// Bytes of a file, at most: some 50 thousand entries.
@@ -240,26 +246,18 @@ impl TuneCache {
     }
 
     /// Writes the file, with the entries of other devices that were read from it, in one step: another program sees the
-    /// old file or the new one. Entries that were stale or not sound are gone.
+    /// old file or the new one. Entries that were stale or not sound are gone. A file that is no tune cache stays.
     ///
     /// # Errors
-    /// Those of the file system.
-    pub fn save(&self, path: &Path) -> std::io::Result<()> {
+    /// As [`OutputFile`].
+    pub fn save(&self, path: &Path) -> Result<(), OutputError> {
+        let failed = |error: serde_json::Error| OutputError::Io { path: path.to_owned(), source: error.into() };
         let entries = self.entries.iter().chain(&self.others);
-        let entries = entries.map(serde_json::to_value).collect::<Result<Vec<_>, _>>()?;
+        let entries = entries.map(serde_json::to_value).collect::<Result<Vec<_>, _>>().map_err(failed)?;
         let file = File { format: FORMAT.to_owned(), version: VERSION, entries };
-        let mut text = serde_json::to_vec_pretty(&file)?;
+        let mut text = serde_json::to_vec_pretty(&file).map_err(failed)?;
         text.push(b'\n');
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".cross-attention-").suffix(".part");
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut part = builder.tempfile_in(folder)?;
-        part.write_all(&text)?;
-        part.as_file().sync_all()?;
-        part.persist(path)?;
-        Ok(())
+        OutputFile::write(path, TUNE_CACHE, &text)
     }
 }
 
@@ -310,7 +308,7 @@ fn read(path: &Path) -> Result<String, TuneWarning> {
         _ => TuneWarning::Unreadable { path: path.to_owned(), message: error.to_string() },
     };
     let mut bytes = vec![];
-    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let file = open_regular(path).map_err(unreadable)?;
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     let format = |message: String| TuneWarning::Format { path: path.to_owned(), message };
     if bytes.len() as u64 > MAX_BYTES {

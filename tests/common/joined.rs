@@ -234,7 +234,9 @@ struct Weights {
 
 fn weights(device: &Device) -> Result<Box<dyn Prepared>, Error> {
     let Device::Gpu(context) = device else { return Err(Error::UnknownKernel { name: "weights".to_owned() }) };
-    let problem = problem()?;
+    let mut spec = problem()?.spec().clone();
+    spec.row_state = true;
+    let problem = AttentionProblem::new(spec)?;
     let wanted = WeightsProblem::new(&problem, &WeightsSpec { reduce: HeadReduce::Mean, ..WeightsSpec::default() })?;
     Ok(Box::new(Weights {
         attention: context.prepare_blocking(&problem, None)?,

@@ -57,7 +57,16 @@ fn pipelines_are_kept_in_a_file(_: &Context, adapter: &str) -> Result<(), String
     *changed.last_mut().ok_or("an empty file")? ^= 1;
     ignored(&changed, |state| *state == PipelineCacheState::Ignored(PipelineCacheFault::Damaged))?;
     ignored(&whole[..whole.len() / 2], |state| *state == PipelineCacheState::Ignored(PipelineCacheFault::Damaged))?;
-    ignored(b"a text", |state| *state == PipelineCacheState::Ignored(PipelineCacheFault::NotACache))?;
+    // a text is somebody's, and stays
+    std::fs::write(&path, "a text").map_err(text)?;
+    let (context, state) = use_file()?;
+    is(state, |state| *state == PipelineCacheState::Ignored(PipelineCacheFault::NotACache))?;
+    expect("a file of another kind", context.save_pipeline_cache().map(|_| ()), |error| {
+        matches!(error, GpuError::CacheWrite { .. })
+    })?;
+    if std::fs::read(&path).map_err(text)? != b"a text" {
+        return Err("it was overwritten".to_owned());
+    }
     // whole and ours, but not what the driver wants
     ignored(&with_data(&whole, b"junk"), |state| {
         matches!(state, PipelineCacheState::Ignored(PipelineCacheFault::Refused { .. }))

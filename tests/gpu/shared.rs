@@ -8,6 +8,8 @@ use super::adapters::Adapter;
 use super::trials::trial;
 use crate::common::joined::{self, Make};
 
+type Check = fn(&Context, Make) -> Result<(), String>;
+
 pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
     let mut trials = vec![];
     for (name, make) in joined::all().into_iter().chain(joined::ON_GPU) {
@@ -15,7 +17,7 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
         if name == "rows" && adapter.context.caps().subgroups.is_none_or(|(smallest, largest)| smallest != largest) {
             continue;
         }
-        let checks: [(&str, fn(&Context, Make) -> Result<(), String>); 3] =
+        let checks: [(&str, Check); 3] =
             [("joined", at_once), ("lost", lost_in_the_middle), ("small", on_a_small_device)];
         for (group, check) in checks {
             let context = adapter.context.clone();

@@ -209,6 +209,21 @@ fn matrix_units_are_asked_for_by_name_where_they_are() {
 }
 
 #[test]
+fn a_scale_that_a_device_may_take_for_0_is_refused_by_every_kernel() {
+    let mut spec = AttentionSpec::new([1, 1, 2, 8], [1, 1, 3, 8]);
+    spec.scale = Some(-1e-40);
+    // the CPU takes it
+    let problem = AttentionProblem::new(spec).expect("any finite scale is sound");
+    let Err(PlanError::NoKernel { reasons }) = Plan::new(&problem, &DeviceCaps::webgpu_defaults(), None) else {
+        panic!("a plan");
+    };
+    let said = "scale is -1e-40, which devices may take for 0; needs 0, or at least 1.1754944e-38 in size";
+    for (kernel, reason) in reasons.iter().filter(|(kernel, _)| *kernel != Kernel::Rows) {
+        assert_eq!(reason.to_string(), said, "{kernel}");
+    }
+}
+
+#[test]
 fn keys_are_split_to_fill_the_device_and_heads_of_a_group_share_them() {
     let mut caps = DeviceCaps::webgpu_defaults();
     caps.class = DeviceClass::Discrete;
@@ -216,7 +231,7 @@ fn keys_are_split_to_fill_the_device_and_heads_of_a_group_share_them() {
     let plan = Plan::new(&problem([1, 32, 1, 128], [1, 8, 4096, 128], 128), &caps, None).expect("a plan");
     assert_eq!((plan.kernel(), plan.steps()[0].grid, plan.steps()[1].grid), (Kernel::Split, [16, 8, 1], [1, 32, 1]));
     assert_eq!((constant(&plan, "GROUP"), constant(&plan, "ROWS")), (Some(4), Some(4)));
-    assert_eq!(plan.workspace_bytes(), 16 * 32 * (128 + 1) * 4);
+    assert_eq!(plan.workspace_bytes(), 16 * 32 * (128 + 2) * 4);
 }
 
 #[test]
@@ -491,8 +506,8 @@ fn keys_of_nearly_all_heads_are_cut_over_ranges() {
     // a step for each range, and the merge
     assert_eq!(plan.steps().len(), 5, "{plan}");
     let splits = plan.steps()[0].grid[0] as u64;
-    assert_eq!(plan.workspace_bytes(), 4 * splits * 32 * (128 + 1) * 4, "{plan}");
-    assert!(plan.to_string().contains("the keys in 4 ranges, merged by log-sum-exp"), "{plan}");
+    assert_eq!(plan.workspace_bytes(), 4 * splits * 32 * (128 + 2) * 4, "{plan}");
+    assert!(plan.to_string().contains("the keys in 4 ranges, merged by maximum and sum of their rows"), "{plan}");
     let forced = Plan::with_choice(&problem, &caps, &plan.choice()).expect("its own choice");
     assert_eq!(forced.steps(), plan.steps(), "{forced}");
     let half = Plan::new(&heads_inside(1, TensorSpec::f16), &caps, None).expect("a plan");

@@ -89,6 +89,7 @@ fn spec(snippets: usize, overrides: usize) -> AttentionSpec {
     };
     spec.mask = (terms / 3 % 2 == 1).then(|| Layout::bhld(scores));
     spec.lse = terms / 6 % 2 == 1;
+    spec.row_state = terms % 4 == 2;
     let on = |bit: usize| overrides >> bit & 1 == 1;
     spec.kv_lens = on(0);
     spec.row_ranges = on(1);
@@ -364,6 +365,7 @@ fn compare_bindings(module: &naga::Module, step: &Step) {
     // to a shader, what is in the workspace is what is returned elsewhere
     let name = |binding: &cross_attention::plan::Binding| match binding.slot.name() {
         "workspace" => "scores".to_owned(),
+        "part_row_state" => "lse".to_owned(),
         name => name.trim_start_matches("part_").to_owned(),
     };
     let number = |name: &str| {

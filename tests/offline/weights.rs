@@ -123,7 +123,7 @@ fn refusals_say_what_is_there() {
     let of = |heads, rows, keys| WeightsSpec { heads, rows, keys, reduce: HeadReduce::Mean };
     let error = refused(of(Select::List(vec![1, 2]), Select::All, Keys::default()));
     assert_eq!(error, WeightsError::OutOfRange { axis: "heads", n: 1, found: 2, len: 2 });
-    assert_eq!(error.to_string(), "heads[1] is 2, there are 2");
+    assert_eq!(error.to_string(), "heads[1] is 2, there are 2, counted from 0");
     let error = refused(of(Select::All, Select::Range(1..4), Keys::default()));
     assert_eq!(error, WeightsError::PastTheEnd { axis: "rows", start: 1, end: 4, len: 3 });
     let (start, end) = (3, 2);

@@ -6,7 +6,6 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use clap::builder::PossibleValuesParser;
-use comfy_table::{ContentArrangement, Table, presets};
 use cross_attention::gpu::{HostCost, KernelTiming};
 use cross_attention::workload::{self, Workload};
 use cross_attention::{
@@ -17,7 +16,9 @@ use crate::error::Error;
 use crate::open::{self, CacheFlag};
 use crate::options::{DeviceFlags, ElementName};
 use crate::run::shape;
+use crate::table::Table;
 use crate::terminal::Terminal;
+use crate::text::wrap;
 use crate::tuned::{TuneFlag, Tuned};
 
 const EXAMPLE: &str = "\
@@ -34,7 +35,7 @@ pub(crate) struct Args {
     #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(names()), hide_possible_values = true)]
     names: Vec<String>,
     /// List the workloads with their shapes, and do nothing else
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["element", "seconds", "json", "device", "kernel", "pipeline_cache", "tune_cache"])]
     list: bool,
     /// Element type of query, key, value and output
     #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
@@ -156,7 +157,7 @@ pub(crate) fn bench(args: &Args, started: Instant, terminal: &mut Terminal) -> R
     }
     terminal.end_bar();
     if !args.json {
-        terminal.line(format_args!("{table}"))?;
+        terminal.line(format_args!("{}", table.text(terminal.width())))?;
     }
     open::close(&choice.device)?;
     Ok(failed == 0)
@@ -246,13 +247,14 @@ fn millis(since: Instant) -> f64 {
 }
 
 fn list(workloads: &[Workload], terminal: &mut Terminal) -> Result<(), Error> {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    let mut table = Table::new(&["", "", ""], 0..0);
     for workload in workloads {
         let shape = AttentionProblem::new(workload.spec.clone()).map(|problem| shape(&problem))?;
-        table.add_row([workload.name.to_owned(), shape, workload.about.to_owned()]);
+        // on a terminal, lines break at words
+        let cell = |text: String| terminal.width().map_or(text.clone(), |width| wrap(&text, width.saturating_sub(20)));
+        table.push(vec![workload.name.to_owned(), cell(shape), cell(workload.about.to_owned())]);
     }
-    terminal.line(format_args!("{table}"))
+    terminal.line(format_args!("{}", table.text(terminal.width())))
 }
 
 /// Whether a GPU is played by the CPU: such times say nothing about GPUs.
@@ -265,10 +267,12 @@ pub(crate) fn names() -> Vec<&'static str> {
 }
 
 pub(crate) fn seconds(text: &str) -> Result<Duration, &'static str> {
-    let seconds: Option<f64> = text.parse().ok().filter(|&seconds| seconds >= 0.0);
+    // a year, beyond which a number is a slip
+    const MOST: f64 = 31_536_000.0;
+    let seconds: Option<f64> = text.parse().ok().filter(|seconds| (0.0..=MOST).contains(seconds));
     seconds
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or("needs a number of seconds, not below 0")
+        .ok_or("needs a number of seconds from 0 to 31536000")
 }
 
 #[cfg(test)]
@@ -278,7 +282,7 @@ mod tests {
     #[test]
     fn seconds_are_a_length_of_time() {
         assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
-        for text in ["-1", "NaN", "inf", "1e300", "soon"] {
+        for text in ["-1", "NaN", "inf", "1e300", "1e30", "soon"] {
             assert!(seconds(text).is_err(), "{text}");
         }
     }

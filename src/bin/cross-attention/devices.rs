@@ -1,12 +1,12 @@
 //! `devices`: the adapters there are, what they can do, and which one would be chosen.
 
-use comfy_table::{ContentArrangement, Table, presets};
 use cross_attention::gpu::{self, AdapterSummary};
 use cross_attention::wgpu::Features;
 use cross_attention::{Choice, Device};
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::table::Table;
 use crate::terminal::Terminal;
 
 const EXAMPLE: &str = "\
@@ -45,22 +45,20 @@ pub(crate) fn devices(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
             "no adapter: no driver for Vulkan, Metal, DX12 or GL was found, or WGPU_BACKEND or WGPU_ADAPTER_NAME leaves none"
         ))?;
     } else {
-        terminal.line(format_args!("{}", table(&adapters)))?;
+        terminal.line(format_args!("{}", table(&adapters).text(terminal.width())))?;
     }
     match auto {
         Ok(Choice { device, reason }) => terminal.line(format_args!("auto chooses: {}: {reason}", device.name()))?,
         Err(error) => terminal.line(format_args!("auto chooses nothing: {error}"))?,
     }
     terminal.line(format_args!(
-        "another: --device with part of an adapter's name, cpu or oracle; \
+        "another: --device with a number of this list, a backend, part of an adapter's name, cpu or oracle; \
          WGPU_BACKEND (vulkan, metal, dx12, gl) and WGPU_ADAPTER_NAME narrow the list"
     ))
 }
 
 fn table(adapters: &[AdapterSummary]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(["#", "adapter", "driver", "limits", "features"]);
+    let mut table = Table::new(&["#", "adapter", "driver", "limits", "features"], 0..0);
     for (index, adapter) in adapters.iter().enumerate() {
         let AdapterSummary { info, caps, limits, features } = adapter;
         let subgroups = match subgroups(adapter) {
@@ -68,7 +66,7 @@ fn table(adapters: &[AdapterSummary]) -> Table {
             Some((min, max)) if min == max => format!("of {min}"),
             Some((min, max)) => format!("of {min} to {max}"),
         };
-        table.add_row([
+        table.push(vec![
             index.to_string(),
             format!("{}\n{}, {}", info.name, caps.class, info.backend.to_str()),
             driver(adapter),

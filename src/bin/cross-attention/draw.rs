@@ -239,7 +239,7 @@ fn shade(value: f32, largest: f32) -> [u8; 3] {
 }
 
 fn clip(label: &str) -> String {
-    label.trim().chars().filter(|char| !char.is_control()).take(MAX_LABEL).collect()
+    crate::text::clip(label, MAX_LABEL)
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ pub(crate) enum Error {
     Input { path: PathBuf, source: Box<Self> },
     #[error("cannot read it")]
     Read { source: std::io::Error },
-    #[error("it is not a whole safetensors file")]
-    Format { source: safetensors::SafeTensorError },
+    #[error("it is not a whole safetensors file: {reason}")]
+    Format { reason: String },
     #[error("tensor {name} is missing: the file holds {found}, needs at least query, key and value")]
     MissingTensor { name: &'static str, found: String },
     #[error("{given} is there without {missing}; row ranges need both row_start and row_end")]
@@ -44,13 +44,23 @@ pub(crate) enum Error {
     TargetMemory { shader: String, target: &'static str, needed: u64, found: u64 },
     #[error("{shader} cannot be written as {target}, this is a fault of the program: {reason}")]
     Translate { shader: &'static str, target: &'static str, reason: String },
-    #[error("cannot write into {path}; several inputs, or a folder, need a folder to write to")]
+    #[error("cannot write into {}; several inputs, or a folder, need a folder to write to", path.display())]
     OutputFolder { path: PathBuf, source: std::io::Error },
-    #[error("cannot write {path}")]
-    Write { path: PathBuf, source: std::io::Error },
+    #[error("cannot write into the folder {}", path.display())]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("cannot make {}, the folder of the output", path.display())]
+    MakeFolder { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Output(#[from] cross_attention::files::OutputError),
+    #[error("cannot draw the picture for {}", path.display())]
+    Picture { path: PathBuf, source: std::io::Error },
+    #[error("{name} of shape {shape:?} is larger than memory can be addressed")]
+    TooLarge { name: &'static str, shape: [usize; 4] },
+    #[error("--{axis} {asked}: {wrong}; the file has {len} {}{}", if *axis == "segments" { "keys" } else { axis }, possible(*len))]
+    Positions { axis: &'static str, asked: String, wrong: &'static str, len: usize },
     #[error("{path} is neither a picture nor a table; name it .png or .csv")]
     MapFormat { path: PathBuf },
-    #[error("--batch is {found}, the file has {batch} entries, counted from 0")]
+    #[error("--batch is {found}, possible: 0 to {}", batch.saturating_sub(1))]
     Batch { found: usize, batch: usize },
     #[error("there are no weights to write: [batch, heads, rows, columns] is {shape:?}")]
     NoWeights { shape: [usize; 4] },
@@ -59,8 +69,6 @@ pub(crate) enum Error {
          write a table (.csv)"
     )]
     LargePicture { width: usize, height: usize, max: usize },
-    #[error("cannot lay out {path}")]
-    Layout { path: PathBuf, source: safetensors::SafeTensorError },
     #[error("cannot write to standard output")]
     Stdout { source: std::io::Error },
     #[error("the results would take {bytes} bytes, more memory than there is")]
@@ -69,16 +77,23 @@ pub(crate) enum Error {
     NotReturned { name: &'static str },
     #[error("the result is off: {report}")]
     Verify { report: String },
-    #[error("{device} has no choices to tune; --device gpu, or part of an adapter's name")]
+    #[error("{device} has no choices to tune; --device gpu, an adapter's number, or part of its name")]
     NotTunable { device: String },
     #[error("{warning}; it is not overwritten: name another file, or remove it")]
     NotACache { warning: cross_attention::tune::TuneWarning },
+    #[error("{path} is not a pipeline cache, and is not overwritten: name another file, or remove it")]
+    NotAPipelineCache { path: PathBuf },
     #[error("{count} choices gave wrong results and are rejected; this is a fault of a kernel or of the driver")]
     WrongChoices { count: usize },
     #[error("no choice was right and timed, so none is kept")]
     NothingChosen,
     #[error(transparent)]
     Attention(#[from] cross_attention::Error),
+}
+
+/// The numbers of so many things.
+fn possible(count: usize) -> String {
+    count.checked_sub(1).map_or_else(String::new, |last| format!(", 0 to {last}"))
 }
 
 impl From<cross_attention::ProblemError> for Error {
@@ -94,6 +109,11 @@ impl From<cross_attention::InputError> for Error {
 }
 
 impl Error {
+    /// What is wrong with an input file.
+    pub(crate) fn format(reason: impl Into<String>) -> Self {
+        Self::Format { reason: reason.into() }
+    }
+
     /// The message, followed by the causes that it does not already tell.
     pub(crate) fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -117,7 +137,5 @@ mod tests {
     fn a_cause_is_told_once() {
         let source = std::io::Error::other("disk is gone");
         assert_eq!(Error::Read { source }.chain(), "cannot read it: disk is gone");
-        let source = safetensors::SafeTensorError::IoError(std::io::Error::other("disk is gone"));
-        assert_eq!(Error::Format { source }.chain(), "it is not a whole safetensors file: I/O error: disk is gone");
     }
 }

@@ -1,7 +1,6 @@
 //! `explain`: what would run for a shape or a file, and why, without running it.
 
-use cross_attention::gpu::Context;
-use cross_attention::{AttentionProblem, Device, Kernel, KernelChoice, Plan};
+use cross_attention::{AttentionProblem, Device};
 
 use crate::error::Error;
 use crate::options::DeviceFlags;
@@ -32,27 +31,19 @@ pub(crate) struct Args {
 /// # Errors
 /// A shape or file that is refused, a device that is not there, a plan that can't be made.
 pub(crate) fn explain(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
-    let problem = args.problem.problem()?;
+    let problem = args.problem.problem(terminal)?;
     let choice = Device::choose_blocking(&args.device.device)?;
     let tuned = Tuned::load(&args.tuned, &choice.device, false, terminal);
-    let text = match (&choice.device, args.device.kernel) {
-        (Device::Gpu(context), KernelChoice::Auto) => match &tuned {
-            Some(tuned) => tuned.plan(context, &problem, terminal)?.to_string(),
-            None => plan(&problem, context, None)?,
-        },
-        (Device::Gpu(context), KernelChoice::Gpu(kernel)) => plan(&problem, context, Some(kernel))?,
-        (device, kernel) => {
-            let prepared = device.prepare_blocking(&problem, kernel)?;
-            format!("problem    {}, {}\n{}", shape(&problem), extras(&problem), prepared.plan_text())
+    let text = match (&choice.device, &tuned) {
+        (Device::Gpu(context), Some(tuned)) => tuned.plan(context, &problem, terminal)?.to_string(),
+        (device @ Device::Gpu(_), None) => device.explain(&problem, args.device.kernel)?,
+        (device, _) => {
+            let plan = device.explain(&problem, args.device.kernel)?;
+            format!("problem    {}, {}\n{plan}", shape(&problem), extras(&problem))
         }
     };
     terminal.line(format_args!("chosen     {choice}"))?;
     terminal.line(format_args!("{}", text.trim_end()))
-}
-
-/// A GPU's plan, without making the pipelines.
-fn plan(problem: &AttentionProblem, context: &Context, kernel: Option<Kernel>) -> Result<String, Error> {
-    Ok(Plan::new(problem, context.caps(), kernel).map_err(cross_attention::Error::from)?.to_string())
 }
 
 /// Element types, options, extra inputs and results of a problem, on one line.
@@ -121,7 +112,7 @@ mod tests {
         let flags = "--q-heads 8 --kv-heads 2 --q-len 3 --kv-len 77 --head-dim 40 --v-head-dim 20 --element f16 \
                      --causal bottom_right --window-left 9 --mask --bias --sinks --lse --layout blhd";
         let args = parse(flags).unwrap();
-        let problem = args.problem.problem().unwrap();
+        let problem = args.problem.problem(&Terminal::new()).unwrap();
         assert_eq!(problem.spec().value.layout, Layout::blhd([1, 2, 77, 20]));
         assert_eq!(
             extras(&problem),

@@ -1,28 +1,29 @@
-//! Safetensors files: one attention read from a file, and its results written to one, whole or not at all.
+//! One attention as a file describes it: the problem from its header, the numbers from where they lie in it.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::io::Write;
 use std::path::Path;
 
 use cross_attention::{
-    AttentionData, AttentionOutput, AttentionProblem, AttentionSpec, Element, Layout, ScoreStage, TensorData,
-    TensorRef, TensorSpec, f16,
+    AttentionInputs, AttentionProblem, AttentionSpec, Element, Layout, ProblemError, ScoreStage, TensorRef, TensorSpec,
+    f16,
 };
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
 
 use crate::error::Error;
-use crate::options::{AxisOrder, Metadata, OptionFlags};
+use crate::input::{Bytes, Contents};
+use crate::options::{AxisOrder, Metadata, OptionFlags, unknown_options};
+use crate::terminal::Terminal;
+use crate::text::{listed, nearest};
 
-/// One attention, as a file and the flags ask for it.
+/// One attention, as a file's header and the flags ask for it.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) problem: AttentionProblem,
-    pub(crate) data: AttentionData,
     pub(crate) order: AxisOrder,
     pub(crate) metadata: Metadata,
-    /// Tensors of the file that mean nothing here.
-    pub(crate) ignored: Vec<String>,
+    /// What the file says and means nothing here, in sentences.
+    pub(crate) notes: Vec<String>,
 }
 
 /// What the results shall be; the log-sum-exp is always among them.
@@ -36,169 +37,287 @@ pub(crate) struct Wish {
 const NAMES: [&str; 10] =
     ["query", "key", "value", "bias", "mask", "kv_lens", "row_start", "row_end", "alibi_slopes", "sinks"];
 
-/// Reads one attention from the file at `path`.
+/// Reads the problem of the file at `path`, of which only the header is looked at.
 ///
 /// # Errors
-/// What is wrong with the file, by name of the tensor or option.
-pub(crate) fn read(path: &Path, flags: &OptionFlags, wish: Wish) -> Result<Request, Error> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Read { source })?;
-    parse(&bytes, flags, wish)
+/// What is wrong with the file, by its name and that of the tensor or option.
+pub(crate) fn problem(
+    path: &Path,
+    flags: &OptionFlags,
+    wish: Wish,
+    terminal: &Terminal,
+) -> Result<AttentionProblem, Error> {
+    let named = |source| Error::Input { path: path.to_owned(), source: Box::new(source) };
+    let request = Contents::read(path).and_then(|contents| request(&contents, flags, wish)).map_err(named)?;
+    request.warn(path, terminal);
+    Ok(request.problem)
 }
 
-fn parse(bytes: &[u8], flags: &OptionFlags, wish: Wish) -> Result<Request, Error> {
-    let format = |source| Error::Format { source };
-    let (_, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
-    let file = SafeTensors::deserialize(bytes).map_err(format)?;
-    let metadata = header.metadata().clone().unwrap_or_default();
-    let options = flags.over(&metadata)?;
-    let order = options.layout;
+impl Request {
+    /// Says what the file says and means nothing here.
+    pub(crate) fn warn(&self, path: &Path, terminal: &Terminal) {
+        for note in &self.notes {
+            terminal.note(format_args!("warning: {}: {note}", path.display()));
+        }
+    }
+}
 
-    let (query_spec, query) = operand(&file, "query", order)?;
-    let (key_spec, key) = operand(&file, "key", order)?;
-    let (value_spec, value) = operand(&file, "value", order)?;
-    let mut spec = AttentionSpec::from_tensors(query_spec, key_spec, value_spec);
+/// What a header asks for.
+///
+/// # Errors
+/// What is wrong with it, by name of the tensor or option.
+pub(crate) fn request(file: &Contents, flags: &OptionFlags, wish: Wish) -> Result<Request, Error> {
+    let options = flags.over(&file.metadata)?;
+    let order = options.layout;
+    let [query, key, value] =
+        [operand(file, "query", order)?, operand(file, "key", order)?, operand(file, "value", order)?];
+    let mut spec = AttentionSpec::from_tensors(query, key, value);
     spec.output = TensorSpec { element: wish.output, layout: order.layout(spec.output.layout.shape) };
     options.apply(&mut spec);
     spec.lse = true;
     spec.scores = wish.probs.then_some(ScoreStage::Probs);
-
-    let bias = match optional(&file, "bias") {
-        Some(view) => Some((broadcast("bias", &view)?, floats("bias", &view)?)),
-        None => None,
-    };
-    let mask = match optional(&file, "mask") {
-        Some(view) => Some((broadcast("mask", &view)?, bools("mask", &view)?)),
-        None => None,
-    };
-    spec.bias = bias.as_ref().map(|(layout, data)| TensorSpec { element: data.as_ref().element(), layout: *layout });
-    spec.mask = mask.as_ref().map(|(layout, _)| *layout);
-
-    let [batch, q_heads, q_len, _] = spec.query.layout.shape;
-    let kv_len = spec.key.layout.shape[2];
-    let rows = ("[batch, q_len]", [batch, q_len]);
-    let heads = ("[q_heads]", [q_heads]);
-    let kv_lens = integers(&file, "kv_lens", ("[batch]", [batch]))?.map(|lens| key_lengths(&lens, kv_len));
-    let kv_lens = kv_lens.transpose()?;
-    let row_start = integers(&file, "row_start", rows)?.map(saturate);
-    let row_end = integers(&file, "row_end", rows)?.map(saturate);
-    match (&row_start, &row_end) {
-        (Some(_), None) => return Err(Error::HalfRange { given: "row_start", missing: "row_end" }),
-        (None, Some(_)) => return Err(Error::HalfRange { given: "row_end", missing: "row_start" }),
-        _ => {}
+    if let Some(info) = file.info("bias") {
+        spec.bias = Some(TensorSpec { element: floats_of("bias", info)?, layout: broadcast("bias", info)? });
     }
-    let alibi_slopes = per_head(&file, "alibi_slopes", heads)?;
-    let sinks = per_head(&file, "sinks", heads)?;
-    spec.kv_lens = kv_lens.is_some();
-    spec.row_ranges = row_start.is_some();
-    spec.alibi_slopes = alibi_slopes.is_some();
-    spec.sinks = sinks.is_some();
-
-    let problem = AttentionProblem::new(spec)?;
-    let data = AttentionData {
-        query,
-        key,
-        value,
-        bias: bias.map(|(_, data)| data),
-        mask: mask.map(|(_, data)| data),
-        kv_lens,
-        row_start,
-        row_end,
-        alibi_slopes,
-        sinks,
+    if let Some(info) = file.info("mask") {
+        let layout = broadcast("mask", info)?;
+        one_of("mask", info, &[Dtype::BOOL, Dtype::U8], "BOOL, U8")?;
+        spec.mask = Some(layout);
+    }
+    let [batch, q_heads, q_len, _] = spec.query.layout.shape;
+    let rows = ("[batch, q_len]", &[batch, q_len][..]);
+    let heads = ("[q_heads]", &[q_heads][..]);
+    let entries = ("[batch]", &[batch][..]);
+    let given = |name, wanted, of: fn(&'static str, &TensorInfo) -> Result<(), Error>| match file.info(name) {
+        None => Ok(false),
+        Some(info) => check_shape(name, info, wanted).and_then(|()| of(name, info)).map(|()| true),
     };
-    let mut ignored: Vec<_> =
-        file.names().into_iter().filter(|name| !NAMES.contains(name)).map(str::to_owned).collect();
-    ignored.sort();
-    Ok(Request { problem, data, order, metadata, ignored })
+    let integers = |name, info: &TensorInfo| one_of(name, info, &[Dtype::I32, Dtype::I64], "I32, I64");
+    let floats = |name, info: &TensorInfo| floats_of(name, info).map(drop);
+    spec.kv_lens = given("kv_lens", entries, integers)?;
+    spec.row_ranges = match [given("row_start", rows, integers)?, given("row_end", rows, integers)?] {
+        [true, false] => return Err(Error::HalfRange { given: "row_start", missing: "row_end" }),
+        [false, true] => return Err(Error::HalfRange { given: "row_end", missing: "row_start" }),
+        [given, _] => given,
+    };
+    spec.alibi_slopes = given("alibi_slopes", heads, floats)?;
+    spec.sinks = given("sinks", heads, floats)?;
+
+    let mut notes: Vec<String> = unknown_tensors(file).into_iter().chain(unknown_options(&file.metadata)).collect();
+    notes.extend(options.idle(&spec).into_iter().map(str::to_owned));
+    let problem = AttentionProblem::new(spec).map_err(|error| order.as_in_file(error))?;
+    Ok(Request { problem, order, metadata: file.metadata.clone(), notes })
 }
 
-fn optional<'a>(file: &SafeTensors<'a>, name: &str) -> Option<TensorView<'a>> {
-    file.tensor(name).ok()
+/// Tensors that mean nothing here, in a sentence.
+fn unknown_tensors(file: &Contents) -> Option<String> {
+    let mut names = file.names();
+    names.retain(|name| !NAMES.contains(&name.as_str()));
+    let shown = listed(names.iter().map(String::as_str));
+    let meant: Vec<_> = names.iter().filter_map(|name| nearest(name, &NAMES)).collect();
+    let hint = if meant.is_empty() { String::new() } else { format!("; is {} meant?", meant.join(", ")) };
+    match names.len() {
+        0 => None,
+        1 => Some(format!("tensor {shown} is not one of attention's, ignored{hint}")),
+        count => Some(format!("{count} tensors are not attention's, ignored: {shown}{hint}")),
+    }
+}
+
+/// The numbers of one attention; those of query, key, value and bias lie in the file where they can.
+#[derive(Debug)]
+pub(crate) struct Operands<'a> {
+    query: Floats<'a>,
+    key: Floats<'a>,
+    value: Floats<'a>,
+    bias: Option<Floats<'a>>,
+    mask: Option<Vec<bool>>,
+    kv_lens: Option<Vec<u32>>,
+    row_start: Option<Vec<i32>>,
+    row_end: Option<Vec<i32>>,
+    alibi_slopes: Option<Vec<f32>>,
+    sinks: Option<Vec<f32>>,
+}
+
+impl<'a> Operands<'a> {
+    /// Finds the numbers of a request in the bytes of its file.
+    ///
+    /// # Errors
+    /// [`Error::KvLen`]; [`Error::Memory`] where something has to be copied and cannot be.
+    pub(crate) fn new(file: &Contents, bytes: &'a [u8], kv_len: usize) -> Result<Self, Error> {
+        let data = |name| file.info(name).map(|info| (file.data(bytes, info), info.dtype));
+        let floats = |name| data(name).map(|(bytes, dtype)| Floats::new(bytes, dtype)).transpose();
+        let needed = |name| floats(name)?.ok_or(Error::MissingTensor { name, found: "nothing".to_owned() });
+        let per_head = |name| Ok::<_, Error>(floats(name)?.map(|data| data.to_f32()));
+        let integers = |name| data(name).map(|(bytes, dtype)| integers(bytes, dtype)).transpose();
+        let bounds = |name| Ok::<_, Error>(integers(name)?.map(saturate));
+        let mask = |(bytes, _): (&[u8], Dtype)| {
+            let mut mask = reserved(bytes.len())?;
+            mask.extend(bytes.iter().map(|&byte| byte != 0));
+            Ok::<_, Error>(mask)
+        };
+        Ok(Self {
+            query: needed("query")?,
+            key: needed("key")?,
+            value: needed("value")?,
+            bias: floats("bias")?,
+            mask: data("mask").map(mask).transpose()?,
+            kv_lens: integers("kv_lens")?.map(|lens| key_lengths(&lens, kv_len)).transpose()?,
+            row_start: bounds("row_start")?,
+            row_end: bounds("row_end")?,
+            alibi_slopes: per_head("alibi_slopes")?,
+            sinks: per_head("sinks")?,
+        })
+    }
+
+    pub(crate) fn as_inputs(&self) -> AttentionInputs<'_> {
+        AttentionInputs {
+            query: self.query.as_ref(),
+            key: self.key.as_ref(),
+            value: self.value.as_ref(),
+            bias: self.bias.as_ref().map(Floats::as_ref),
+            mask: self.mask.as_deref(),
+            kv_lens: self.kv_lens.as_deref(),
+            row_start: self.row_start.as_deref(),
+            row_end: self.row_end.as_deref(),
+            alibi_slopes: self.alibi_slopes.as_deref(),
+            sinks: self.sinks.as_deref(),
+        }
+    }
+}
+
+/// Elements where they lie, or a copy where they are not aligned.
+#[derive(Debug)]
+enum Floats<'a> {
+    F32(Cow<'a, [f32]>),
+    F16(Cow<'a, [f16]>),
+}
+
+impl<'a> Floats<'a> {
+    fn new(bytes: &'a [u8], dtype: Dtype) -> Result<Self, Error> {
+        Ok(match dtype {
+            Dtype::F16 => Self::F16(numbers(bytes, f16::from_le_bytes)?),
+            _ => Self::F32(numbers(bytes, f32::from_le_bytes)?),
+        })
+    }
+
+    fn as_ref(&self) -> TensorRef<'_> {
+        match self {
+            Self::F32(data) => TensorRef::F32(data),
+            Self::F16(data) => TensorRef::F16(data),
+        }
+    }
+
+    fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Self::F32(data) => data.to_vec(),
+            Self::F16(data) => data.iter().map(|x| x.to_f32()).collect(),
+        }
+    }
+}
+
+/// The elements of little-endian bytes.
+fn numbers<const N: usize, T: bytemuck::Pod>(
+    bytes: &[u8],
+    from_le_bytes: impl Fn([u8; N]) -> T,
+) -> Result<Cow<'_, [T]>, Error> {
+    if cfg!(target_endian = "little")
+        && let Ok(numbers) = bytemuck::try_cast_slice(bytes)
+    {
+        return Ok(Cow::Borrowed(numbers));
+    }
+    let mut numbers = reserved(bytes.len() / N)?;
+    numbers.extend(bytes.as_chunks::<N>().0.iter().map(|&bytes| from_le_bytes(bytes)));
+    Ok(Cow::Owned(numbers))
+}
+
+fn integers(bytes: &[u8], dtype: Dtype) -> Result<Vec<i64>, Error> {
+    let mut numbers = reserved(bytes.len() * 8 / dtype.bitsize())?;
+    if dtype == Dtype::I32 {
+        numbers.extend(bytes.as_chunks().0.iter().map(|&bytes| i64::from(i32::from_le_bytes(bytes))));
+    } else {
+        numbers.extend(bytes.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)));
+    }
+    Ok(numbers)
+}
+
+/// Room for `len` elements.
+fn reserved<T>(len: usize) -> Result<Vec<T>, Error> {
+    let mut room = vec![];
+    room.try_reserve_exact(len).map_err(|_| Error::Memory { bytes: len as u128 * size_of::<T>() as u128 })?;
+    Ok(room)
 }
 
 /// Query, key or value.
-fn operand(file: &SafeTensors<'_>, name: &'static str, order: AxisOrder) -> Result<(TensorSpec, TensorData), Error> {
-    let view = optional(file, name).ok_or_else(|| {
-        let mut names = file.names();
-        names.sort_unstable();
-        let found = if names.is_empty() { "nothing".to_owned() } else { format!("{names:?}") };
+fn operand(file: &Contents, name: &'static str, order: AxisOrder) -> Result<TensorSpec, Error> {
+    let info = file.info(name).ok_or_else(|| {
+        let names = file.names();
+        let found = if names.is_empty() {
+            "nothing".to_owned()
+        } else {
+            format!("[{}]", listed(names.iter().map(String::as_str)))
+        };
         Error::MissingTensor { name, found }
     })?;
-    let axes = <[usize; 4]>::try_from(view.shape()).map_err(|_| Error::Rank {
+    let axes = <[usize; 4]>::try_from(&info.shape[..]).map_err(|_| Error::Rank {
         name,
-        found: view.shape().to_vec(),
+        found: info.shape.clone(),
         wanted: format!("4 axes, {}", order.axes()),
     })?;
-    let data = floats(name, &view)?;
-    Ok((TensorSpec { element: data.as_ref().element(), layout: order.layout(order.swap(axes)) }, data))
+    Ok(TensorSpec { element: floats_of(name, info)?, layout: order.layout(order.swap(axes)) })
 }
 
 /// The layout of a tensor of up to four axes that broadcasts from the right.
-fn broadcast(name: &'static str, view: &TensorView<'_>) -> Result<Layout, Error> {
+fn broadcast(name: &'static str, info: &TensorInfo) -> Result<Layout, Error> {
     let mut axes = [1; 4];
-    let missing = axes.len().checked_sub(view.shape().len()).ok_or_else(|| Error::Rank {
+    let missing = axes.len().checked_sub(info.shape.len()).ok_or_else(|| Error::Rank {
         name,
-        found: view.shape().to_vec(),
+        found: info.shape.clone(),
         wanted: "at most 4 axes, [batch, q_heads, q_len, kv_len], missing ones on the left, each of them may be 1"
             .to_owned(),
     })?;
-    axes[missing..].copy_from_slice(view.shape());
+    axes[missing..].copy_from_slice(&info.shape);
     Ok(Layout::bhld(axes))
 }
 
-fn floats(name: &'static str, view: &TensorView<'_>) -> Result<TensorData, Error> {
-    match view.dtype() {
-        Dtype::F32 => Ok(TensorData::F32(numbers(view, f32::from_le_bytes))),
-        Dtype::F16 => Ok(TensorData::F16(numbers(view, f16::from_le_bytes))),
-        found => Err(Error::ElementType { name, found, possible: "F32, F16" }),
-    }
+fn floats_of(name: &'static str, info: &TensorInfo) -> Result<Element, Error> {
+    one_of(name, info, &[Dtype::F32, Dtype::F16], "F32, F16")?;
+    Ok(if info.dtype == Dtype::F16 { Element::F16 } else { Element::F32 })
 }
 
-fn bools(name: &'static str, view: &TensorView<'_>) -> Result<Vec<bool>, Error> {
-    match view.dtype() {
-        Dtype::BOOL | Dtype::U8 => Ok(view.data().iter().map(|&byte| byte != 0).collect()),
-        found => Err(Error::ElementType { name, found, possible: "BOOL, U8" }),
-    }
+fn one_of(name: &'static str, info: &TensorInfo, dtypes: &[Dtype], possible: &'static str) -> Result<(), Error> {
+    let found = info.dtype;
+    if dtypes.contains(&found) { Ok(()) } else { Err(Error::ElementType { name, found, possible }) }
 }
 
-fn per_head(
-    file: &SafeTensors<'_>,
-    name: &'static str,
-    wanted: (&'static str, [usize; 1]),
-) -> Result<Option<Vec<f32>>, Error> {
-    let Some(view) = optional(file, name) else { return Ok(None) };
-    check_shape(name, &view, wanted)?;
-    Ok(Some(floats(name, &view)?.to_f32()))
-}
-
-fn integers<const N: usize>(
-    file: &SafeTensors<'_>,
-    name: &'static str,
-    wanted: (&'static str, [usize; N]),
-) -> Result<Option<Vec<i64>>, Error> {
-    let Some(view) = optional(file, name) else { return Ok(None) };
-    check_shape(name, &view, wanted)?;
-    match view.dtype() {
-        Dtype::I32 => Ok(Some(numbers(&view, |bytes| i64::from(i32::from_le_bytes(bytes))))),
-        Dtype::I64 => Ok(Some(numbers(&view, i64::from_le_bytes))),
-        found => Err(Error::ElementType { name, found, possible: "I32, I64" }),
-    }
-}
-
-fn check_shape<const N: usize>(
-    name: &'static str,
-    view: &TensorView<'_>,
-    (words, wanted): (&'static str, [usize; N]),
-) -> Result<(), Error> {
-    if view.shape() == wanted {
+fn check_shape(name: &'static str, info: &TensorInfo, (words, wanted): (&str, &[usize])) -> Result<(), Error> {
+    if info.shape == wanted {
         return Ok(());
     }
-    Err(Error::Rank { name, found: view.shape().to_vec(), wanted: format!("{words} = {wanted:?}") })
+    Err(Error::Rank { name, found: info.shape.clone(), wanted: format!("{words} = {wanted:?}") })
 }
 
-/// The elements, copied to where they are aligned. The file's bytes are little-endian.
-fn numbers<const N: usize, T>(view: &TensorView<'_>, from_le_bytes: impl Fn([u8; N]) -> T) -> Vec<T> {
-    view.data().as_chunks::<N>().0.iter().map(|&bytes| from_le_bytes(bytes)).collect()
+impl AxisOrder {
+    /// A refusal with shapes in the order of the file's axes.
+    fn as_in_file(self, error: ProblemError) -> Error {
+        match error {
+            ProblemError::Shape { name: name @ ("query" | "key" | "value" | "output"), wanted, found }
+                if self != Self::Bhld =>
+            {
+                let [wanted, found] = [wanted, found].map(|shape| self.swap(shape));
+                let axes = self.axes();
+                Error::Rank {
+                    name,
+                    found: found.to_vec(),
+                    wanted: format!("{axes} = {wanted:?} (batch may also be 1)"),
+                }
+            }
+            ProblemError::Overflow { name, shape, .. } => {
+                let shape = if matches!(name, "bias" | "mask" | "scores") { shape } else { self.swap(shape) };
+                Error::TooLarge { name, shape }
+            }
+            error => error.into(),
+        }
+    }
 }
 
 fn key_lengths(lens: &[i64], kv_len: usize) -> Result<Vec<u32>, Error> {
@@ -217,87 +336,40 @@ fn saturate(bounds: Vec<i64>) -> Vec<i32> {
     bounds.into_iter().map(|bound| bound.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32).collect()
 }
 
-/// Writes the results beside `path` and then moves them there, so that the file is whole or not there; the weights
-/// only if `probs` says so.
-///
-/// # Errors
-/// [`Error::NotReturned`], [`Error::Layout`] and [`Error::Write`].
-pub(crate) fn write(
-    path: &Path,
-    request: &Request,
-    results: &AttentionOutput,
-    probs: bool,
-    about: HashMap<String, String>,
-) -> Result<(), Error> {
-    write_whole(path, &serialize(path, request, results, probs, about)?)
+/// A file that was opened, and what it asks for.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) request: Request,
+    contents: Contents,
+    bytes: Bytes,
 }
 
-/// Writes beside `path` and then moves what is written there.
-///
-/// # Errors
-/// [`Error::Write`].
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let failed = |source| Error::Write { path: path.to_owned(), source };
-    let mut file = temporary_beside(path).map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.flush()).map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
-}
-
-fn serialize(
-    path: &Path,
-    request: &Request,
-    results: &AttentionOutput,
-    probs: bool,
-    about: HashMap<String, String>,
-) -> Result<Vec<u8>, Error> {
-    let failed = |source| Error::Layout { path: path.to_owned(), source };
-    let problem = &request.problem;
-    let spec = problem.spec();
-    let lse = results.lse.as_deref().ok_or(Error::NotReturned { name: "lse" })?;
-    let lse_shape = vec![problem.batch(), problem.q_heads(), problem.q_len()];
-    let mut tensors = vec![
-        ("output", results.output.as_ref(), request.order.swap(spec.output.layout.shape).to_vec()),
-        ("lse", TensorRef::F32(lse), lse_shape),
-    ];
-    if probs {
-        let probs = results.scores.as_deref().ok_or(Error::NotReturned { name: "probs" })?;
-        tensors.push(("probs", TensorRef::F32(probs), problem.score_shape().to_vec()));
+impl Opened {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    /// As [`request`]; the file is not named.
+    pub(crate) fn open(path: &Path, flags: &OptionFlags, wish: Wish, terminal: &mut Terminal) -> Result<Self, Error> {
+        let bar = terminal.start_bytes("reading", std::fs::metadata(path).map_or(0, |metadata| metadata.len()));
+        let opened = Bytes::open(path, &bar);
+        bar.finish_and_clear();
+        let (contents, bytes) = opened?;
+        Ok(Self { request: request(&contents, flags, wish)?, contents, bytes })
     }
-    let bytes: Vec<_> = tensors.iter().map(|&(_, data, _)| le_bytes(data)).collect();
-    let mut views = Vec::new();
-    for ((name, data, shape), bytes) in tensors.into_iter().zip(&bytes) {
-        let dtype = match data.element() {
-            Element::F32 => Dtype::F32,
-            Element::F16 => Dtype::F16,
-        };
-        views.push((name, TensorView::new(dtype, shape, bytes).map_err(failed)?));
-    }
-    safetensors::serialize(views, Some(about)).map_err(failed)
-}
 
-fn le_bytes(data: TensorRef<'_>) -> Cow<'_, [u8]> {
-    if cfg!(target_endian = "little") {
-        return Cow::Borrowed(data.as_bytes());
+    /// The numbers.
+    ///
+    /// # Errors
+    /// As [`Operands::new`].
+    pub(crate) fn operands(&self) -> Result<Operands<'_>, Error> {
+        Operands::new(&self.contents, &self.bytes, self.request.problem.kv_len())
     }
-    Cow::Owned(match data {
-        TensorRef::F32(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        TensorRef::F16(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    })
-}
-
-/// A file in the folder of `path`, gone when dropped, with the permissions of any other new file.
-pub(crate) fn temporary_beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".cross-attention-").suffix(".part");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder)
 }
 
 #[cfg(test)]
 mod tests {
+    use safetensors::tensor::TensorView;
+
     use super::*;
 
     type Tensor = (&'static str, Dtype, Vec<usize>);
@@ -327,8 +399,15 @@ mod tests {
     }
 
     fn load(tensors: &[Tensor], metadata: &[(&str, &str)]) -> Result<Request, Error> {
-        let wish = Wish { output: Element::F32, probs: false };
-        parse(&file(tensors, metadata), &OptionFlags::default(), wish)
+        parse(&file(tensors, metadata))
+    }
+
+    /// All that is read of a file.
+    fn parse(bytes: &[u8]) -> Result<Request, Error> {
+        let contents = Contents::parse(bytes, bytes.len() as u64)?;
+        let request = request(&contents, &OptionFlags::default(), Wish { output: Element::F32, probs: false })?;
+        Operands::new(&contents, bytes, request.problem.kv_len())?;
+        Ok(request)
     }
 
     fn refusal(more: &[Tensor]) -> String {
@@ -425,17 +504,62 @@ mod tests {
     #[test]
     fn a_file_cut_anywhere_is_refused() {
         let whole = file(&with(&[]), &[]);
-        let wish = Wish { output: Element::F32, probs: false };
         for len in 0..whole.len() {
-            let error = parse(&whole[..len], &OptionFlags::default(), wish).unwrap_err();
+            let error = parse(&whole[..len]).unwrap_err();
             assert!(matches!(error, Error::Format { .. }), "{len}: {error}");
         }
     }
 
     #[test]
-    fn unknown_tensors_are_told() {
-        let request = load(&with(&[("labels", Dtype::I64, vec![3])]), &[]).unwrap();
-        assert_eq!(request.ignored, ["labels"]);
+    fn what_means_nothing_is_told_once() {
+        let notes = |tensors: &[Tensor], metadata: &[(&str, &str)]| load(&with(tensors), metadata).unwrap().notes;
+        let long = |name| (name, Dtype::I64, vec![3]);
+        assert_eq!(notes(&[long("labels")], &[]), [r#"tensor "labels" is not one of attention's, ignored"#]);
+        assert_eq!(
+            notes(&[long("maks"), long("a\u{1b}")], &[]),
+            [r#"2 tensors are not attention's, ignored: "a\u001b", "maks"; is mask meant?"#]
+        );
+        assert_eq!(
+            notes(&[], &[("scael", "2"), ("producer", "somebody")]),
+            [r#"metadata "scael" is not one of attention's options, ignored; is scale meant?"#]
+        );
+        assert!(notes(&[], &[("offset", "fixed:2")])[0].starts_with("offset does nothing"));
+        assert!(notes(&[], &[("offset", "fixed:2"), ("window_left", "3")]).is_empty());
+    }
+
+    #[test]
+    fn a_name_stands_there_once() {
+        for (once, twice) in [("\"key\"", "\"query\""), ("\"offset\":\"top_left\"", "\"layout\":\"top_left\"")] {
+            let whole = file(&with(&[]), &[("layout", "bhld"), ("offset", "top_left")]);
+            assert!(parse(&whole).is_ok());
+            let len = 8 + usize::try_from(u64::from_le_bytes(whole[..8].try_into().unwrap())).unwrap();
+            let header = std::str::from_utf8(&whole[8..len]).unwrap();
+            assert!(header.contains(once));
+            let header = header.replace(once, twice);
+            let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &whole[len..]].concat();
+            assert!(parse(&bytes).unwrap_err().to_string().contains("stands there twice"), "{header}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_not_aligned_are_copied() {
+        let bytes = [0u8, 0, 0, 128, 63, 0, 0, 0, 64, 0];
+        let found = numbers(&bytes[1..9], f32::from_le_bytes).unwrap();
+        let aligned = numbers(&bytes[1..9], f32::from_le_bytes).unwrap().to_vec();
+        assert_eq!((&found[..], aligned.len()), (&[1.0, 2.0][..], 2));
+    }
+
+    #[test]
+    fn refusals_have_the_axes_of_the_file() {
+        let tensors = [
+            ("query", Dtype::F32, vec![2, 3, 4, 8]),
+            ("key", Dtype::F32, vec![2, 5, 2, 8]),
+            ("value", Dtype::F32, vec![2, 6, 2, 6]),
+        ];
+        assert_eq!(
+            load(&tensors, &[("layout", "blhd")]).unwrap_err().to_string(),
+            "value has shape [2, 6, 2, 6], needs [batch, len, heads, dim] = [2, 5, 2, 6] (batch may also be 1)"
+        );
     }
 
     #[test]

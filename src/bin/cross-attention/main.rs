@@ -8,14 +8,20 @@ mod draw;
 mod error;
 mod explain;
 mod file;
+mod input;
+mod interrupt;
 mod map;
 mod open;
 mod options;
+mod results;
 mod run;
 mod shaders;
 mod shape;
 mod show;
+mod system;
+mod table;
 mod terminal;
+mod text;
 mod translate;
 mod tune;
 mod tuned;
@@ -47,8 +53,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    system::quiet_libraries();
     let started = Instant::now();
     let program = Program::parse();
+    interrupt::watch();
     let mut terminal = Terminal::new();
     let all_well = match &program.command {
         Command::Devices(args) => devices::devices(args, &mut terminal).map(|()| true),

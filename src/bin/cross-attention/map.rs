@@ -5,14 +5,13 @@ use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use cross_attention::weights::{
-    AttentionWithWeights, HeadReduce, Keys, Select, WeightsError, WeightsProblem, WeightsSpec,
-};
+use cross_attention::files::{Ours, OutputFile};
+use cross_attention::weights::{AttentionWithWeights, HeadReduce, Keys, Select, WeightsProblem, WeightsSpec};
 use cross_attention::{AttentionProblem, Device, DeviceRequest, Element};
 
 use crate::draw::{self, HeatMap};
 use crate::error::Error;
-use crate::file::{self, Wish};
+use crate::file::{Opened, Wish};
 use crate::options::{Metadata, OptionFlags};
 use crate::show;
 use crate::terminal::Terminal;
@@ -30,7 +29,7 @@ Examples:
 /// The metadata may hold row_labels (labels, a JSON list of strings), seconds_per_key (the time a key stands for), and what
 /// to show where no flag says it: show_heads (0,2,5) and show_keys (how many).
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment, after_help = EXAMPLE)]
+#[command(after_help = EXAMPLE)]
 pub(crate) struct Args {
     /// A safetensors file
     #[arg(value_name = "INPUT")]
@@ -56,7 +55,8 @@ pub(crate) struct Args {
     /// Entry of the batch
     #[arg(long, value_name = "N", default_value_t = 0)]
     batch: usize,
-    /// Where to compute: auto (a hardware GPU, else the CPU), cpu, oracle (f64, slow), gpu, or part of an adapter's name
+    /// Where to compute: auto (a hardware GPU, else the CPU), cpu, oracle (f64, slow), gpu, the number of an adapter as
+    /// `devices` lists it, a backend (vulkan, metal, dx12, gl), or part of an adapter's name
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: DeviceRequest,
     /// Say nothing but errors
@@ -82,9 +82,22 @@ enum Format {
     Csv,
 }
 
+impl Format {
+    /// What a file must be that is replaced.
+    const fn ours(self) -> Ours {
+        match self {
+            Self::Png => Ours { what: "a picture (PNG)", is: |head| head.starts_with(b"\x89PNG\r\n\x1a\n") },
+            Self::Csv => Ours { what: "a table of this program", is: |head| head.starts_with(CSV_START.as_bytes()) },
+        }
+    }
+}
+
+/// What every table starts with.
+const CSV_START: &str = "heads,row,label";
+
 /// Positions as they were asked for, each a range.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct List(Vec<RangeInclusive<u32>>);
+struct List(Vec<RangeInclusive<u64>>);
 
 /// What would have been right.
 #[derive(Debug, thiserror::Error)]
@@ -95,28 +108,35 @@ fn list(text: &str) -> Result<List, WantedList> {
     let range = |part: &str| {
         let part = part.trim();
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
+        Some(number(first.trim())?..=number(last.trim())?)
     };
     text.split(',').map(range).collect::<Option<Vec<_>>>().map(List).ok_or(WantedList)
 }
 
+/// A whole number; one that cannot be counted is further than any file reaches.
+fn number(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().unwrap_or(u64::MAX))
+}
+
 impl List {
     /// The ranges of positions below `len`; none of them is empty.
-    fn ranges(&self, axis: &'static str, len: usize) -> Result<Vec<Range<usize>>, WeightsError> {
-        let range = |(n, range): (usize, &RangeInclusive<u32>)| {
-            let (start, last) = (*range.start() as usize, *range.end() as usize);
-            let end = last.saturating_add(1);
-            match (start > last, end > len) {
-                (true, _) => Err(WeightsError::Backwards { axis, start, end }),
-                (false, true) if start == last => Err(WeightsError::OutOfRange { axis, n, found: start, len }),
-                (false, true) => Err(WeightsError::PastTheEnd { axis, start, end, len }),
-                (false, false) => Ok(start..end),
+    fn ranges(&self, axis: &'static str, len: usize) -> Result<Vec<Range<usize>>, Error> {
+        let range = |range: &RangeInclusive<u64>| {
+            let (start, last) = (*range.start(), *range.end());
+            let asked = if start == last { start.to_string() } else { format!("{start}-{last}") };
+            let refused = |wrong| Err(Error::Positions { axis, asked: asked.clone(), wrong, len });
+            match (usize::try_from(start), usize::try_from(last)) {
+                _ if start > last => refused("it ends before it starts"),
+                (Ok(start), Ok(last)) if last < len => Ok(start..last + 1),
+                _ if start == last => refused("there is no such position"),
+                _ => refused("it reaches past the end"),
             }
         };
-        self.0.iter().enumerate().map(range).collect()
+        self.0.iter().map(range).collect()
     }
 
-    fn select(&self, axis: &'static str, len: usize) -> Result<Select, WeightsError> {
+    fn select(&self, axis: &'static str, len: usize) -> Result<Select, Error> {
         Ok(Select::List(self.ranges(axis, len)?.into_iter().flatten().collect()))
     }
 }
@@ -131,14 +151,20 @@ pub(crate) fn map(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
         return Err(Error::OutputIsInput { output: args.output.clone() });
     }
     // tried before anything is computed
-    file::temporary_beside(&args.output).map_err(|source| Error::Write { path: args.output.clone(), source })?;
-    let request = file::read(&args.input, &args.options, Wish { output: Element::F32, probs: false })
-        .map_err(|source| Error::Input { path: args.input.clone(), source: Box::new(source) })?;
+    OutputFile::check(&args.output, format.ours())?;
+    let named = |source| Error::Input { path: args.input.clone(), source: Box::new(source) };
+    let wish = Wish { output: Element::F32, probs: false };
+    let opened = Opened::open(&args.input, &args.options, wish, terminal).map_err(named)?;
+    let request = &opened.request;
     let problem = &request.problem;
+    if !args.quiet {
+        request.warn(&args.input, terminal);
+        show::warn(problem, &request.metadata, &args.input, terminal);
+    }
     if args.batch >= problem.batch() {
         return Err(Error::Batch { found: args.batch, batch: problem.batch() });
     }
-    let spec = spec(args, problem, &request.metadata).map_err(cross_attention::Error::from)?;
+    let spec = spec(args, problem, &request.metadata)?;
     let wanted = WeightsProblem::new(problem, &spec).map_err(cross_attention::Error::from)?;
     if wanted.elements() == 0 {
         return Err(Error::NoWeights { shape: wanted.shape() });
@@ -150,17 +176,28 @@ pub(crate) fn map(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
     if !args.quiet {
         terminal.line(format_args!("device: {choice}"))?;
     }
-    let result = choice.device.attention_with_weights_blocking(problem, &request.data.as_inputs(), &spec)?;
+    let operands = opened.operands().map_err(named)?;
+    let work = terminal.start_work(&format!("computing on {}", choice.device.name()));
+    let result = choice.device.attention_with_weights_blocking(problem, &operands.as_inputs(), &spec);
+    work.finish_and_clear();
+    let result = result?;
     let table = Table::new(&spec, problem, &request.metadata, args.batch, &result);
     let bytes = match format {
         Format::Csv => table.csv().into_bytes(),
         Format::Png => table.png(&args.output)?,
     };
-    file::write_whole(&args.output, &bytes)?;
+    OutputFile::write(&args.output, format.ours(), &bytes)?;
     if !args.quiet {
         let [_, heads, rows, columns] = result.shape;
         let output = args.output.display();
-        terminal.line(format_args!("{output}: {heads} of {rows} rows and {columns} columns"))?;
+        let count = |n: usize, one: &str| if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") };
+        let columns = count(columns, if args.segments.is_some() { "segment" } else { "key" });
+        let heads = match (args.reduce, positions(&spec.heads, problem.q_heads()).len()) {
+            (ReduceName::None, _) => count(heads, "head"),
+            (ReduceName::Mean, of) => format!("the mean of {}", count(of, "head")),
+            (ReduceName::Sum, of) => format!("the sum of {}", count(of, "head")),
+        };
+        terminal.line(format_args!("{output}: {heads}, {} by {columns}", count(rows, "row")))?;
     }
     Ok(())
 }
@@ -175,7 +212,7 @@ fn format(path: &Path) -> Result<Format, Error> {
 }
 
 /// What the flags ask for; where they do not, what the metadata says is worth showing.
-fn spec(args: &Args, problem: &AttentionProblem, metadata: &Metadata) -> Result<WeightsSpec, WeightsError> {
+fn spec(args: &Args, problem: &AttentionProblem, metadata: &Metadata) -> Result<WeightsSpec, Error> {
     let heads = match &args.heads {
         Some(heads) => heads.select("heads", problem.q_heads())?,
         None => Select::List(show::heads(problem, metadata)),
@@ -256,15 +293,14 @@ impl<'a> Table<'a> {
             Keys::Each(keys) => Columns::Keys(positions(keys, problem.kv_len())),
             Keys::Segments(segments) => Columns::Segments(segments.clone()),
         };
-        let seconds = metadata.get("seconds_per_key").and_then(|text| text.trim().parse().ok());
-        let seconds = seconds.filter(|seconds: &f64| seconds.is_finite() && *seconds > 0.0);
+        let seconds = show::seconds(metadata);
         Self { weights: &result.weights[batch * entry..][..entry], heads, rows, labels, keys, seconds }
     }
 
     /// A line of names, then a line a head and row: its numbers, its label, its weights.
     fn csv(&self) -> String {
         let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
-        let mut text = "heads,row,label".to_owned();
+        let mut text = CSV_START.to_owned();
         // writing to a String cannot fail
         let mut name = |name: std::fmt::Arguments<'_>| {
             let _ = write!(text, ",{name}");
@@ -312,7 +348,7 @@ impl<'a> Table<'a> {
         if width.saturating_mul(height) > MAX_PIXELS {
             return Err(Error::LargePicture { width, height, max: MAX_PIXELS });
         }
-        let failed = |error: png::EncodingError| Error::Write { path: path.to_owned(), source: error.into() };
+        let failed = |error: png::EncodingError| Error::Picture { path: path.to_owned(), source: error.into() };
         draw::draw(&panels).png().map_err(failed)
     }
 
@@ -371,13 +407,20 @@ mod tests {
     #[test]
     fn lists_are_read() {
         assert_eq!(list("0-4, 7").unwrap(), List(vec![0..=4, 7..=7]));
-        for wrong in ["", "x", "1-", "1,,2", "-1", "1-2-3", "99999999999"] {
+        for wrong in ["", "x", "1-", "1,,2", "-1", "1-2-3", "+1", "1e3"] {
             assert!(list(wrong).is_err(), "{wrong}");
         }
         assert_eq!(list("3,1-2").unwrap().select("keys", 4).unwrap(), Select::List(vec![3, 1, 2]));
         let error = list("2-9").unwrap().select("keys", 4).unwrap_err();
-        assert_eq!(error.to_string(), "keys holds the range 2..10, there are 4");
-        assert!(matches!(list("3-1").unwrap().select("keys", 4), Err(WeightsError::Backwards { .. })));
+        assert_eq!(error.to_string(), "--keys 2-9: it reaches past the end; the file has 4 keys, 0 to 3");
+        for (text, message) in [
+            ("3-1", "--rows 3-1: it ends before it starts; the file has 4 rows, 0 to 3"),
+            ("1,4", "--rows 4: there is no such position; the file has 4 rows, 0 to 3"),
+            ("0-999999999999", "--rows 0-999999999999: it reaches past the end; the file has 4 rows, 0 to 3"),
+        ] {
+            assert_eq!(list(text).unwrap().select("rows", 4).unwrap_err().to_string(), message);
+        }
+        assert!(list("99999999999999999999999").unwrap().select("keys", 4).is_err());
         assert!(list("0-4294967295").unwrap().select("keys", 4).is_err());
     }
 

@@ -1,9 +1,9 @@
 //! Opening the device that is asked for, with the pipelines that were compiled for it before.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use cross_attention::gpu::PipelineCacheState;
+use cross_attention::gpu::{PipelineCacheFault, PipelineCacheState};
 use cross_attention::{Choice, Device};
 
 use crate::error::Error;
@@ -32,10 +32,17 @@ pub(crate) fn open(device: &DeviceFlags, cache: &CacheFlag, terminal: &Terminal)
         };
         match state {
             PipelineCacheState::New | PipelineCacheState::Loaded { .. } => {}
+            PipelineCacheState::Ignored(PipelineCacheFault::NotACache) if !is_empty(path) => {
+                return Err(Error::NotAPipelineCache { path: path.clone() });
+            }
             state => terminal.note(format_args!("warning: pipeline cache {shown}: {state}")),
         }
     }
     Ok(choice)
+}
+
+fn is_empty(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.len() == 0)
 }
 
 /// Keeps the pipelines that were compiled.

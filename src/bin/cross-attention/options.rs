@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use cross_attention::{AttentionSpec, DeviceRequest, Diagonal, Element, KernelChoice, Layout};
 
 use crate::error::Error;
+use crate::text::{nearest, shown};
 
 /// Metadata of a safetensors file: strings by name.
 pub(crate) type Metadata = HashMap<String, String>;
@@ -13,7 +14,8 @@ pub(crate) type Metadata = HashMap<String, String>;
 /// Where to compute, and with what.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DeviceFlags {
-    /// Where to compute: auto (a hardware GPU, else the CPU), cpu, oracle (f64, slow), gpu, or part of an adapter's name
+    /// Where to compute: auto (a hardware GPU, else the CPU), cpu, oracle (f64, slow), gpu, the number of an adapter as
+    /// `devices` lists it, a backend (vulkan, metal, dx12, gl), or part of an adapter's name
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: DeviceRequest,
     /// The kernel to use, by name (a wrong one lists them); auto lets the plan choose
@@ -127,7 +129,7 @@ impl OptionFlags {
             (None, None) => AxisOrder::default(),
             (None, Some(text)) => AxisOrder::from_str(text, true).map_err(|_| Error::Option {
                 name: "layout",
-                found: text.to_owned(),
+                found: shown(text),
                 wanted: "bhld or blhd",
             })?,
         };
@@ -155,6 +157,77 @@ impl Options {
     }
 }
 
+impl Options {
+    /// Options that change nothing in such a problem, in sentences.
+    pub(crate) fn idle(&self, spec: &AttentionSpec) -> Vec<&'static str> {
+        let mut idle = vec![];
+        let windowed = self.window_left.is_some() || self.window_right.is_some();
+        if self.offset.is_some() && self.causal.is_none() && !windowed && !spec.alibi_slopes {
+            idle.push("offset does nothing: it is the diagonal of windows and ALiBi, and there are none");
+        }
+        if self.window_right.is_some() && self.causal.is_some() {
+            idle.push("window_right does nothing: causal hides all keys behind the diagonal");
+        }
+        idle
+    }
+}
+
+/// Options that metadata may hold, and what it may say for pictures.
+const NAMES: [&str; 11] = [
+    "scale",
+    "softcap",
+    "causal",
+    "window_left",
+    "window_right",
+    "offset",
+    "layout",
+    "row_labels",
+    "show_heads",
+    "show_keys",
+    "seconds_per_key",
+];
+
+/// What metadata says about a file and its making, which asks for nothing.
+const ABOUT: [&str; 22] = [
+    "author",
+    "comment",
+    "created",
+    "creator",
+    "date",
+    "description",
+    "device",
+    "format",
+    "framework",
+    "generator",
+    "kernel",
+    "library",
+    "license",
+    "model",
+    "name",
+    "notes",
+    "producer",
+    "revision",
+    "source",
+    "title",
+    "url",
+    "version",
+];
+
+/// Metadata that looks like options and is none, in a sentence.
+pub(crate) fn unknown_options(metadata: &Metadata) -> Option<String> {
+    let known = |name: &&String| !NAMES.contains(&name.as_str()) && !ABOUT.contains(&name.as_str());
+    let mut names: Vec<&String> = metadata.keys().filter(known).collect();
+    names.sort();
+    let shown = crate::text::listed(names.iter().map(|name| name.as_str()));
+    let meant: Vec<_> = names.iter().filter_map(|name| nearest(name, &NAMES)).collect();
+    let hint = if meant.is_empty() { String::new() } else { format!("; is {} meant?", meant.join(", ")) };
+    match names.len() {
+        0 => None,
+        1 => Some(format!("metadata {shown} is not one of attention's options, ignored{hint}")),
+        count => Some(format!("{count} names of the metadata are not attention's options, ignored: {shown}{hint}")),
+    }
+}
+
 fn pick<V: Value>(
     name: &'static str,
     flag: Option<Setting<V::Of>>,
@@ -164,7 +237,7 @@ fn pick<V: Value>(
         (Some(setting), _) => setting,
         (None, None) => Setting(None),
         (None, Some(text)) => {
-            parse::<V>(text).map_err(|Wanted(wanted)| Error::Option { name, found: text.clone(), wanted })?
+            parse::<V>(text).map_err(|Wanted(wanted)| Error::Option { name, found: shown(text), wanted })?
         }
     };
     Ok(setting.0)
@@ -173,10 +246,9 @@ fn pick<V: Value>(
 /// How one kind of option is written.
 trait Value {
     type Of;
-    const WANTED: &'static str;
 
-    /// `None` if the text can't be read, `Some(None)` if it says that there is no value.
-    fn read(text: &str) -> Option<Option<Self::Of>>;
+    /// The value; `None` if the text says that there is none.
+    fn read(text: &str) -> Result<Option<Self::Of>, Wanted>;
 }
 
 /// What would have been right.
@@ -189,17 +261,21 @@ fn parse<V: Value>(text: &str) -> Result<Setting<V::Of>, Wanted> {
     if text.is_empty() || text.eq_ignore_ascii_case("none") || text.eq_ignore_ascii_case("null") {
         return Ok(Setting(None));
     }
-    V::read(text).map(Setting).ok_or(Wanted(V::WANTED))
+    V::read(text).map(Setting)
 }
 
 enum Scale {}
 
 impl Value for Scale {
     type Of = f32;
-    const WANTED: &'static str = "a finite number, or none";
 
-    fn read(text: &str) -> Option<Option<f32>> {
-        text.parse().ok().filter(|scale: &f32| scale.is_finite()).map(Some)
+    fn read(text: &str) -> Result<Option<f32>, Wanted> {
+        let scale: Option<f32> = text.parse().ok().filter(|scale: &f32| scale.is_finite());
+        let scale = scale.ok_or(Wanted("a finite number, or none"))?;
+        if vanishes(scale, text) || scale.is_subnormal() {
+            return Err(Wanted("0, or a number of at least 1.1754944e-38 in size, which is not rounded to 0, or none"));
+        }
+        Ok(Some(scale))
     }
 }
 
@@ -207,25 +283,31 @@ enum Softcap {}
 
 impl Value for Softcap {
     type Of = f32;
-    const WANTED: &'static str = "a finite number above 0, or none";
 
-    fn read(text: &str) -> Option<Option<f32>> {
-        let softcap = text.parse().ok().filter(|cap: &f32| cap.is_finite() && *cap >= 0.0)?;
-        Some(Some(softcap).filter(|cap| *cap != 0.0))
+    fn read(text: &str) -> Result<Option<f32>, Wanted> {
+        let softcap: Option<f32> = text.parse().ok().filter(|cap: &f32| cap.is_finite() && *cap >= 0.0);
+        let softcap = softcap.ok_or(Wanted("a finite number above 0, or none"))?;
+        if vanishes(softcap, text) {
+            return Err(Wanted("a number of at least 1e-45, which is not rounded to 0, or none for no cap"));
+        }
+        Ok(Some(softcap).filter(|cap| *cap != 0.0))
     }
+}
+
+/// Whether a number is 0 only because it was rounded; its text has digits that are not.
+fn vanishes(number: f32, text: &str) -> bool {
+    let digits = text.split(['e', 'E']).next().unwrap_or_default();
+    number.abs() < f32::from_bits(1) && digits.bytes().any(|digit| matches!(digit, b'1'..=b'9'))
 }
 
 enum Window {}
 
 impl Value for Window {
     type Of = u32;
-    const WANTED: &'static str = "a number of tokens from 0 to 4294967295, or none or -1 for all";
 
-    fn read(text: &str) -> Option<Option<u32>> {
-        match text {
-            "-1" => Some(None),
-            _ => text.parse().ok().map(Some),
-        }
+    fn read(text: &str) -> Result<Option<u32>, Wanted> {
+        let wanted = Wanted("a number of tokens from 0 to 4294967295, or none or -1 for all");
+        if text == "-1" { Ok(None) } else { text.parse().map(Some).map_err(|_| wanted) }
     }
 }
 
@@ -234,17 +316,17 @@ enum Line {}
 
 impl Value for Line {
     type Of = Diagonal;
-    const WANTED: &'static str =
-        "none, top_left, bottom_right, end_of_keys or fixed:N with a whole number N of 32 bits";
 
-    fn read(text: &str) -> Option<Option<Diagonal>> {
+    fn read(text: &str) -> Result<Option<Diagonal>, Wanted> {
+        let wanted = Wanted("none, top_left, bottom_right, end_of_keys or fixed:N with a whole number N of 32 bits");
+        let fixed = |text: &str| text.strip_prefix("fixed:")?.trim().parse().ok();
         let diagonal = match text.to_ascii_lowercase().as_str() {
             "top_left" => Diagonal::TopLeft,
             "bottom_right" => Diagonal::BottomRight,
             "end_of_keys" => Diagonal::EndOfKeys,
-            other => Diagonal::Fixed(other.strip_prefix("fixed:")?.trim().parse().ok()?),
+            other => Diagonal::Fixed(fixed(other).ok_or(wanted)?),
         };
-        Some(Some(diagonal))
+        Ok(Some(diagonal))
     }
 }
 
@@ -329,6 +411,13 @@ mod tests {
         let refused = |name, text| flags(&[]).over(&metadata(&[(name, text)])).unwrap_err().to_string();
         assert_eq!(refused("scale", "big"), "option scale is \"big\", needs a finite number, or none");
         assert_eq!(refused("scale", "NaN"), "option scale is \"NaN\", needs a finite number, or none");
+        for tiny in ["1e-50", "-0.1e-400", "0.00000000000000000000000000000000000000000000000001", "1e-40"] {
+            assert!(refused("scale", tiny).contains("not rounded to 0"), "{tiny}");
+        }
+        assert!(refused("softcap", "1e-46").contains("not rounded to 0"));
+        assert!(refused("softcap", "1e39").contains("finite"));
+        let small = flags(&[]).over(&metadata(&[("softcap", "1e-44"), ("scale", "0e-9")])).unwrap();
+        assert_eq!((small.softcap, small.scale), (Some(1e-44), Some(0.0)));
         assert_eq!(refused("softcap", "-1"), "option softcap is \"-1\", needs a finite number above 0, or none");
         assert!(refused("window_left", "-2").starts_with("option window_left is \"-2\", needs a number of tokens"));
         assert!(refused("causal", "true").starts_with("option causal is \"true\", needs none, top_left"));

@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use cross_attention::files::OutputFile;
 use cross_attention::{AttentionProblem, Device, verify};
 
 use crate::error::Error;
-use crate::file::{self, Wish};
+use crate::file::{Opened, Wish};
 use crate::open::{self, CacheFlag};
 use crate::options::{DeviceFlags, ElementName, OptionFlags};
+use crate::results::{self, RESULT};
 use crate::show;
 use crate::terminal::Terminal;
 use crate::tuned::{TuneFlag, Tuned};
@@ -31,7 +33,7 @@ Examples:
 /// For --show the metadata may hold row_labels (labels, a JSON list of strings), show_heads (0,2,5), show_keys (how many
 /// to draw) and seconds_per_key (the time a key stands for).
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment, after_help = EXAMPLE)]
+#[command(after_help = EXAMPLE)]
 pub(crate) struct Args {
     /// A safetensors file, or a folder of them
     #[arg(required = true, value_name = "INPUT")]
@@ -52,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long)]
     verify: bool,
     /// Say nothing but errors
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "show")]
     quiet: bool,
     #[command(flatten)]
     device: DeviceFlags,
@@ -77,6 +79,9 @@ struct Job {
 /// What kept all of them from running.
 pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
     let jobs = jobs(&args.inputs, &args.output)?;
+    if jobs.iter().any(|job| is_stdout(&job.output)) {
+        terminal.leave_stdout();
+    }
     let choice = open::open(&args.device, &args.cache, terminal)?;
     let tuned = Tuned::load(&args.tuned, &choice.device, args.quiet, terminal);
     if !args.quiet {
@@ -87,10 +92,15 @@ pub(crate) fn run(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
     }
     let mut failed = 0;
     for job in &jobs {
-        terminal.bar().set_message(job.input.display().to_string());
+        terminal.doing(&job.input.display().to_string());
         match run_one(args, &choice.device, tuned.as_ref(), job, terminal) {
             Ok(()) => {}
             Err(error @ Error::Stdout { .. }) => return Err(error),
+            // the message names the output
+            Err(error @ Error::Output { .. }) => {
+                terminal.note(format_args!("error: {}", error.chain()));
+                failed += 1;
+            }
             Err(error) => {
                 terminal.note(format_args!("error: {}: {}", job.input.display(), error.chain()));
                 failed += 1;
@@ -114,34 +124,43 @@ fn run_one(
     terminal: &mut Terminal,
 ) -> Result<(), Error> {
     let wish = Wish { output: args.output_type.into(), probs: args.probs || args.show };
-    let request = file::read(&job.input, &args.options, wish)?;
-    let inputs = request.data.as_inputs();
+    let opened = Opened::open(&job.input, &args.options, wish, terminal)?;
+    let request = &opened.request;
     if !args.quiet {
-        for name in &request.ignored {
-            let input = job.input.display();
-            terminal.note(format_args!("warning: {input}: tensor {name:?} is not one of attention's, ignored"));
+        request.warn(&job.input, terminal);
+        if args.show {
+            show::warn(&request.problem, &request.metadata, &job.input, terminal);
         }
     }
+    let operands = opened.operands()?;
+    let inputs = operands.as_inputs();
     check_memory(&request.problem)?;
     let prepared = Tuned::prepare(tuned, device, &request.problem, args.device.kernel, terminal)?;
+    let work = terminal.start_work(&format!("computing with {} on {}", prepared.kernel_name(), device.name()));
     let start = Instant::now();
-    let results = prepared.run_blocking(&inputs)?;
+    let results = prepared.run_blocking(&inputs);
+    work.finish_and_clear();
+    let results = results?;
     let millis = start.elapsed().as_secs_f64() * 1e3;
     // what fails is not written
     let mut report = None;
     if args.verify {
-        let found = verify::verify(&request.problem, &inputs, &results)?;
+        let work = terminal.start_work("comparing with the oracle");
+        let found = verify::verify(&request.problem, &inputs, &results);
+        work.finish_and_clear();
+        let found = found?;
         if !found.passed() {
             return Err(Error::Verify { report: found.to_string() });
         }
         report = Some(found);
     }
-    let about = HashMap::from([
-        ("device".to_owned(), device.name()),
-        ("kernel".to_owned(), prepared.kernel_name().to_owned()),
-        ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-    ]);
-    file::write(&job.output, &request, &results, args.probs, about)?;
+    let device = device.name();
+    let about = [("device", &device[..]), ("kernel", prepared.kernel_name()), ("version", env!("CARGO_PKG_VERSION"))];
+    let of = (&request.problem, request.order);
+    let bar = terminal.start_bytes("writing", result_bytes(&request.problem));
+    let written = results::write(&job.output, of, &results, args.probs, about, &bar);
+    bar.finish_and_clear();
+    written?;
     if !args.quiet {
         let name = job.input.file_name().unwrap_or_default().display();
         let shape = shape(&request.problem);
@@ -149,7 +168,8 @@ fn run_one(
     }
     if args.show {
         let probs = results.scores.as_deref().ok_or(Error::NotReturned { name: "probs" })?;
-        terminal.line(format_args!("{}", show::picture(&request.problem, probs, &request.metadata)))?;
+        let picture = show::picture(&request.problem, probs, &request.metadata, terminal.width());
+        terminal.line(format_args!("{picture}"))?;
     }
     if let Some(report) = report.filter(|_| !args.quiet) {
         terminal.line(format_args!("  {}", report.to_string().replace('\n', "\n  ")))?;
@@ -159,13 +179,36 @@ fn run_one(
 
 /// Whether the results fit in memory; where they don't, allocating them would end the process.
 fn check_memory(problem: &AttentionProblem) -> Result<(), Error> {
+    let bytes = result_bytes(problem);
+    let reserved = usize::try_from(bytes).map(|bytes| Vec::<u8>::new().try_reserve_exact(bytes));
+    if matches!(reserved, Ok(Ok(()))) { Ok(()) } else { Err(Error::Memory { bytes: bytes.into() }) }
+}
+
+/// Bytes of all results of a problem, as many as can be counted.
+fn result_bytes(problem: &AttentionProblem) -> u64 {
     let spec = problem.spec();
     let output = spec.output.layout.extent().unwrap_or(usize::MAX) as u128 * spec.output.element.size_bytes() as u128;
     let rows = problem.rows() as u128;
     let probs = if spec.scores.is_some() { rows * problem.kv_len() as u128 } else { 0 };
-    let bytes = output + 4 * (rows + probs);
-    let reserved = usize::try_from(bytes).map(|bytes| Vec::<u8>::new().try_reserve_exact(bytes));
-    if matches!(reserved, Ok(Ok(()))) { Ok(()) } else { Err(Error::Memory { bytes }) }
+    u64::try_from(output + 4 * (rows + probs)).unwrap_or(u64::MAX)
+}
+
+/// Whether a path is where standard output goes, by whatever name.
+fn is_stdout(path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        let place =
+            |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino(), found.file_type()));
+        let stdout = place(Path::new("/dev/stdout"));
+        // lines that go to /dev/null, or are mixed with bytes on a terminal, may as well
+        stdout.is_some_and(|(_, _, kind)| !kind.is_char_device()) && place(path) == stdout
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        false
+    }
 }
 
 /// The shape of a problem on one line.
@@ -194,7 +237,8 @@ fn jobs(inputs: &[PathBuf], out: &Path) -> Result<Vec<Job>, Error> {
     }
     let one_file = matches!(inputs, [input] if !input.is_dir());
     let slash = out.as_os_str().as_encoded_bytes().last().is_some_and(|&byte| std::path::is_separator(byte.into()));
-    let jobs: Vec<Job> = if one_file && !slash && !out.is_dir() {
+    let one_to_one = one_file && !slash && !out.is_dir();
+    let jobs: Vec<Job> = if one_to_one {
         files.into_iter().map(|input| Job { input, output: out.to_owned() }).collect()
     } else {
         let inside = |input: PathBuf| {
@@ -218,9 +262,12 @@ fn jobs(inputs: &[PathBuf], out: &Path) -> Result<Vec<Job>, Error> {
     }
     if let Some(Job { output, .. }) = jobs.first() {
         let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let failed = |source| Error::OutputFolder { path: folder.to_owned(), source };
-        std::fs::create_dir_all(folder).map_err(failed)?;
-        file::temporary_beside(output).map_err(failed)?;
+        std::fs::create_dir_all(folder).map_err(|source| {
+            let path = folder.to_owned();
+            if one_to_one { Error::MakeFolder { path, source } } else { Error::OutputFolder { path, source } }
+        })?;
+        // tried before anything is computed
+        OutputFile::check(output, RESULT)?;
     }
     Ok(jobs)
 }
@@ -287,6 +334,6 @@ mod tests {
         assert!(matches!(jobs(from_ref(&one), &at("one/../one")), Err(Error::OutputIsInput { .. })));
         assert!(matches!(jobs(&[at("none")], &at("out")), Err(Error::EmptyFolder { .. })));
         assert!(matches!(jobs(&[one.clone(), at("one/b.safetensors")], &two), Err(Error::OutputFolder { .. })));
-        assert!(matches!(jobs(&[one], &two.join("x")), Err(Error::OutputFolder { .. })));
+        assert!(matches!(jobs(&[one], &two.join("x")), Err(Error::MakeFolder { .. })));
     }
 }

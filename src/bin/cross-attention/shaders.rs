@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
+use cross_attention::files::{Ours, OutputFile};
 use cross_attention::kernels::{Shader, Slot};
 use cross_attention::plan::{CatalogEntry, DeviceKind, Step, Variant, WeightsPlan, catalog};
 use cross_attention::weights::{HeadReduce, Keys, WeightsProblem, WeightsSpec};
@@ -15,7 +16,6 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 use crate::explain::terms;
-use crate::file::{temporary_beside, write_whole};
 use crate::run::shape;
 use crate::shape::ProblemFlags;
 use crate::terminal::Terminal;
@@ -54,7 +54,10 @@ pub(crate) struct Args {
     #[arg(long = "target", value_enum, value_delimiter = ',', default_value = "wgsl")]
     targets: Vec<Target>,
     /// Every shader that plans choose over a grid of shapes, element types, layouts, terms and devices
-    #[arg(long, conflicts_with_all = ["input", "shape", "kernel", "device", "device_class", "workgroup_memory", "subgroup_size"])]
+    #[arg(long, conflicts_with_all = [
+        "input", "shape", "OptionFlags", "kernel", "device", "device_class", "workgroup_memory", "subgroup_size",
+        "output_type", "probs",
+    ])]
     all: bool,
     /// Write into a folder that is not empty, over files of the same names
     #[arg(long)]
@@ -62,7 +65,7 @@ pub(crate) struct Args {
     /// The kernel to use, by name; auto lets the plan choose
     #[arg(long, value_name = "NAME", default_value = "auto")]
     kernel: KernelChoice,
-    /// Plan for this adapter: gpu, or part of its name
+    /// Plan for this adapter: gpu, its number, its backend, or part of its name
     #[arg(long, value_name = "DEVICE", conflicts_with_all = ["device_class", "workgroup_memory", "subgroup_size"])]
     device: Option<DeviceRequest>,
     /// Plan for a device of this class that has WebGPU's default limits
@@ -129,7 +132,7 @@ impl Job {
 /// A shape, file or device that is refused, a plan that can't be made, a folder that can't be written to. The error says
 /// if some files were written before.
 pub(crate) fn shaders(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
-    let jobs = if args.all { every_shader() } else { planned(args)? };
+    let jobs = if args.all { every_shader() } else { planned(args, terminal)? };
     let mut targets = args.targets.clone();
     targets.sort_unstable();
     targets.dedup();
@@ -159,7 +162,8 @@ pub(crate) fn shaders(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
         "targets": targets.iter().map(|target| target.name()).collect::<Vec<_>>(),
         "shaders": listed.map_err(partly)?,
     });
-    write_whole(&args.output.join(MANIFEST), format!("{manifest:#}\n").as_bytes()).map_err(partly)?;
+    OutputFile::write(&args.output.join(MANIFEST), Ours::ANYTHING, format!("{manifest:#}\n").as_bytes())
+        .map_err(|error| partly(error.into()))?;
     let folder = args.output.display();
     terminal.line(format_args!("{folder}: {} shaders and {MANIFEST}", jobs.len()))?;
     for target in targets {
@@ -193,7 +197,8 @@ fn write_one(job: &Job, targets: &[Target], folder: &Path) -> Result<Value, Erro
     for &target in targets.iter().filter(|target| job.fits(**target)) {
         let (bytes, entry_point) = source.write(target)?;
         let file = format!("{name}.{}", target.extension());
-        write_whole(&folder.join(&file), &bytes)?;
+        // with --force, over whatever has the name
+        OutputFile::write(&folder.join(&file), Ours::ANYTHING, &bytes)?;
         files.push(json!({ "target": target.name(), "file": file, "entry_point": entry_point }));
     }
     Ok(listed(job, &source, &files))
@@ -246,8 +251,8 @@ fn weights(entries: &[CatalogEntry]) -> Vec<Job> {
 }
 
 /// The shaders of one plan, each once.
-fn planned(args: &Args) -> Result<Vec<Job>, Error> {
-    let problem = args.problem.problem()?;
+fn planned(args: &Args, terminal: &Terminal) -> Result<Vec<Job>, Error> {
+    let problem = args.problem.problem(terminal)?;
     let caps = caps(args)?;
     let kernel = match args.kernel {
         KernelChoice::Auto => None,
@@ -386,13 +391,13 @@ fn listed(job: &Job, source: &Source<'_>, files: &[Value]) -> Value {
 
 /// Makes the folder, and sees whether it may be written to.
 fn make_folder(folder: &Path, force: bool) -> Result<(), Error> {
-    let failed = |source| Error::OutputFolder { path: folder.to_owned(), source };
+    let failed = |source| Error::Folder { path: folder.to_owned(), source };
     std::fs::create_dir_all(folder).map_err(failed)?;
     if !force && std::fs::read_dir(folder).map_err(failed)?.next().is_some() {
         return Err(Error::NotEmpty { path: folder.to_owned() });
     }
     let manifest = folder.join(MANIFEST);
-    temporary_beside(&manifest).map_err(failed)?;
+    OutputFile::check(&manifest, Ours::ANYTHING)?;
     // what an older list says will no longer be so
     match std::fs::remove_file(manifest) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),

@@ -7,6 +7,7 @@ use cross_attention::{AttentionProblem, AttentionSpec, Layout, ScoreStage, Tenso
 use crate::error::Error;
 use crate::file::{self, Wish};
 use crate::options::{ElementName, Metadata, OptionFlags};
+use crate::terminal::Terminal;
 
 /// The problem of an input file, or of a shape.
 #[derive(Debug, clap::Args)]
@@ -31,13 +32,13 @@ impl ProblemFlags {
     ///
     /// # Errors
     /// A file or options that cannot be read, and what the library refuses.
-    pub(crate) fn problem(&self) -> Result<AttentionProblem, Error> {
+    pub(crate) fn problem(&self, terminal: &Terminal) -> Result<AttentionProblem, Error> {
         match &self.input {
             Some(path) => {
                 let wish = Wish { output: self.output_type.into(), probs: self.probs };
-                Ok(file::read(path, &self.options, wish)?.problem)
+                file::problem(path, &self.options, wish, terminal)
             }
-            None => self.shape.problem(&self.options, self.output_type, self.probs),
+            None => self.shape.problem(&self.options, self.output_type, self.probs, terminal),
         }
     }
 }
@@ -104,6 +105,7 @@ impl ShapeFlags {
         options: &OptionFlags,
         output: ElementName,
         probs: bool,
+        terminal: &Terminal,
     ) -> Result<AttentionProblem, Error> {
         // clap has seen to it that what has no default is given
         let [q_heads, q_len, kv_len, head_dim] =
@@ -130,6 +132,9 @@ impl ShapeFlags {
         spec.sinks = self.sinks;
         spec.lse = self.lse;
         spec.scores = probs.then_some(ScoreStage::Probs);
+        for note in options.idle(&spec) {
+            terminal.note(format_args!("warning: {note}"));
+        }
         Ok(AttentionProblem::new(spec)?)
     }
 }

@@ -1,11 +1,16 @@
 //! A picture of attention weights in characters: a line a query row, keys from left to right.
 
+use std::path::Path;
+
 use cross_attention::AttentionProblem;
 
 use crate::options::Metadata;
+use crate::terminal::Terminal;
+use crate::text::{clip, shown, width};
 
-/// Columns of the picture.
+/// Columns of the picture, fewer where the terminal is narrow, but some.
 const WIDTH: usize = 72;
+const MIN_WIDTH: usize = 16;
 
 /// Lines of the picture.
 const MAX_ROWS: usize = 64;
@@ -21,7 +26,12 @@ const SHADES: [char; 5] = [' ', '░', '▒', '▓', '█'];
 /// A file's metadata may say more: `row_labels`, labels as a JSON list of strings; `show_heads`, the heads to average,
 /// `0,2,5`; `show_keys`, how many keys to draw; `seconds_per_key`, the time a key stands for. What can't be read is as if
 /// it were not there.
-pub(crate) fn picture(problem: &AttentionProblem, probs: &[f32], metadata: &Metadata) -> String {
+pub(crate) fn picture(
+    problem: &AttentionProblem,
+    probs: &[f32],
+    metadata: &Metadata,
+    terminal: Option<usize>,
+) -> String {
     let (kv_len, q_len) = (problem.kv_len(), problem.q_len());
     let keys = number(metadata, "show_keys").unwrap_or(kv_len).min(kv_len);
     if keys == 0 || probs.is_empty() {
@@ -29,16 +39,19 @@ pub(crate) fn picture(problem: &AttentionProblem, probs: &[f32], metadata: &Meta
     }
     let heads = heads(problem, metadata);
     let labels = labels(metadata);
-    let label = |row: usize| labels.get(row).map_or_else(|| row.to_string(), |text| clip(text));
+    let label = |row: usize| labels.get(row).map_or_else(|| row.to_string(), |text| clip(text, MAX_LABEL));
     let rows = q_len.min(MAX_ROWS);
-    let margin = (0..rows).map(|row| label(row).chars().count()).max().unwrap_or(0);
-    let seconds: Option<f64> = metadata.get("seconds_per_key").and_then(|text| text.trim().parse().ok());
+    let margin = (0..rows).map(|row| width(&label(row))).max().unwrap_or(0);
+    let seconds = seconds(metadata);
     let place = |key: usize| match seconds {
         Some(seconds) => format!("{:.2} s", key as f64 * seconds),
         None => format!("key {key}"),
     };
-    let width = keys.min(WIDTH);
-    let mut lines = vec![format!("{:margin$} ┌{}┐ most at", "", "─".repeat(width))];
+    // beside the picture: two edges, three spaces, and the longer of two texts
+    let beside = margin + 5 + place(keys).len().max("key ".len()) + " in all".len();
+    let room = terminal.map_or(WIDTH, |columns| columns.saturating_sub(beside).clamp(MIN_WIDTH, WIDTH));
+    let columns = keys.min(room);
+    let mut lines = vec![format!("{:margin$} ┌{}┐ most at", "", "─".repeat(columns))];
     for row in 0..rows {
         let weights: Vec<f32> =
             (0..keys).map(|key| heads.iter().map(|head| probs[(head * q_len + row) * kv_len + key]).sum()).collect();
@@ -46,11 +59,14 @@ pub(crate) fn picture(problem: &AttentionProblem, probs: &[f32], metadata: &Meta
             .iter()
             .enumerate()
             .fold((0, 0.0), |best: (usize, f32), (key, &weight)| if weight > best.1 { (key, weight) } else { best });
-        let columns: String = (0..width).map(|column| shade(column, width, &weights, largest)).collect();
+        let shades: String = (0..columns).map(|column| shade(column, columns, &weights, largest)).collect();
         let most = if largest > 0.0 { place(most) } else { "none".to_owned() };
-        lines.push(format!("{:>margin$} │{columns}│ {most}", label(row)));
+        // padded by columns, of which some characters take two
+        let label = label(row);
+        let pad = " ".repeat(margin.saturating_sub(width(&label)));
+        lines.push(format!("{pad}{label} │{shades}│ {most}"));
     }
-    lines.push(format!("{:margin$} └{}┘ {} in all", "", "─".repeat(width), place(keys)));
+    lines.push(format!("{:margin$} └{}┘ {} in all", "", "─".repeat(columns), place(keys)));
     if q_len > rows {
         lines.push(format!("and {} rows more", q_len - rows));
     }
@@ -78,9 +94,55 @@ pub(crate) fn labels(metadata: &Metadata) -> Vec<String> {
     metadata.get("row_labels").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
-/// A label, cut, and without characters that would move the cursor.
-fn clip(label: &str) -> String {
-    label.trim().chars().filter(|char| !char.is_control()).take(MAX_LABEL).collect()
+/// The time a key stands for.
+pub(crate) fn seconds(metadata: &Metadata) -> Option<f64> {
+    let seconds: Option<f64> = metadata.get("seconds_per_key").and_then(|text| text.trim().parse().ok());
+    seconds.filter(|seconds| seconds.is_finite() && *seconds > 0.0)
+}
+
+/// Says which metadata of a picture can't be used as it is.
+pub(crate) fn warn(problem: &AttentionProblem, metadata: &Metadata, path: &Path, terminal: &Terminal) {
+    for fault in faults(problem, metadata) {
+        terminal.note(format_args!("warning: {}: {fault}", path.display()));
+    }
+}
+
+fn faults(problem: &AttentionProblem, metadata: &Metadata) -> Vec<String> {
+    let mut faults = vec![];
+    let (q_heads, q_len, kv_len) = (problem.q_heads(), problem.q_len(), problem.kv_len());
+    if let Some(text) = metadata.get("row_labels") {
+        match serde_json::from_str::<Vec<String>>(text) {
+            Err(_) => faults.push(fault(metadata, "row_labels", &format!("a JSON list of {q_len} strings"))),
+            Ok(labels) if labels.len() != q_len => faults.push(format!(
+                "metadata row_labels has {} labels for {q_len} rows; what is missing is numbered, what is left over is not shown",
+                labels.len()
+            )),
+            Ok(_) => {}
+        }
+    }
+    if let Some(text) = metadata.get("show_heads") {
+        let good = |head: &str| head.trim().parse().is_ok_and(|head: usize| head < q_heads);
+        if !text.split(',').all(good) {
+            faults.push(fault(
+                metadata,
+                "show_heads",
+                &format!("numbers below {q_heads}, the number of heads, such as 0,2"),
+            ));
+        }
+    }
+    if metadata.contains_key("show_keys") && number(metadata, "show_keys").is_none_or(|keys| keys == 0 || keys > kv_len)
+    {
+        faults.push(fault(metadata, "show_keys", &format!("a number from 1 to {kv_len}, the number of keys")));
+    }
+    if metadata.contains_key("seconds_per_key") && seconds(metadata).is_none() {
+        faults.push(fault(metadata, "seconds_per_key", "a number above 0"));
+    }
+    faults
+}
+
+fn fault(metadata: &Metadata, name: &str, wanted: &str) -> String {
+    let found: String = metadata.get(name).map_or("", String::as_str).chars().take(60).collect();
+    format!("metadata {name} is \"{}\", needs {wanted}; what is not so is ignored", shown(&found))
 }
 
 pub(crate) fn number(metadata: &Metadata, name: &str) -> Option<usize> {
@@ -96,7 +158,7 @@ mod tests {
     fn draw(query: [usize; 4], key: [usize; 4], probs: &[f32], metadata: &[(&str, &str)]) -> String {
         let problem = AttentionProblem::new(AttentionSpec::new(query, key)).unwrap();
         let metadata = metadata.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).collect();
-        picture(&problem, probs, &metadata)
+        picture(&problem, probs, &metadata, None)
     }
 
     #[test]
@@ -113,6 +175,46 @@ mod tests {
         ];
         let text = draw([1, 2, 2, 1], [1, 2, 3, 1], &probs, &metadata);
         assert_eq!(text, "    ┌──┐ most at\n It │ █│ 0.50 s\nwas │  │ none\n    └──┘ 1.00 s in all");
+    }
+
+    #[test]
+    fn a_picture_fits_the_terminal() {
+        let problem = AttentionProblem::new(AttentionSpec::new([1, 1, 2, 1], [1, 1, 1500, 1])).unwrap();
+        let labels = r#"["a label of more than sixteen", "\u7c92\u7c92\u7c92\u7c92\u7c92\u7c92\u7c92"]"#;
+        let metadata = Metadata::from([("row_labels".to_owned(), labels.to_owned())]);
+        for columns in [40, 80, 120] {
+            let text = picture(&problem, &vec![0.5; 3000], &metadata, Some(columns));
+            assert!(text.lines().all(|line| width(line) <= columns), "{columns}: {text}");
+        }
+        let edges: Vec<_> = picture(&problem, &vec![0.5; 3000], &metadata, Some(80))
+            .lines()
+            .skip(1)
+            .take(2)
+            .map(|line| line.split('│').next().map(width))
+            .collect();
+        assert_eq!(edges[0], edges[1]);
+    }
+
+    #[test]
+    fn what_cannot_be_shown_is_told() {
+        let problem = AttentionProblem::new(AttentionSpec::new([1, 2, 2, 1], [1, 2, 3, 1])).unwrap();
+        let faults = |pairs: &[(&str, &str)]| {
+            faults(&problem, &pairs.iter().map(|&(name, text)| (name.to_owned(), text.to_owned())).collect())
+        };
+        assert!(faults(&[("row_labels", r#"["a", "b"]"#), ("show_heads", "0, 1"), ("show_keys", "3")]).is_empty());
+        for (name, text) in [
+            ("row_labels", "a, b"),
+            ("row_labels", r#"["a"]"#),
+            ("show_heads", "0;1"),
+            ("show_heads", "2"),
+            ("show_keys", "4"),
+            ("show_keys", "many"),
+            ("seconds_per_key", "-1"),
+            ("seconds_per_key", "inf"),
+        ] {
+            let said = faults(&[(name, text)]);
+            assert!(said.len() == 1 && said[0].contains(name), "{name} {text}: {said:?}");
+        }
     }
 
     #[test]

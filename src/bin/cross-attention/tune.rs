@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use cross_attention::files::{Ours, OutputFile};
 use cross_attention::gpu::Context;
 use cross_attention::tune::{
     DeviceKey, Outcome, TuneCache, TuneCandidate, TuneOptions, TuneProgress, TuneReport, TuneWarning,
@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::options::{DeviceFlags, ElementName, OptionFlags};
 use crate::run::shape;
 use crate::shape::ShapeFlags;
+use crate::table::Table;
 use crate::terminal::Terminal;
 
 const EXAMPLE: &str = "\
@@ -34,7 +35,8 @@ Examples:
 pub(crate) struct Args {
     /// Workloads to tune (`bench --list` shows them); without any, the shape is given by flags
     #[arg(
-        id = "input", long = "workload", value_name = "NAME", num_args = 1.., conflicts_with = "shape",
+        id = "input", long = "workload", value_name = "NAME", num_args = 1..,
+        conflicts_with_all = ["shape", "OptionFlags", "output_type"],
         value_parser = PossibleValuesParser::new(names()), hide_possible_values = true,
     )]
     workloads: Vec<String>,
@@ -60,7 +62,7 @@ pub(crate) struct Args {
 /// # Errors
 /// What kept all of them from being tuned.
 pub(crate) fn tune(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> {
-    let problems = args.problems()?;
+    let problems = args.problems(terminal)?;
     let choice = Device::choose_blocking(&args.device.device)?;
     let Device::Gpu(context) = &choice.device else {
         return Err(Error::NotTunable { device: choice.device.name() });
@@ -75,13 +77,13 @@ pub(crate) fn tune(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> 
     for (name, problem) in &problems {
         terminal.line(format_args!("{name}: {}", shape(problem)))?;
         let kept = tune_one(args, context, problem, terminal).and_then(|report| {
-            terminal.line(format_args!("{}", table(&report)))?;
+            terminal.line(format_args!("{}", table(&report).text(terminal.width())))?;
             let entry = report.entry().ok_or(Error::NothingChosen)?;
             terminal.line(format_args!("chosen: {}, {}", entry.choice, entry.why()))?;
             if let (Some(cache), Some(path)) = (&mut cache, &args.cache) {
                 cache.insert(entry);
                 // after each problem, so that what was found is kept whatever happens next
-                cache.save(path).map_err(|source| Error::Write { path: path.clone(), source })?;
+                cache.save(path)?;
             }
             let wrong = |candidate: &&TuneCandidate| matches!(candidate.outcome, Outcome::Wrong { .. });
             match report.candidates.iter().filter(wrong).count() {
@@ -91,7 +93,7 @@ pub(crate) fn tune(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> 
         });
         match kept {
             Ok(()) => {}
-            Err(error @ (Error::Stdout { .. } | Error::Write { .. })) => return Err(error),
+            Err(error @ (Error::Stdout { .. } | Error::Output(_))) => return Err(error),
             Err(error) => {
                 terminal.note(format_args!("error: {name}: {}", error.chain()));
                 failed += 1;
@@ -147,10 +149,10 @@ fn tune_one(
 
 impl Args {
     /// The problems, each with a name.
-    fn problems(&self) -> Result<Vec<(String, AttentionProblem)>, Error> {
+    fn problems(&self, terminal: &Terminal) -> Result<Vec<(String, AttentionProblem)>, Error> {
         let element = self.shape.element.unwrap_or_default();
         if self.workloads.is_empty() {
-            let problem = self.shape.problem(&self.options, self.output_type.unwrap_or(element), false)?;
+            let problem = self.shape.problem(&self.options, self.output_type.unwrap_or(element), false, terminal)?;
             return Ok(vec![("problem".to_owned(), problem)]);
         }
         let workloads = self.workloads.iter().filter_map(|name| workload::find(name));
@@ -160,7 +162,11 @@ impl Args {
 
 /// Reads the cache that is to be written; a file that is something else is left alone.
 fn open(path: &std::path::Path, context: &Context, terminal: &Terminal) -> Result<TuneCache, Error> {
-    let (cache, warnings) = TuneCache::load(path, &DeviceKey::of(context.info()));
+    let device = DeviceKey::of(context.info());
+    if std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0) {
+        return Ok(TuneCache::new(device));
+    }
+    let (cache, warnings) = TuneCache::load(path, &device);
     for warning in warnings {
         match warning {
             TuneWarning::Missing { .. } | TuneWarning::Foreign { .. } => {}
@@ -168,10 +174,12 @@ fn open(path: &std::path::Path, context: &Context, terminal: &Terminal) -> Resul
             _ => terminal.note(format_args!("warning: {warning}")),
         }
     }
+    // tried before anything is timed; that it is a cache is known
+    OutputFile::check(path, Ours::ANYTHING)?;
     Ok(cache)
 }
 
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 13] = [
     "kernel",
     "block_q",
     "block_kv",
@@ -184,15 +192,11 @@ const COLUMNS: [&str; 12] = [
     "rounds",
     "GFLOP/s",
     "first ms",
+    "result",
 ];
 
 fn table(report: &TuneReport) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(COLUMNS.into_iter().chain(["result"]));
-    for column in table.column_iter_mut().skip(1).take(COLUMNS.len() - 1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
+    let mut table = Table::new(&COLUMNS, 1..COLUMNS.len() - 1);
     let mut rows: Vec<_> = report.candidates.iter().enumerate().collect();
     let time = |outcome: &Outcome| outcome.median_ms().unwrap_or(f64::INFINITY);
     rows.sort_by(|(_, a), (_, b)| time(&a.outcome).total_cmp(&time(&b.outcome)));
@@ -202,7 +206,7 @@ fn table(report: &TuneReport) -> Table {
         let own = if candidate.choice == report.planned { " (the plan's own)" } else { "" };
         let result = if report.chosen == Some(n) { "chosen".to_owned() } else { result(&candidate.outcome) };
         cells.push(format!("{result}{own}"));
-        table.add_row(cells);
+        table.push(cells);
     }
     table
 }

@@ -398,11 +398,17 @@ impl SharedState {
 /// An element that rows of f32 are stored as.
 pub(super) trait Store: Copy + Send + bytemuck::NoUninit {
     fn store(row: &[f32], to: &mut [Self]);
+    /// The elements, if they are f32.
+    fn as_f32(of: &mut [Self]) -> Option<&mut [f32]>;
 }
 
 impl Store for f32 {
     fn store(row: &[f32], to: &mut [Self]) {
         to.copy_from_slice(row);
+    }
+
+    fn as_f32(of: &mut [Self]) -> Option<&mut [f32]> {
+        Some(of)
     }
 }
 
@@ -410,6 +416,10 @@ impl Store for f16 {
     fn store(row: &[f32], to: &mut [Self]) {
         use half::slice::HalfFloatSliceExt;
         to.convert_from_f32_slice(row);
+    }
+
+    fn as_f32(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
     }
 }
 

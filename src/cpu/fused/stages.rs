@@ -49,17 +49,34 @@ impl Job<'_> {
                 let n = lanes.min(tile.rows - first);
                 // where the rows after the next go: no cache holds that yet
                 let ahead = tile.first_row + first + 2 * lanes;
-                for row in ahead..(ahead + lanes).min(plan.map.rows(chunk)) {
-                    simd::ask_for(plan.level(), bytemuck::cast_slice(output.row(row)));
+                let end = (ahead + lanes).min(plan.map.rows(chunk));
+                if ahead < end {
+                    match output.run(ahead, end - ahead) {
+                        Some(rows) => simd::ask_for(plan.level(), bytemuck::cast_slice(rows)),
+                        None => {
+                            (ahead..end).for_each(|r| simd::ask_for(plan.level(), bytemuck::cast_slice(output.row(r))));
+                        }
+                    }
                 }
-                simd::turn_out(plan.level(), acc, tile.width, first, dim, &scratch.rescale, &mut scratch.lines);
-                for (r, line) in scratch.lines.chunks_exact_mut(dim).take(n).enumerate() {
-                    let (row, sum) = (tile.first_row + first + r, scratch.row_sum[at + first + r]);
+                let sums = &scratch.row_sum[at + first..][..n];
+                let rescale = &scratch.rescale;
+                let turn = |rows: &mut [f32]| {
+                    simd::turn_out(plan.level(), acc, tile.width, first, dim, rescale, rows);
                     // a row that saw no mass; a NaN that it saw all the same has no weight
-                    if sum == 0.0 {
+                    for (line, _) in rows.chunks_exact_mut(dim).zip(sums).filter(|(_, sum)| **sum == 0.0) {
                         line.fill(0.0);
                     }
-                    T::store(line, output.row(row));
+                };
+                let row = tile.first_row + first;
+                if n == lanes
+                    && let Some(rows) = output.run(row, n).and_then(T::as_f32)
+                {
+                    turn(rows);
+                    continue;
+                }
+                turn(&mut scratch.lines);
+                for (r, line) in scratch.lines.chunks_exact(dim).take(n).enumerate() {
+                    T::store(line, output.row(row + r));
                 }
             }
         }

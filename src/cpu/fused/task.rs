@@ -85,7 +85,15 @@ impl Job<'_> {
         let of = plan.map.chunk(chunk);
         let next = tile.first_row + plan.tile_rows;
         let rows = plan.tile_rows.min(plan.map.rows(chunk).saturating_sub(next));
-        for r in next + rows * part / parts..next + rows * (part + 1) / parts {
+        let rows = next + rows * part / parts..next + rows * (part + 1) / parts;
+        if rows.is_empty() {
+            return;
+        }
+        if let Some(run) = plan.map.run(of, rows.start, rows.len(), &tensor.layout) {
+            simd::ask_for(plan.level(), bytemuck::cast_slice(&data[run]));
+            return;
+        }
+        for r in rows {
             let [b, h, i] = plan.map.place_in(of, r);
             let row = &data[tensor.layout.index([b, h, i, 0])..][..problem.head_dim()];
             simd::ask_for(plan.level(), bytemuck::cast_slice(row));
@@ -239,6 +247,7 @@ impl Job<'_> {
                     max: &mut scratch.row_max[at..],
                     sum: &mut scratch.row_sum[at..],
                     rescale: &mut scratch.rescale,
+                    fresh: scratch.fresh[tile.number],
                 };
                 if fetch {
                     self.ask_for_next(chunk, tile, [0, 2]);

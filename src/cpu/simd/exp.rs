@@ -2,7 +2,7 @@
 
 use super::Simd;
 
-/// `unit * exp(x)` for `x <= 88`: within 2 ulp over [-104, 0] (subnormal results: 2 units of the smallest one), 0 from -105
+/// `unit * exp(x)` for `x <= 0`: within 2 ulp over [-104, 0] (subnormal results: 2 units of the smallest one), 0 from -105
 /// down and at negative infinity; NaN stays NaN. `unit` is 1 or a smaller power of two, down to 2^-24, and costs nothing.
 ///
 /// `exp(x) = 2^n exp(r)` with whole `n` and `|r| <= ln(2) / 2`; the polynomial is that of Cephes' `expf`.
@@ -22,10 +22,11 @@ pub(super) fn exp<S: Simd>(s: S, x: S::V, unit: f32) -> S::V {
         p = s.fma(p, r, s.splat(c));
     }
     let p = s.fma(s.mul(r, r), p, r);
-    s.ldexp(s.fma(p, s.splat(unit), s.splat(unit)), n)
+    let unit = s.splat(unit * S::AHEAD);
+    s.ldexp(s.fma(p, unit, unit), n)
 }
 
-/// `unit * 2^x` for `x <= 127`: within 2 ulp over [-150, 0] (subnormal results: 2 units of the smallest one), 0 from -152
+/// `unit * 2^x` for `x <= 0`: within 2 ulp over [-150, 0] (subnormal results: 2 units of the smallest one), 0 from -152
 /// down and at negative infinity; NaN stays NaN. A third shorter than [`exp`]; `unit` as there.
 ///
 /// `2^x = 2^n 2^f` with whole `n` and `|f| <= 1/2`; the polynomial is that of Cephes' `exp2f`.
@@ -36,6 +37,7 @@ pub(super) fn exp2<S: Simd>(s: S, x: S::V, unit: f32) -> S::V {
     let x = s.max(s.splat(-152.0), x);
     let n = s.round(x);
     let f = s.sub(x, n);
+    let unit = unit * S::AHEAD;
     let mut p = s.splat(unit * 1.535_336_188_3e-4);
     for c in [1.339_887_440_3e-3, 9.618_437_357_7e-3, 5.550_332_471_2e-2, 2.402_264_791_4e-1, 6.931_472_028_6e-1, 1.0] {
         p = s.fma(p, f, s.splat(unit * c));

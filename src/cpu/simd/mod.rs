@@ -176,7 +176,10 @@ trait Simd: Copy {
     fn any_lt(self, a: Self::V, b: Self::V) -> bool;
     /// `x` in the lanes whose bit is set, counted from the lowest, else negative infinity.
     fn keep(self, bits: u32, x: Self::V) -> Self::V;
-    /// `x * 2^n`, rounded once, for whole `n` from -160 to 127 and `x` about 1.
+    /// A power of two by which the `x` of [`ldexp`](Self::ldexp) comes too large.
+    const AHEAD: f32;
+    /// `x * 2^n / AHEAD`, rounded once, for whole `n` from -152 to 0 and `x / AHEAD` from 2^-25 to 2; NaN for a NaN. With
+    /// `x` so large, `n` can be added to its exponent, and the last product is the one that rounds.
     fn ldexp(self, x: Self::V, n: Self::V) -> Self::V;
     /// Asks for the line of the cache that `at` is in; any address will do.
     #[inline(always)]
@@ -200,6 +203,9 @@ trait Simd: Copy {
     /// The sum of the lanes of each.
     fn sums(self, x: [Self::V; 4]) -> [f32; 4];
 }
+
+/// [`Simd::AHEAD`] where no instruction adds to an exponent: half of the way down to 2^-152.
+const HALF_WAY: f32 = (1u128 << 76) as f32;
 
 /// Defines a function that takes a level and calls `$generic` with the vector unit of that level.
 macro_rules! dispatch {

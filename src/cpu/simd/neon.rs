@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::Simd;
+use super::{HALF_WAY, Simd};
 
 /// Advanced SIMD with fused multiply-add.
 #[derive(Clone, Copy)]
@@ -13,6 +13,7 @@ pub(super) struct Neon;
 impl Simd for Neon {
     type V = float32x4_t;
     const LANES: usize = 4;
+    const AHEAD: f32 = HALF_WAY;
 
     #[inline(always)]
     fn splat(self, x: f32) -> float32x4_t {
@@ -79,14 +80,10 @@ impl Simd for Neon {
     }
     #[inline(always)]
     fn ldexp(self, x: float32x4_t, n: float32x4_t) -> float32x4_t {
-        // two exact powers, so that only the last product rounds
         unsafe {
-            let n = vcvtq_s32_f32(n);
-            let half = vshrq_n_s32::<1>(n);
-            let bias = vdupq_n_s32(127);
-            let first = vshlq_n_s32::<23>(vaddq_s32(half, bias));
-            let second = vshlq_n_s32::<23>(vaddq_s32(vsubq_s32(n, half), bias));
-            vmulq_f32(vmulq_f32(x, vreinterpretq_f32_s32(first)), vreinterpretq_f32_s32(second))
+            let n = vshlq_n_s32::<23>(vcvtq_s32_f32(n));
+            let x = vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), n));
+            vmulq_f32(x, vdupq_n_f32(1.0 / HALF_WAY))
         }
     }
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Plain Rust, for machines without a vector unit that is known here.
 
-use super::Simd;
+use super::{HALF_WAY, Simd};
 
 /// Four f32 side by side, which compilers turn into whatever vectors are there.
 #[derive(Clone, Copy)]
@@ -9,6 +9,7 @@ pub(super) struct Portable;
 impl Simd for Portable {
     type V = [f32; 4];
     const LANES: usize = 4;
+    const AHEAD: f32 = HALF_WAY;
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 4] {
@@ -71,13 +72,11 @@ impl Simd for Portable {
         std::array::from_fn(|i| if bits >> i & 1 == 1 { x[i] } else { f32::NEG_INFINITY })
     }
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number from -160 to 127")]
+    #[expect(clippy::cast_possible_truncation, reason = "a whole number from -152 to 0")]
     fn ldexp(self, x: [f32; 4], n: [f32; 4]) -> [f32; 4] {
-        // two exact powers, so that only the last product rounds
         std::array::from_fn(|i| {
-            let n = n[i] as i32;
-            let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
-            x[i] * power(n >> 1) * power(n - (n >> 1))
+            let n = (n[i] as i32).cast_unsigned() << 23;
+            f32::from_bits(x[i].to_bits().wrapping_add(n)) * (1.0 / HALF_WAY)
         })
     }
     #[inline(always)]

@@ -10,7 +10,7 @@ use crate::tensor::Layout;
 /// Says which elements belong to a unit: a run of `len(unit)` rows, each a range of elements.
 ///
 /// # Safety
-/// Ranges of different `(unit, row)` must not overlap.
+/// Ranges of different `(unit, row)` must not overlap, and a run must be the ranges of its rows.
 pub(in crate::cpu) unsafe trait Units: Sync {
     /// What is known of a unit before its rows.
     type Origin: Copy;
@@ -19,6 +19,11 @@ pub(in crate::cpu) unsafe trait Units: Sync {
 
     /// The elements of a row of a unit.
     fn range(&self, origin: Self::Origin, row: usize) -> Range<usize>;
+
+    /// The elements of `n` rows of a unit, at least one, if they lie one behind the other and nothing is between them.
+    fn run(&self, origin: Self::Origin, first: usize, n: usize) -> Option<Range<usize>> {
+        (n == 1).then(|| self.range(origin, first))
+    }
 }
 
 /// Units that lie one behind the other, each one row.
@@ -82,6 +87,14 @@ impl<T, U: Units> Unit<'_, '_, T, U> {
         assert!(range.start <= range.end && range.end <= self.shared.len);
         // SAFETY: within the buffer; rows of other units do not overlap it, and this unit is borrowed mutably
         unsafe { std::slice::from_raw_parts_mut(self.shared.start.add(range.start), range.len()) }
+    }
+
+    /// `n` rows of the unit from `first` on, if they lie one behind the other.
+    pub(in crate::cpu) fn run(&mut self, first: usize, n: usize) -> Option<&mut [T]> {
+        let range = self.shared.units.run(self.origin, first, n)?;
+        assert!(range.start <= range.end && range.end <= self.shared.len);
+        // SAFETY: as above, for all rows of the run
+        Some(unsafe { std::slice::from_raw_parts_mut(self.shared.start.add(range.start), range.len()) })
     }
 }
 
@@ -163,6 +176,17 @@ impl RowMap {
         [b + of_context, kv_head * self.group_size + in_group, i]
     }
 
+    /// Where `n` rows of a chunk, at least one, lie in a tensor, if they lie one behind the other and nothing is between
+    /// them. Rows that follow each other in a chunk do so in their head, or begin the next.
+    pub(in crate::cpu) fn run(&self, chunk: Chunk, first: usize, n: usize, layout: &Layout) -> Option<Range<usize>> {
+        let [b, h, i] = self.place_in(chunk, first);
+        let [.., width] = layout.shape;
+        let close = layout.strides[2] == width && (layout.strides[3] == 1 || width == 1);
+        let same_head = self.place_in(chunk, first + n - 1) == [b, h, i + n - 1];
+        let start = layout.index([b, h, i, 0]);
+        (close && same_head).then(|| start..start + n * width)
+    }
+
     /// [`place_in`](Self::place_in) for a row alone.
     pub(in crate::cpu) fn place(&self, chunk: usize, row: usize) -> [usize; 3] {
         self.place_in(self.chunk(chunk), row)
@@ -211,5 +235,9 @@ unsafe impl Units for TensorRows {
         let [b, h, i] = self.map.place_in(chunk, row);
         let start = self.layout.index([b, h, i, 0]);
         start..start + self.layout.shape[3]
+    }
+
+    fn run(&self, chunk: Chunk, first: usize, n: usize) -> Option<Range<usize>> {
+        self.map.run(chunk, first, n, &self.layout)
     }
 }

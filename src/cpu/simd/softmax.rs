@@ -9,6 +9,8 @@ pub(in crate::cpu) struct RowState<'a> {
     pub(in crate::cpu) max: &'a mut [f32],
     pub(in crate::cpu) sum: &'a mut [f32],
     pub(in crate::cpu) rescale: &'a mut [f32],
+    /// No key was taken in before, and there is nothing to rescale.
+    pub(in crate::cpu) fresh: bool,
 }
 
 dispatch! {
@@ -117,7 +119,8 @@ fn soften_by<S: Simd, const BINARY: bool>(
             }
             let max = s.max(s.max(max[0], max[1]), s.max(max[2], max[3]));
             let shift = shift_of(s, max);
-            let rescale = power::<S, BINARY>(s, s.sub(old, shift), factor, 1.0);
+            let rescale =
+                if state.fresh { s.splat(0.0) } else { power::<S, BINARY>(s, s.sub(old, shift), factor, 1.0) };
             grew |= s.any_lt(old, max);
             let before = s.mul(s.load(state.sum.as_ptr().add(v)), rescale);
             let mut sum = [s.splat(0.0); 4];

@@ -8,8 +8,10 @@
 
 use super::{Simd, Strided, array, dispatch};
 
-/// Columns that are summed before they are added to the rest of a dot product.
+/// Columns of a dot product that are summed before they are added to the rest, where there are more than [`ONE_BLOCK`]: up to
+/// there one sum rounds no more than the peers' do.
 const DOT_BLOCK: usize = 64;
+const ONE_BLOCK: usize = 128;
 
 dispatch! {
     /// `out[key][row] = scale * sum over d of query[d][row] * key[d]` for `n` keys. The next keys and the rows of
@@ -83,9 +85,10 @@ unsafe fn score_tile<S: Simd, const KEYS: usize, const VECTORS: usize>(
         let keys = array![KEYS; m => key.add(m * key_stride)];
         // strides may be anything where there is one row, and any address will do
         let ahead = (2 * KEYS).wrapping_mul(key_stride);
+        let block = if dim > ONE_BLOCK { DOT_BLOCK } else { dim };
         let mut from = 0;
         loop {
-            let to = dim.min(from + DOT_BLOCK);
+            let to = dim.min(from + block);
             let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
             for d in from..to {
                 if d % 16 == 0 && !value.data.is_empty() {
@@ -104,11 +107,12 @@ unsafe fn score_tile<S: Simd, const KEYS: usize, const VECTORS: usize>(
                 }
             }
             let (first, last) = (from == 0, to == dim);
+            let scaled = last && scale.to_bits() != 1f32.to_bits();
             for m in 0..KEYS {
                 for v in 0..VECTORS {
                     let at = out.add(m * rows + v * S::LANES);
                     let sum = if first { acc[m][v] } else { s.add(s.load(at), acc[m][v]) };
-                    s.store(at, if last { s.mul(sum, s.splat(scale)) } else { sum });
+                    s.store(at, if scaled { s.mul(sum, s.splat(scale)) } else { sum });
                 }
             }
             if last {

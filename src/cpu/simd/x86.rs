@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{HALF_WAY, Simd};
 
 /// AVX-512 F and DQ.
 #[derive(Clone, Copy)]
@@ -13,6 +13,7 @@ pub(super) struct Avx512;
 impl Simd for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
+    const AHEAD: f32 = 1.0;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -124,6 +125,7 @@ pub(super) struct Avx2;
 impl Simd for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
+    const AHEAD: f32 = HALF_WAY;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -189,14 +191,10 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn ldexp(self, x: __m256, n: __m256) -> __m256 {
-        // two exact powers, so that only the last product rounds
         unsafe {
-            let n = _mm256_cvtps_epi32(n);
-            let half = _mm256_srai_epi32::<1>(n);
-            let bias = _mm256_set1_epi32(127);
-            let first = _mm256_slli_epi32::<23>(_mm256_add_epi32(half, bias));
-            let second = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_sub_epi32(n, half), bias));
-            _mm256_mul_ps(_mm256_mul_ps(x, _mm256_castsi256_ps(first)), _mm256_castsi256_ps(second))
+            let n = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
+            let x = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), n));
+            _mm256_mul_ps(x, _mm256_set1_ps(1.0 / HALF_WAY))
         }
     }
     #[inline(always)]

@@ -1,12 +1,12 @@
 //! What `bench` says: a table for people, a line of JSON for programs.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use cross_attention::workload::Workload;
 use cross_attention::{Device, Element, Timing};
 use serde_json::{Value, json};
 
 use super::{Common, Row, software};
 use crate::error::Error;
+use crate::table::Table;
 use crate::terminal::Terminal;
 
 const COLUMNS: [&str; 16] = [
@@ -55,13 +55,7 @@ pub(super) fn opening(
 }
 
 pub(super) fn headed_table() -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_header(COLUMNS);
-    for column in table.column_iter_mut().skip(4).take(11) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
+    Table::new(&COLUMNS, 4..15)
 }
 
 /// The row of a workload.
@@ -69,7 +63,7 @@ pub(super) fn add_row(table: &mut Table, workload: &Workload, common: &Common<'_
     let mut cells = vec![workload.name.to_owned(), short_shape(workload)];
     let Ok(row) = result else {
         cells.push("failed".to_owned());
-        table.add_row(cells);
+        table.push(cells);
         return;
     };
     let median_ms = row.timing.quantile(0.5);
@@ -108,7 +102,7 @@ pub(super) fn add_row(table: &mut Table, workload: &Workload, common: &Common<'_
         format!("{:.1e}", row.max_abs_error),
         format!("{}{}", row.timing.source, if software(common.device) { ", software" } else { "" }),
     ]);
-    table.add_row(cells);
+    table.push(cells);
 }
 
 /// `batch x q_heads/kv_heads x q_len x kv_len x head_dim/v_head_dim`, where equal ones are named once.

@@ -3,6 +3,10 @@
 #![cfg(feature = "cli")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod files;
+mod memory;
+mod words;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -282,12 +286,15 @@ fn a_failed_run_leaves_what_was_there() {
     let folder = Folder::new();
     let mut tensors = small();
     tensors.push(f32s("bias", &[3, 4], wave(1.0)));
-    let input = folder.write("in.safetensors", &tensors, &[]);
     fs::create_dir(folder.at("out")).unwrap();
-    fs::write(folder.at("out/in.safetensors"), "as it was").unwrap();
+    // a result of before, which a run that goes well would replace
+    let good_input = folder.write("in.safetensors", &small(), &[]);
+    good(&["run", &good_input, "-o", &folder.at("out"), "--device", "cpu"]);
+    let as_it_was = fs::read(folder.at("out/in.safetensors")).unwrap();
+    let input = folder.write("in.safetensors", &tensors, &[]);
     let said = bad(&["run", &input, "-o", &folder.at("out"), "--device", "cpu"]);
     assert!(said.contains("bias has shape [1, 1, 3, 4], needs [2, 4, 3, 5]"), "{said}");
-    assert_eq!(fs::read_to_string(folder.at("out/in.safetensors")).unwrap(), "as it was");
+    assert!(fs::read(folder.at("out/in.safetensors")).unwrap() == as_it_was);
     assert_eq!(folder.list("out"), ["in.safetensors"]);
 }
 
@@ -308,7 +315,7 @@ fn refusals_say_what_is_wrong() {
     assert!(bad(&["run", &folder.at("gone"), "-o", &folder.at("x"), "--device", "cpu"]).contains("cannot read it"));
     fs::create_dir(folder.at("none")).unwrap();
     assert!(bad(&["run", &folder.at("none"), "-o", &folder.at("x")]).contains("holds no file named *.safetensors"));
-    assert!(bad(&["run", &input, "-o", &format!("{input}/x")]).contains("cannot write into"));
+    assert!(bad(&["run", &input, "-o", &format!("{input}/x")]).contains("the folder of the output"));
     assert!(bad(&["run", &input, "-o", &folder.at("x"), "--device", "no such adapter"]).contains("no such adapter"));
     for usage in [&["run", &input][..], &["run", &input, "-o", "x", "--scale", "big"], &["bench", "no_such_workload"]] {
         assert_eq!(program(usage).status.code(), Some(2), "{usage:?}");
@@ -585,10 +592,13 @@ fn maps_that_cannot_be_are_refused() {
         assert!(!Path::new(&output).exists());
         said
     };
-    assert!(refused("x.png", &["--heads", "4"]).contains("heads[0] is 4, there are 4"));
-    assert!(refused("x.png", &["--rows", "1-3"]).contains("rows holds the range 1..4, there are 3"));
-    assert!(refused("x.csv", &["--segments", "0-9"]).contains("segments holds the range 0..10, there are 5"));
-    assert!(refused("x.csv", &["--batch", "2"]).contains("the file has 2 entries"));
+    assert!(refused("x.png", &["--heads", "4"]).contains("the file has 4 heads, 0 to 3"));
+    assert!(refused("x.png", &["--rows", "1-3"]).contains("--rows 1-3: it reaches past the end; the file has 3 rows"));
+    assert!(
+        refused("x.csv", &["--segments", "0-9"])
+            .contains("--segments 0-9: it reaches past the end; the file has 5 keys")
+    );
+    assert!(refused("x.csv", &["--batch", "2"]).contains("--batch is 2, possible: 0 to 1"));
     assert!(refused("x.gif", &[]).contains("name it .png or .csv"));
     assert!(refused("none/x.png", &[]).contains("cannot write"));
     assert_eq!(program(&["map", &input, "--out", "x.png", "--heads", "two"]).status.code(), Some(2));
