@@ -103,7 +103,7 @@ impl Draw {
                 }
                 _ => {
                     let digit = bytes.iter().enumerate().filter(|(_, b)| b.is_ascii_digit()).map(|(n, _)| n);
-                    let digits: Vec<usize> = digits.collect();
+                    let digits: Vec<usize> = digit.collect();
                     if !digits.is_empty() {
                         let at = digits[self.below(digits.len())];
                         bytes[at] = b'0' + self.below(10) as u8;

@@ -24,10 +24,18 @@ struct Counting;
 
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if layout.size() > MOST {
+            // as on a machine without that much: who asks first whether it is there goes on, who does not aborts
+            eprintln!("seed {}: refused {} bytes", SEED.load(Ordering::Relaxed), layout.size());
+            return std::ptr::null_mut();
+        }
         let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
         if live > MOST {
-            LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-            eprintln!("seed {}: {} bytes asked for, {live} live", SEED.load(Ordering::Relaxed), layout.size());
+            // what is said about it must not be counted
+            LIVE.store(0, Ordering::Relaxed);
+            let trace = std::backtrace::Backtrace::force_capture();
+            let seed = SEED.load(Ordering::Relaxed);
+            eprintln!("seed {seed}: {} bytes asked for, {live} live\n{trace}", layout.size());
             std::process::exit(3);
         }
         // as the caller says

@@ -9,7 +9,7 @@ use crate::common::case::Case;
 use crate::common::{cases, check};
 
 /// Cases with every kind of input there is to cut, and some that leave a part with little.
-const CASES: [&str; 14] = [
+const CASES: [&str; 15] = [
     "causal_gqa_odd",
     "heads_gqa_of_8",
     "wide_batch",
@@ -24,6 +24,8 @@ const CASES: [&str; 14] = [
     "f16_wide",
     "masks_together",
     "scores_probs_all_terms",
+    // two groups of columns, which only a GPU's tiles have
+    "nan_in_wide_value",
 ];
 
 pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {
