@@ -40,7 +40,7 @@ pub struct OutputFile {
 #[derive(Debug)]
 enum To {
     /// A file beside the target, to be moved there.
-    Beside { part: Part, writer: BufWriter<File>, target: PathBuf, replaced: Option<Metadata> },
+    Beside { part: Part, writer: BufWriter<File>, target: PathBuf, replaced: Option<Box<Metadata>> },
     /// A device or a FIFO.
     Through(BufWriter<File>),
 }
@@ -70,7 +70,7 @@ impl OutputFile {
                     folder: folder(&target),
                     source,
                 })?;
-                To::Beside { part, writer: BufWriter::new(file), target, replaced }
+                To::Beside { part, writer: BufWriter::new(file), target, replaced: replaced.map(Box::new) }
             }
             Target::Device => To::Through(BufWriter::new(OpenOptions::new().write(true).open(path).map_err(failed)?)),
             Target::Fifo => To::Through(BufWriter::new(open_fifo(path)?)),
@@ -215,6 +215,7 @@ impl Drop for Part {
 }
 
 /// Opens a file to read it; nothing but a regular file, for a FIFO or a device may keep its reader waiting for ever.
+#[cfg(feature = "native")]
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     if std::fs::metadata(path)?.is_file() { File::open(path) } else { Err(io::Error::other("it is no regular file")) }
 }
@@ -404,6 +405,7 @@ pub enum OutputError {
 
 impl OutputError {
     /// Why, without the path.
+    #[cfg(feature = "native")]
     pub(crate) fn reason(&self, path: &Path) -> String {
         let text = self.in_full();
         text.strip_prefix(&format!("cannot write {}: ", path.display())).unwrap_or(&text).to_owned()
@@ -420,6 +422,7 @@ impl OutputError {
 }
 
 #[cfg(all(test, unix))]
+#[expect(clippy::expect_used, reason = "helpers of tests")]
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::process::Command;
@@ -430,13 +433,13 @@ mod tests {
 
     /// A folder of its own.
     fn folder() -> tempfile::TempDir {
-        tempfile::tempdir().unwrap()
+        tempfile::tempdir().expect("a folder")
     }
 
     fn names(folder: &tempfile::TempDir) -> Vec<String> {
         let mut names: Vec<_> = std::fs::read_dir(folder.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name in UTF-8"))
             .collect();
         names.sort();
         names

@@ -7,7 +7,7 @@
 //! is not: the same algorithm with exact sums, the *twin*, is a second yardstick, and the worse of the two counts.
 //! `floor` is what sound kernels may differ by, derived below; nothing in it is chosen to make a test pass.
 //!
-//! The rule and its derivation stand in this file and in [`floor`], and nowhere else.
+//! The rule and its derivation stand in this file and in `src/verify/floor.rs`, and nowhere else.
 //!
 //! # The floor
 //!

@@ -523,7 +523,7 @@ fn what_f32_reaches_is_judged() {
         let inputs = AttentionInputs::new(&query, &key[..], &value);
         let output = AttentionOutput {
             output: TensorData::F32(vec![x; 4]),
-            lse: Some(vec![if x == 1.0 { 2f32.ln() } else { x }]),
+            lse: Some(vec![if x.to_bits() == 1f32.to_bits() { 2f32.ln() } else { x }]),
             row_state: None,
             scores: None,
         };
