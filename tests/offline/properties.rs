@@ -2,7 +2,9 @@
 
 use cross_attention::cpu::{self, CpuKernel};
 use cross_attention::verify::verify;
-use cross_attention::{AttentionData, AttentionOutput, AttentionProblem, Element, Layout, TensorData};
+use cross_attention::{
+    AttentionData, AttentionOutput, AttentionProblem, DeviceCaps, Element, Kernel, Layout, Plan, TensorData,
+};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 
@@ -214,4 +216,44 @@ fn threads_do_not_change_a_bit() {
             assert_eq!(bits(&a), bits(&b), "{kernel}: {case}");
         }
     }
+}
+
+/// A plan for a device keeps to each of its limits, whichever of them is the low one; and says the same of itself.
+#[test]
+fn plans_keep_to_every_limit() {
+    type Lower = fn(&DeviceCaps) -> DeviceCaps;
+    let lowered: [(&str, Lower); 7] = [
+        ("bindings", |caps| DeviceCaps { max_storage_buffer_binding_size: 2048, ..caps.clone() }),
+        ("buffers", |caps| DeviceCaps { max_buffer_size: 4096, ..caps.clone() }),
+        ("storage buffers", |caps| DeviceCaps { max_storage_buffers_per_shader_stage: 4, ..caps.clone() }),
+        ("alignment", |caps| DeviceCaps { min_storage_buffer_offset_alignment: 4096, ..caps.clone() }),
+        ("workgroup memory", |caps| DeviceCaps { max_compute_workgroup_storage_size: 2048, ..caps.clone() }),
+        ("invocations", |caps| DeviceCaps { max_compute_invocations_per_workgroup: 32, ..caps.clone() }),
+        ("workgroups", |caps| DeviceCaps { max_compute_workgroups_per_dimension: 3, ..caps.clone() }),
+    ];
+    let with_subgroups = DeviceCaps { subgroups: Some((8, 8)), ..DeviceCaps::webgpu_defaults() };
+    let mut planned = 0;
+    for case in cases::all() {
+        for kernel in Kernel::ALL {
+            for (name, lower) in lowered {
+                let caps = lower(&with_subgroups);
+                let Ok(plan) = Plan::new(&case.problem(), &caps, Some(kernel)) else { continue };
+                planned += 1;
+                assert_eq!(plan.check(&caps), Ok(()), "{name}, {kernel}: {case}");
+                for step in plan.steps() {
+                    let storage = step.bindings.len().saturating_sub(1);
+                    let within = storage <= caps.max_storage_buffers_per_shader_stage as usize
+                        && step.workgroup_bytes <= u64::from(caps.max_compute_workgroup_storage_size)
+                        && step.grid.iter().all(|n| *n <= caps.max_compute_workgroups_per_dimension)
+                        && step.bindings.iter().all(|binding| {
+                            let alignment = u64::from(caps.min_storage_buffer_offset_alignment);
+                            let aligned = binding.start_bytes.is_multiple_of(alignment);
+                            binding.size_bytes <= caps.max_storage_buffer_binding_size && aligned
+                        });
+                    assert!(within, "{name}, {kernel}: {case}\n{step:?}");
+                }
+            }
+        }
+    }
+    assert!(planned > 1000, "{planned} plans");
 }
