@@ -128,7 +128,7 @@ impl PassagePool {
         // outputs, maxima and sums of all rows, and lse and mass of each passage
         let row = self.spec.v_head_dim.checked_add(4 + 2 * group.passages.len());
         let bytes = row.and_then(|n| n.checked_mul(q_heads * q_len)).and_then(|n| n.checked_mul(size_of::<f32>()));
-        if !bytes.is_some_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok()) {
+        if bytes.is_none_or(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_err()) {
             return Err(Error::HostMemory { bytes: bytes.map_or(u128::MAX, |bytes| bytes as u128) });
         }
         // scale, cap and lengths are refused here, whatever the list
