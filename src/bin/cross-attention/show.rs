@@ -39,17 +39,18 @@ pub(crate) fn picture(
     }
     let heads = heads(problem, metadata);
     let labels = labels(metadata);
-    let label = |row: usize| labels.get(row).map_or_else(|| row.to_string(), |text| clip(text, MAX_LABEL));
-    let rows = q_len.min(MAX_ROWS);
-    let margin = (0..rows).map(|row| width(&label(row))).max().unwrap_or(0);
     let seconds = seconds(metadata);
     let place = |key: usize| match seconds {
         Some(seconds) => format!("{:.2} s", key as f64 * seconds),
         None => format!("key {key}"),
     };
-    // beside the picture: two edges, three spaces, and the longer of two texts
-    let beside = margin + 5 + place(keys).len().max("key ".len()) + " in all".len();
-    let room = terminal.map_or(WIDTH, |columns| columns.saturating_sub(beside).clamp(MIN_WIDTH, WIDTH));
+    // beside the picture: two edges, three spaces, and the longer of two texts; labels get what is left of a narrow terminal
+    let beside = 5 + place(keys).len().max("key ".len()) + " in all".len();
+    let most = terminal.map_or(MAX_LABEL, |columns| columns.saturating_sub(beside + MIN_WIDTH).clamp(3, MAX_LABEL));
+    let label = |row: usize| labels.get(row).map_or_else(|| row.to_string(), |text| clip(text, most));
+    let rows = q_len.min(MAX_ROWS);
+    let margin = (0..rows).map(|row| width(&label(row))).max().unwrap_or(0);
+    let room = terminal.map_or(WIDTH, |columns| columns.saturating_sub(margin + beside).clamp(MIN_WIDTH, WIDTH));
     let columns = keys.min(room);
     let mut lines = vec![format!("{:margin$} ┌{}┐ most at", "", "─".repeat(columns))];
     for row in 0..rows {

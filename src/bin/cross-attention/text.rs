@@ -45,9 +45,14 @@ fn unsafe_to_print(char: char) -> bool {
     direction || matches!(char, '\u{2028}' | '\u{2029}' | '\u{feff}') || (char.is_control() && char != '\n')
 }
 
-/// A label cut to some characters, without those that `shown` would spell out.
+/// A label cut to so many columns of a terminal, without those that `shown` would spell out.
 pub(crate) fn clip(label: &str, most: usize) -> String {
-    label.trim().chars().filter(|char| !unsafe_to_print(*char) && *char != '\n').take(most).collect()
+    let mut columns = 0;
+    let fits = |char: &char| {
+        columns += char.width().unwrap_or(0);
+        columns <= most
+    };
+    label.trim().chars().filter(|char| !unsafe_to_print(*char) && *char != '\n').take_while(fits).collect()
 }
 
 /// Lines that are too long, broken at spaces and continued two columns in.
