@@ -175,7 +175,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 let prob = prob_tile[key * ROWS + r];
                 if !is_masked(prob) {
                     for (var n = 0u; n < DIMS_PER_LANE; n++) {
-                        block_acc[r][n] += prob * value_element[n];
+                        block_acc[r][n] = fma(prob, value_element[n], block_acc[r][n]);
                     }
                 }
             }

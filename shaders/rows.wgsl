@@ -194,8 +194,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(subgroup_invocation_id) la
                         let value_vec = handed_round(loaded, first_lane + l);
                         // repeat r < ROWS
                         // what is not allowed never enters, whatever its value
-                        block_acc[r][(l + n * ROW_LANES) % VALUE_VECS] +=
-                            score[r] * select(vec4f(0.0), value_vec, !ROW_MASKS || allowed[r]);
+                        block_acc[r][(l + n * ROW_LANES) % VALUE_VECS] = fma(
+                            vec4f(score[r]), select(vec4f(0.0), value_vec, !ROW_MASKS || allowed[r]),
+                            block_acc[r][(l + n * ROW_LANES) % VALUE_VECS],
+                        );
                         // end
                     }
                     // end

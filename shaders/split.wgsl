@@ -210,10 +210,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                         let prob = prob_tile[r][at];
                         if ROW_MASKS {
                             // what is not allowed never enters, whatever its value
-                            let sum = block_acc[r][n] + prob * value_vec;
+                            let sum = fma(vec4f(prob), value_vec, block_acc[r][n]);
                             block_acc[r][n] = select(sum, block_acc[r][n], is_masked(prob));
                         } else {
-                            block_acc[r][n] += prob * value_vec;
+                            block_acc[r][n] = fma(vec4f(prob), value_vec, block_acc[r][n]);
                         }
                     }
                     // end

@@ -21,7 +21,7 @@ pub struct PreparedAttention {
     context: Context,
     plan: Plan,
     pipelines: Vec<Pipeline>,
-    /// `Params` of each step, each at a multiple of the device's alignment.
+    /// `Params` of each step, then those for large values, each at a multiple of the device's alignment.
     params: wgpu::Buffer,
     params_stride: u64,
     scores: Option<wgpu::Buffer>,
@@ -53,10 +53,13 @@ impl Context {
         let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment.max(1));
         let params_stride = (size_of::<Params>() as u64).next_multiple_of(alignment);
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let params = self.buffer("params", params_stride * plan.steps().len() as u64, uses).await?;
+        // those of each step, then those for large values
+        let params = self.buffer("params", 2 * params_stride * plan.steps().len() as u64, uses).await?;
         self.checked("params", params.size(), || {
-            for (n, step) in plan.steps().iter().enumerate() {
-                self.queue().write_buffer(&params, n as u64 * params_stride, bytemuck::bytes_of(&step.params));
+            let usual = plan.steps().iter().map(|step| step.params);
+            let all = usual.clone().chain(usual.map(|params| params.for_large_values(plan.problem())));
+            for (n, params_of_step) in all.enumerate() {
+                self.queue().write_buffer(&params, n as u64 * params_stride, bytemuck::bytes_of(&params_of_step));
             }
         })
         .await?;
@@ -207,7 +210,7 @@ impl PreparedAttention {
     ) -> impl Iterator<Item = wgpu::BindGroupEntry<'a>> {
         let params = wgpu::BufferBinding {
             buffer: &self.params,
-            offset: step as u64 * self.params_stride,
+            offset: (step + if buffers.large_values { self.plan.steps().len() } else { 0 }) as u64 * self.params_stride,
             size: wgpu::BufferSize::new(size_of::<Params>() as u64),
         };
         let params = wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(params) };
@@ -295,7 +298,9 @@ impl PreparedAttention {
         let query = self.context.upload_tensor("query", inputs.query).await?;
         let key = self.context.upload_tensor("key", inputs.key).await?;
         let value = self.context.upload_tensor("value", inputs.value).await?;
-        self.upload_terms(inputs, [query, key, value]).await
+        let mut tensors = self.upload_terms(inputs, [query, key, value]).await?;
+        tensors.large_values = self.problem().may_overflow(inputs.value);
+        Ok(tensors)
     }
 
     /// Copies all other inputs to the device; query, key and value are there. `inputs` needs no keys and values.
@@ -322,6 +327,7 @@ impl PreparedAttention {
             output: context.allocate("output", bytes(Slot::Output)).await?,
             lse: None,
             scores: None,
+            large_values: true,
         };
         if let Some(bias) = inputs.bias {
             tensors.bias = Some(context.upload_tensor("bias", bias).await?);
@@ -425,6 +431,7 @@ pub struct AttentionTensors {
     pub output: wgpu::Buffer,
     pub lse: Option<wgpu::Buffer>,
     pub scores: Option<wgpu::Buffer>,
+    pub large_values: bool,
 }
 
 impl AttentionTensors {
@@ -448,6 +455,7 @@ impl AttentionTensors {
             output: self.output.slice(..),
             lse: whole(&self.lse),
             scores: whole(&self.scores),
+            large_values: self.large_values,
         }
     }
 }

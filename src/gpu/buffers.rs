@@ -42,6 +42,10 @@ pub struct AttentionBuffers<'a> {
     pub lse: Option<wgpu::BufferSlice<'a>>,
     /// `[batch, q_heads, q_len, kv_len]`, f32.
     pub scores: Option<wgpu::BufferSlice<'a>>,
+    /// Whether f32 values may be so large that `kv_len` of them, unweighted, add up to more than f32 holds: then weights are
+    /// taken times a power of two, so that no sum overflows. [`new`](Self::new) assumes it. Without it, nothing of values
+    /// below 1e-28 is lost on devices that take subnormal products for 0.
+    pub large_values: bool,
 }
 
 /// Bytes that the buffer of a tensor needs, a multiple of 4; 0 for an empty tensor.
@@ -89,6 +93,7 @@ impl<'a> AttentionBuffers<'a> {
             output,
             lse: None,
             scores: None,
+            large_values: true,
         }
     }
 

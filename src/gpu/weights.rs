@@ -82,6 +82,7 @@ impl<'a> WeightsBuffers<'a> {
             output: weights,
             lse: Some(row_state),
             scores: None,
+            large_values: false,
         }
     }
 

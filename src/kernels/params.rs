@@ -119,7 +119,6 @@ impl Params {
         let spec = problem.spec();
         let row_data = RowDataMap::new(problem);
         let shifts = Shifts::new(problem);
-        let headroom = headroom(problem);
         let mut params = Self {
             batch_base: narrow(part.batch.start),
             head_base: narrow(part.heads.start),
@@ -143,8 +142,8 @@ impl Params {
             exponent_scale: problem.exponent_scale().unwrap_or(0.0),
             softcap: spec.softcap.unwrap_or(0.0),
             negative_infinity: f32::NEG_INFINITY,
-            headroom,
-            headroom_inverse: 1.0 / headroom,
+            headroom: 1.0,
+            headroom_inverse: 1.0,
             splits: 1,
             ..Self::default()
         };
@@ -170,6 +169,12 @@ impl Params {
             }
         }
         params
+    }
+
+    /// The same for values that may add up to more than f32 holds.
+    pub(crate) fn for_large_values(self, problem: &AttentionProblem) -> Self {
+        let headroom = headroom(problem);
+        Self { headroom, headroom_inverse: 1.0 / headroom, ..self }
     }
 
     /// Parts that the keys are split into, or states that are merged.

@@ -1,9 +1,16 @@
 //! Problems that are made of another: the same attention, asked in another way.
 
 use super::AttentionProblem;
-use crate::tensor::{Layout, TensorSpec};
+use crate::tensor::{Layout, TensorRef, TensorSpec};
 
 impl AttentionProblem {
+    /// Whether as many of these values as there are keys may add up to more than f32 holds.
+    pub(crate) fn may_overflow(&self, values: TensorRef<'_>) -> bool {
+        let TensorRef::F32(values) = values else { return false };
+        let most = f32::MAX / self.kv_len().max(1) as f32;
+        values.iter().any(|value| value.is_finite() && value.abs() > most)
+    }
+
     /// The same attention as one of several states to be merged: an f32 output without gaps, maximum and sum of
     /// each row; a sink comes in when all are merged, and scores are returned apart.
     #[must_use]

@@ -168,6 +168,7 @@ impl SourcesOnGpu {
                 output: self.part_output.slice(..),
                 lse: Some(self.row_state.slice(..)),
                 scores: None,
+                large_values: true,
             })?);
         }
         let bytes = (rows * 8) as u64;

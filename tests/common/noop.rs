@@ -40,5 +40,6 @@ pub(crate) fn buffers<'a>(
         output: output.slice(..),
         lse: None,
         scores: None,
+        large_values: false,
     }
 }

@@ -89,6 +89,7 @@ fn buffers<'a>(
         output,
         lse: Some(lse),
         scores: None,
+        large_values: true,
     }
 }
 
