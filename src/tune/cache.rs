@@ -128,7 +128,7 @@ const FORMAT: &str = "cross-attention tune cache";
 /// What a file must be that is replaced: any version, whole or not.
 const TUNE_CACHE: Ours = Ours {
     what: "a tune cache",
-    is: |head| head.first() == Some(&b'{') && head.windows(FORMAT.len()).take(256).any(|at| at == FORMAT.as_bytes()),
+    is: |head| head.first() == Some(&b'{') && head.windows(FORMAT.len()).any(|at| at == FORMAT.as_bytes()),
 };
 /// The version of its form.
 const VERSION: u64 = 1;

@@ -56,6 +56,8 @@ impl File {
 
     /// A good file with one entry, changed.
     fn changed(&self, change: impl FnOnce(&mut Value)) -> (TuneCache, Vec<TuneWarning>) {
+        // what an earlier change left may be no tune cache any more, and would not be replaced
+        let _ = fs::remove_file(self.path());
         let mut cache = TuneCache::new(device());
         cache.insert(entry(device(), &problem(1, 1500), split(3)));
         cache.save(&self.path()).expect("saved");
