@@ -12,8 +12,8 @@ use crate::common::check::{self, Run};
 use crate::common::{cases, meaning, onnx, random, real};
 
 /// Random specs with few keys and with many, for each kernel.
-const RANDOM_CASES: u32 = 48;
-const LONG_CASES: u32 = 12;
+const RANDOM_CASES: u32 = 32;
+const LONG_CASES: u32 = 8;
 
 /// What a trial does with an implementation.
 type Check = Box<dyn Fn(&Run<'_>) -> Result<(), String> + Send + Sync>;
