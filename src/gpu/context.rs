@@ -13,6 +13,15 @@ pub struct Context {
     inner: Arc<Inner>,
 }
 
+impl Context {
+    /// Whether both are clones of one. wgpu's own comparison counts within an instance: of two instances, the first devices
+    /// are equal to it.
+    #[cfg(feature = "layer")]
+    pub(crate) fn is_clone_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     device: wgpu::Device,

@@ -251,9 +251,7 @@ impl LayerOn {
             (Weights::Cpu(weights), Store::Cpu { key, value }) => {
                 weights.forward(self.config(), states, key.as_ref(), value.as_ref(), &call)
             }
-            (Weights::Gpu(weights), Store::Gpu { device, key, value })
-                if device.device() == weights.device().device() =>
-            {
+            (Weights::Gpu(weights), Store::Gpu { device, key, value }) if device.is_clone_of(weights.device()) => {
                 weights.forward(self.config(), states, [key, value], &call).await
             }
             (_, Store::Cpu { .. }) => Err(other(Device::Cpu.name()).into()),
