@@ -28,11 +28,9 @@ const KNOWN: [KnownFault; 1] = [KnownFault {
         "wild_sinks_decode",
         "wild_sinks_blank_rows",
         "nan_in_key",
-        "nan_in_query",
         "nan_in_bias",
         "nan_in_f16_key",
         "beams_nan_in_key",
-        "beams_nan_in_query",
         "inf_in_bias",
     ],
     // in outputs, in chosen weights
