@@ -230,7 +230,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         workgroupBarrier();
     }
 
-    // sums over invocations
+    // sums over invocations. A group whose first key lies behind the last one of all has nothing to add; the bound also keeps
+    // compilers from writing the loop out for every row, which takes llvmpipe minutes
+    let busy_groups = min(KEY_GROUPS, uniform_span.y - uniform_span.x);
     // repeat r < ROWS
     prob_tile[r][lane] = row_sum[r];
     // end
@@ -256,7 +258,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         workgroupBarrier();
         if key_group == 0u && stored && column_lane + n * COLUMN_LANES < (V_HEAD_DIM + 3u) / 4u {
             var total = vec4f(0.0);
-            for (var k = 0u; k < KEY_GROUPS; k++) {
+            for (var k = 0u; k < busy_groups; k++) {
                 total += reduce_tile[k * COLUMN_LANES + column_lane];
             }
             store_split_vec(row, group.x, column_lane + n * COLUMN_LANES, total * end.factor);

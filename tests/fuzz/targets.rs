@@ -15,9 +15,9 @@ use cross_attention::{
 
 use crate::draw::Draw;
 
-type Target = fn(&mut Draw) -> Result<(), String>;
+pub(crate) type Target = fn(&mut Draw) -> Result<(), String>;
 
-pub const ALL: [(&str, Target); 7] = [
+pub(crate) const ALL: [(&str, Target); 7] = [
     ("plan", plan),
     ("weights", weights),
     ("pool", pool),
@@ -328,7 +328,7 @@ fn pipelines(draw: &mut Draw) -> Result<(), String> {
 
 /// Weights of a layer in a file that was spoilt.
 fn layer(draw: &mut Draw) -> Result<(), String> {
-    let mut bytes = include_bytes!("../corpus/layer.safetensors").to_vec();
+    let mut bytes = include_bytes!("corpus/layer.safetensors").to_vec();
     draw.spoil(&mut bytes);
     let Ok(file) = safetensors::SafeTensors::deserialize(&bytes) else { return Ok(()) };
     let names = Names::separate("", ["q", "k", "v", "o"], ["qn", "kn"]);
@@ -353,8 +353,7 @@ fn layer(draw: &mut Draw) -> Result<(), String> {
 
 /// The program on a file that was spoilt: it may refuse, with a message, but not panic, abort or take more memory.
 fn program(draw: &mut Draw) -> Result<(), String> {
-    let Some(binary) = std::env::var_os("CROSS_ATTENTION") else { return Ok(()) };
-    let mut bytes = include_bytes!("../corpus/problem.safetensors").to_vec();
+    let mut bytes = include_bytes!("corpus/problem.safetensors").to_vec();
     draw.spoil(&mut bytes);
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
     let path = folder.path().join("problem.safetensors");
@@ -367,7 +366,12 @@ fn program(draw: &mut Draw) -> Result<(), String> {
     let mut command = Command::new("sh");
     // 2 GB of addresses
     command.args(["-c", "ulimit -v 2000000; program=$1; shift; exec timeout 20 \"$program\" \"$@\"", "sh"]);
-    let output = command.arg(binary).args(&arguments).arg(&path).output().map_err(|error| error.to_string())?;
+    let output = command
+        .arg(env!("CARGO_BIN_EXE_cross-attention"))
+        .args(&arguments)
+        .arg(&path)
+        .output()
+        .map_err(|error| error.to_string())?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let sound =
         matches!(output.status.code(), Some(0..=2)) && !said.contains("panicked") && !said.contains("RUST_BACKTRACE");

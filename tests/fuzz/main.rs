@@ -1,6 +1,9 @@
 //! Random calls and files: no panic, no abort, no memory beyond what the input justifies.
 //!
-//! `fuzz TARGET SECONDS SEED` runs inputs number `SEED`, `SEED + 1`, .. until the time is up; `fuzz TARGET 0 SEED` runs one.
+//! Each target runs the inputs number `FUZZ_SEED`, `FUZZ_SEED + 1`, .. for `FUZZ_SECONDS` (3 unless said), one input where
+//! that is 0.
+#![expect(unsafe_code, reason = "an allocator is unsafe to write; this one counts and passes on")]
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says what it ran")]
 
 mod draw;
 mod targets;
@@ -10,6 +13,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Failed, Trial};
 
 use draw::Draw;
 
@@ -22,6 +27,7 @@ static SEED: AtomicU64 = AtomicU64::new(0);
 /// Counts what is live, and ends the program where it is too much.
 struct Counting;
 
+// SAFETY: every call is passed on as it came, or refused
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if layout.size() > MOST {
@@ -38,13 +44,13 @@ unsafe impl GlobalAlloc for Counting {
             eprintln!("seed {seed}: {} bytes asked for, {live} live\n{trace}", layout.size());
             std::process::exit(3);
         }
-        // as the caller says
+        // SAFETY: as the caller promised
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // as the caller says
+        // SAFETY: as the caller promised
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -52,21 +58,14 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [name, seconds, seed] = &arguments[..] else {
-        eprintln!("usage: fuzz TARGET SECONDS SEED; targets: {}", targets::ALL.map(|(name, _)| name).join(", "));
-        return ExitCode::FAILURE;
-    };
-    let (Ok(seconds), Ok(first)) = (seconds.parse::<u64>(), seed.parse::<u64>()) else {
-        eprintln!("SECONDS and SEED are whole numbers");
-        return ExitCode::FAILURE;
-    };
-    let Some((_, target)) = targets::ALL.into_iter().find(|(target, _)| target == name) else {
-        eprintln!("there is no target {name}");
-        return ExitCode::FAILURE;
-    };
-    let (start, end) = (Instant::now(), Duration::from_secs(seconds));
+/// A whole number from the environment.
+fn number(name: &str, unless_said: u64) -> u64 {
+    std::env::var(name).map_or(unless_said, |text| text.parse().unwrap())
+}
+
+/// Runs inputs of a target from `first` on until the time is up.
+fn run(name: &str, target: targets::Target, first: u64, time: Duration) -> Result<(), Failed> {
+    let start = Instant::now();
     let mut seed = first;
     let mut slowest = (Duration::ZERO, first);
     loop {
@@ -74,22 +73,29 @@ fn main() -> ExitCode {
         let began = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| target(&mut Draw::new(seed))));
         slowest = slowest.max((began.elapsed(), seed));
-        match result {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                eprintln!("{name}, seed {seed}: {error}");
-                return ExitCode::FAILURE;
-            }
-            Err(_) => {
-                eprintln!("{name}, seed {seed}: a panic; again: fuzz/run 0 {seed} {name}");
-                return ExitCode::FAILURE;
-            }
+        let fault = match result {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some("a panic".to_owned()),
+        };
+        if let Some(fault) = fault {
+            let again =
+                format!("FUZZ_SECONDS=0 FUZZ_SEED={seed} cargo test --features cli --test fuzz -- --exact {name}");
+            return Err(Failed::from(format!("seed {seed}: {fault}; again: {again}")));
         }
         seed += 1;
-        if start.elapsed() >= end {
+        if start.elapsed() >= time {
             break;
         }
     }
-    println!("{name}: {} inputs, the slowest {:?} (seed {})", seed - first, slowest.0, slowest.1);
-    ExitCode::SUCCESS
+    eprintln!("{name}: {} inputs, the slowest {:?} (seed {})", seed - first, slowest.0, slowest.1);
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    // one at a time: what is live is counted for the whole process
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+    let (first, time) = (number("FUZZ_SEED", 1), Duration::from_secs(number("FUZZ_SECONDS", 3)));
+    let trial = |(name, target)| Trial::test(name, move || run(name, target, first, time));
+    libtest_mimic::run(&arguments, targets::ALL.into_iter().map(trial).collect()).exit_code()
 }
