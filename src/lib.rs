@@ -47,8 +47,8 @@
 //! # }
 //! ```
 //!
-//! Async functions are the base; blocking twins (`.._blocking`) exist with the feature `native`. Natively an async call
-//! makes progress only while somebody polls the device; the blocking twins do that themselves.
+//! Async functions are the base, in any executor: natively a thread polls the device while a call is awaited, and only then.
+//! Blocking twins (`.._blocking`) exist with the feature `native`; they poll on the thread that calls them.
 //!
 //! # What is computed
 //!

@@ -96,8 +96,7 @@ impl Context {
         self.block_on(self.prepare_plan(plan))
     }
 
-    /// One attention from host memory to host memory: upload, run, read back. Natively, somebody must poll the device
-    /// meanwhile; [`attention_blocking`](Self::attention_blocking) does.
+    /// One attention from host memory to host memory: upload, run, read back.
     ///
     /// # Errors
     /// [`Error::Input`], [`Error::Plan`], [`Error::Gpu`].
@@ -252,8 +251,7 @@ impl PreparedAttention {
         Ok(())
     }
 
-    /// One call from host memory to host memory. Natively, somebody must poll the device meanwhile;
-    /// [`run_blocking`](Self::run_blocking) does.
+    /// One call from host memory to host memory.
     ///
     /// # Errors
     /// [`Error::Input`], [`Error::Gpu`].
@@ -368,7 +366,7 @@ impl PreparedAttention {
         self.context.block_on(self.upload(inputs))
     }
 
-    /// Reads the outputs back. Natively, somebody must poll the device meanwhile.
+    /// Reads the outputs back.
     ///
     /// # Errors
     /// [`Error::Gpu`].

@@ -30,6 +30,8 @@ struct Inner {
     caps: DeviceCaps,
     pipelines: Pipelines,
     faults: Faults,
+    #[cfg(feature = "native")]
+    poller: super::arrival::Poller,
     /// Bound where a tensor is empty, for a binding may not be: one to read, one to write.
     empty_read: wgpu::Buffer,
     empty_written: wgpu::Buffer,
@@ -95,7 +97,18 @@ impl Context {
         };
         let (empty_read, empty_written) = checked(&device, "an empty buffer", 16, || (empty(), empty())).await?;
         let pipelines = Pipelines::default();
-        let inner = Inner { device, queue, info, caps, pipelines, faults, empty_read, empty_written };
+        let inner = Inner {
+            device,
+            queue,
+            info,
+            caps,
+            pipelines,
+            faults,
+            #[cfg(feature = "native")]
+            poller: super::arrival::Poller::default(),
+            empty_read,
+            empty_written,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -131,6 +144,11 @@ impl Context {
 
     pub(super) fn pipeline_store(&self) -> &Pipelines {
         &self.inner.pipelines
+    }
+
+    #[cfg(feature = "native")]
+    pub(super) fn poller(&self) -> &super::arrival::Poller {
+        &self.inner.poller
     }
 
     pub(super) fn empty_buffer(&self, written: bool) -> &wgpu::Buffer {
@@ -181,7 +199,8 @@ impl Context {
         let mut future = std::pin::pin!(future);
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         loop {
-            if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut context) {
+            let polled = super::arrival::polling_here(|| future.as_mut().poll(&mut context));
+            if let std::task::Poll::Ready(value) = polled {
                 return value;
             }
             // what the future waits for arrives in a callback of this poll; if polling fails, the callback brings the

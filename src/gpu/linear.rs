@@ -186,8 +186,7 @@ impl PreparedLinear {
         Ok(())
     }
 
-    /// One call from host memory to host memory: `[rows, in_features]` to `[rows, out_features]`. Natively, somebody must
-    /// poll the device meanwhile; [`run_blocking`](Self::run_blocking) does.
+    /// One call from host memory to host memory: `[rows, in_features]` to `[rows, out_features]`.
     ///
     /// # Errors
     /// [`Error::Linear`] if the input is no whole number of rows, otherwise as [`encode`](Self::encode).

@@ -10,8 +10,7 @@ use crate::plan::Variant;
 
 impl Context {
     /// Merges partial attentions over disjoint sets of keys, from host memory to host memory; see
-    /// [`cpu::merge`](crate::cpu::merge). Natively, somebody must poll the device meanwhile;
-    /// [`merge_blocking`](Self::merge_blocking) does.
+    /// [`cpu::merge`](crate::cpu::merge).
     ///
     /// # Errors
     /// [`Error::Merge`] if the parts do not fit together, [`Error::Gpu`].

@@ -5,6 +5,7 @@
 //! command encoder of the caller's, and neither submits nor waits.
 
 mod adapters;
+mod arrival;
 mod attention;
 mod bound;
 mod buffers;

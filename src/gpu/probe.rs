@@ -1,7 +1,7 @@
 //! Asks a device, once, how it lays invocations over subgroups: kernels that shuffle take them for neighbours.
 
+use super::arrival::arrival;
 use super::error::{GpuError, checked};
-use super::transfer::Arrival;
 use crate::caps::SubgroupFault;
 use crate::shader;
 
@@ -40,7 +40,7 @@ async fn lanes(device: &wgpu::Device, queue: &wgpu::Queue, width: u32) -> Result
     const WHAT: &str = "a probe of subgroups";
     let bytes = u64::from(WORKGROUPS * width) * 16;
     let in_browser = device.adapter_info().backend == wgpu::Backend::BrowserWebGpu;
-    let arrival = Arrival::default();
+    let (sender, arrival) = arrival(None);
     let back = checked(device, WHAT, bytes, || {
         let buffer = |usage| {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -77,8 +77,7 @@ async fn lanes(device: &wgpu::Device, queue: &wgpu::Queue, width: u32) -> Result
         drop(pass);
         encoder.copy_buffer_to_buffer(&told, 0, &back, 0, bytes);
         queue.submit([encoder.finish()]);
-        let arrival = arrival.clone();
-        back.slice(..).map_async(wgpu::MapMode::Read, move |result| arrival.arrive(result.is_ok()));
+        back.slice(..).map_async(wgpu::MapMode::Read, move |result| sender.arrive(result.is_ok()));
         back
     })
     .await?;

@@ -1,10 +1,8 @@
 //! Host memory to the device and back.
 
-use std::sync::{Arc, Mutex};
-use std::task::{Poll, Waker};
-
+use super::arrival::arrival;
 use super::context::Context;
-use super::error::{GpuError, lock};
+use super::error::GpuError;
 use crate::tensor::TensorRef;
 
 /// The uses of every buffer that this crate makes for tensors.
@@ -57,8 +55,8 @@ impl Context {
         self.upload(name, data.as_bytes()).await
     }
 
-    /// Reads `len` elements from the start of a slice back to the host. Natively, somebody must poll the device
-    /// meanwhile; [`read_blocking`](Self::read_blocking) does.
+    /// Reads `len` elements from the start of a slice back to the host. Natively a thread polls the device while the call is
+    /// awaited, so that it ends by itself in any executor; callbacks of the caller's may run on that thread.
     ///
     /// # Errors
     /// [`GpuError::BufferTooSmall`], [`GpuError::Usage`] (the buffer needs `COPY_SRC`), [`GpuError::DeviceLost`],
@@ -83,13 +81,12 @@ impl Context {
         }
         let uses = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let staging = self.buffer("read-back", needed, uses).await?;
-        let arrival = Arrival::default();
+        let (sender, arrival) = arrival(Some(self));
         self.checked(name, needed, || {
             let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(slice.buffer(), slice.offset(), &staging, 0, needed);
             self.queue().submit([encoder.finish()]);
-            let arrival = arrival.clone();
-            staging.slice(..).map_async(wgpu::MapMode::Read, move |result| arrival.arrive(result.is_ok()));
+            staging.slice(..).map_async(wgpu::MapMode::Read, move |result| sender.arrive(result.is_ok()));
         })
         .await?;
         let arrived = arrival.wait().await;
@@ -169,34 +166,5 @@ impl Context {
         }
         let descriptor = wgpu::BufferDescriptor { label: Some(name), size, usage, mapped_at_creation: false };
         self.checked(name, size, || self.device().create_buffer(&descriptor)).await
-    }
-}
-
-/// A flag that arrives in a callback and can be awaited.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Arrival {
-    state: Arc<Mutex<(Option<bool>, Option<Waker>)>>,
-}
-
-impl Arrival {
-    pub(super) fn arrive(&self, value: bool) {
-        let mut state = lock(&self.state);
-        state.0 = Some(value);
-        if let Some(waker) = state.1.take() {
-            drop(state);
-            waker.wake();
-        }
-    }
-
-    pub(super) fn wait(&self) -> impl Future<Output = bool> {
-        let state = Arc::clone(&self.state);
-        std::future::poll_fn(move |context| {
-            let mut state = lock(&state);
-            if let Some(value) = state.0 {
-                return Poll::Ready(value);
-            }
-            state.1 = Some(context.waker().clone());
-            Poll::Pending
-        })
     }
 }

@@ -167,8 +167,7 @@ impl Context {
         self.block_on(self.prepare_weights(problem))
     }
 
-    /// Selected weights from host memory to host memory; see [`cpu::weights`](crate::cpu::weights). Natively, somebody
-    /// must poll the device meanwhile; [`weights_blocking`](Self::weights_blocking) does.
+    /// Selected weights from host memory to host memory; see [`cpu::weights`](crate::cpu::weights).
     ///
     /// # Errors
     /// [`Error::Input`], [`Error::WeightsPlan`], [`Error::Gpu`].

@@ -40,8 +40,7 @@ const ENOUGH_ROUNDS: usize = 3;
 const CHECKED_PRODUCTS: usize = 1 << 25;
 
 impl Context {
-    /// Tries choices for a problem on this device, with inputs made from a seed. Natively, somebody must poll the device
-    /// meanwhile; [`tune_blocking`](Self::tune_blocking) does.
+    /// Tries choices for a problem on this device, with inputs made from a seed.
     ///
     /// Every candidate runs on the same tensors on the device. Its result is compared with the oracle, by the rule of
     /// [`verify`](crate::verify), on a spread of rows and on those where it differs most from the first right candidate.

@@ -16,6 +16,7 @@ mod common;
 
 mod adapters;
 mod composed;
+mod executors;
 mod host;
 mod interop;
 mod keys;
