@@ -5,10 +5,10 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use crate::cpu::{self, CpuKernel, CpuPlan, SimdLevel};
+use crate::dispatch::Kernel;
 use crate::error::{Error, kernel_names};
 use crate::gpu::{self, AdapterRequest, Context, GpuError};
 use crate::inputs::{AttentionInputs, AttentionOutput};
-use crate::kernels::Kernel;
 use crate::plan::Plan;
 use crate::problem::AttentionProblem;
 #[cfg(feature = "native")]

@@ -10,8 +10,8 @@ mod noop;
 use std::alloc::{GlobalAlloc, Layout as Block, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use cross_attention::dispatch::Slot;
 use cross_attention::gpu::{AttentionBuffers, BoundAttention, Context, PreparedAttention};
-use cross_attention::kernels::Slot;
 use cross_attention::{AttentionProblem, AttentionSpec, Kernel, wgpu};
 
 struct Counting;

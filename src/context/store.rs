@@ -5,10 +5,11 @@ use std::borrow::Cow;
 use super::q8::Blocks;
 use super::{ContextError, ContextSpec, ContextStorage};
 use crate::device::Device;
+use crate::dispatch::Variant;
+use crate::dispatch::uniforms::ExpandParams;
 use crate::error::Error;
 use crate::gpu::Context;
-use crate::kernels::small::{ExpandParams, grid};
-use crate::plan::Variant;
+use crate::kernels::beside::small::grid;
 use crate::tensor::{Element, TensorData, TensorRef};
 
 /// Where contexts lie; key and value of each.

@@ -1,12 +1,7 @@
 //! The merge of partial states into the attention over all keys (shaders/combine.wgsl).
 
-use super::params::Params;
-use super::{Shader, Slot};
 use crate::caps::DeviceCaps;
-use crate::plan::bindings::Bindings;
-use crate::plan::split::{Part, States};
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, Step};
+use crate::dispatch::{Bindings, Needs, Params, Part, Shader, Slot, States, Step, Variant};
 use crate::problem::AttentionProblem;
 
 /// A workgroup for each row.

@@ -1,14 +1,8 @@
 //! The plain kernel: `scores.wgsl`, `softmax.wgsl` and `weighted_sum.wgsl` as three dispatches.
 
-use super::params::Params;
-use super::{
-    Shader, Slot, Unsupported, check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory,
-};
+use super::{check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory};
 use crate::caps::DeviceCaps;
-use crate::plan::bindings::Bindings;
-use crate::plan::split::Part;
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, Step, TileShape, ceil_div};
+use crate::dispatch::{Bindings, Needs, Params, Part, Shader, Slot, Step, TileShape, Unsupported, Variant, ceil_div};
 use crate::problem::{AttentionProblem, ScoreStage};
 
 /// Side of the square tiles of scores and weighted sum.

@@ -1,12 +1,10 @@
 //! The rows kernel (shaders/rows.wgsl): how rows and keys are laid over the lanes of a subgroup, limits, dispatch.
 
-use super::params::Params;
-use super::{Kernel, Shader, Unsupported, check_invocations, check_storage_buffers, combine, split, storage_buffers};
+use super::{check_invocations, check_storage_buffers, combine, split, storage_buffers};
 use crate::caps::{DeviceCaps, DeviceClass};
-use crate::plan::bindings::Bindings;
-use crate::plan::split::Part;
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
+use crate::dispatch::{
+    Bindings, Kernel, Needs, Params, Part, PlanChoice, Shader, Step, TileShape, Unsupported, Variant, ceil_div,
+};
 use crate::problem::AttentionProblem;
 
 /// Query rows of one lane, at most.

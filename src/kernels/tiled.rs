@@ -1,15 +1,10 @@
 //! The tiled kernel (shaders/tiled.wgsl): tiles, limits, dispatch.
 
-use super::params::Params;
-use super::{
-    Kernel, Shader, Unsupported, check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory,
-    storage_buffers,
-};
+use super::{check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory, storage_buffers};
 use crate::caps::{DeviceCaps, DeviceClass};
-use crate::plan::bindings::Bindings;
-use crate::plan::split::Part;
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
+use crate::dispatch::{
+    Bindings, Kernel, Needs, Params, Part, PlanChoice, Shader, Step, TileShape, Unsupported, Variant, ceil_div,
+};
 use crate::problem::AttentionProblem;
 
 /// Keys of one invocation: a vec4 of probabilities.

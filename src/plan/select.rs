@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::split::{Part, PartSize, States};
-use super::{Plan, PlanChoice, PlanError, Rejection, RowDataMap, Step};
+use super::{Plan, PlanError};
 use crate::caps::{DeviceCaps, DeviceClass};
-use crate::kernels::{Kernel, Slot, Tiling, Unsupported, combine, plain};
+use crate::dispatch::{Kernel, Part, PartSize, PlanChoice, Rejection, RowDataMap, Slot, States, Step, Unsupported};
+use crate::kernels::{Tiling, combine, plain};
 use crate::problem::{AttentionProblem, ScoreStage};
 
 /// Parts that a problem may be cut into.

@@ -2,11 +2,12 @@
 
 use super::run::Ready;
 use super::{Combine, Gate, Sources, SourcesError, SourcesOutput};
+use crate::dispatch::Variant;
+use crate::dispatch::uniforms::CombineParams;
 use crate::error::Error;
 use crate::gpu::{AttentionBuffers, Context, GpuError, MergeBuffers, PreparedAttention};
 use crate::inputs::RowState;
-use crate::kernels::small::{CombineParams, grid};
-use crate::plan::Variant;
+use crate::kernels::beside::small::grid;
 use crate::problem::AttentionProblem;
 use crate::tensor::{Layout, TensorRef};
 

@@ -1,8 +1,7 @@
 //! Planning by tables: shape and capabilities in, kernel, tiles, grid and workspace out.
 
 use cross_attention::cpu::{CpuPlan, CpuStrategy, SimdLevel};
-use cross_attention::kernels::Unsupported;
-use cross_attention::plan::Rejection;
+use cross_attention::dispatch::{Rejection, Unsupported};
 use cross_attention::{
     AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element, Kernel, Layout,
     Plan, PlanChoice, PlanError, ScoreStage, TensorSpec, TileShape, workload,

@@ -3,8 +3,8 @@
 
 use std::collections::HashSet;
 
-use cross_attention::kernels::Shader;
-use cross_attention::plan::{Step, Variant, WeightsPlan};
+use cross_attention::dispatch::{Shader, Step, Variant};
+use cross_attention::plan::WeightsPlan;
 use cross_attention::weights::{HeadReduce, Keys, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element, Kernel, Layout,
@@ -363,7 +363,7 @@ fn compare_bindings(module: &naga::Module, step: &Step) {
     }
     in_wgsl.sort();
     // to a shader, what is in the workspace is what is returned elsewhere
-    let name = |binding: &cross_attention::plan::Binding| match binding.slot.name() {
+    let name = |binding: &cross_attention::dispatch::Binding| match binding.slot.name() {
         "workspace" => "scores".to_owned(),
         "part_row_state" => "lse".to_owned(),
         name => name.trim_start_matches("part_").to_owned(),

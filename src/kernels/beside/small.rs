@@ -1,58 +1,25 @@
 //! Small shaders beside the attention (`shaders/combine_sources.wgsl`, `shaders/expand_q8.wgsl`): shape, limits, dispatch.
 
-use std::mem::offset_of;
-
 use crate::caps::DeviceCaps;
-use crate::kernels::Unsupported;
-use crate::plan::Needs;
+use crate::dispatch::{Needs, Shader, Unsupported, Variant};
 
 /// Invocations of a workgroup.
 const WIDTH: usize = 64;
 /// Storage buffers of `combine_sources.wgsl`, which has the most of them.
 const MOST_BUFFERS: usize = 5;
 
-/// The uniform of `combine_sources.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-pub(crate) struct CombineParams {
-    pub(crate) parts: u32,
-    pub(crate) rows: u32,
-    pub(crate) v_head_dim: u32,
-    pub(crate) blocks_per_row: u32,
-    pub(crate) q_heads: u32,
-    pub(crate) q_len: u32,
-    pub(crate) weighted: u32,
-    pub(crate) gating: u32,
-}
+impl Variant {
+    /// The shader that adds attentions over several sources; there is one for all.
+    pub(crate) fn combine_sources() -> Self {
+        let mut variant = Self::new(Shader::CombineSources);
+        variant.snippets(&["numerics"]);
+        variant
+    }
 
-impl CombineParams {
-    /// Name and byte offset of each field, to compare with the shader's struct.
-    pub(crate) const FIELDS: &'static [(&'static str, usize)] = &[
-        ("parts", offset_of!(Self, parts)),
-        ("rows", offset_of!(Self, rows)),
-        ("v_head_dim", offset_of!(Self, v_head_dim)),
-        ("blocks_per_row", offset_of!(Self, blocks_per_row)),
-        ("q_heads", offset_of!(Self, q_heads)),
-        ("q_len", offset_of!(Self, q_len)),
-        ("weighted", offset_of!(Self, weighted)),
-        ("gating", offset_of!(Self, gating)),
-    ];
-}
-
-/// The uniform of `expand_q8.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-pub(crate) struct ExpandParams {
-    pub(crate) words: u32,
-    pub(crate) blocks_per_row: u32,
-    // a uniform's size is a multiple of 16; WGSL pads by itself
-    pub(crate) padding: [u32; 2],
-}
-
-impl ExpandParams {
-    /// Name and byte offset of each field, to compare with the shader's struct.
-    pub(crate) const FIELDS: &'static [(&'static str, usize)] =
-        &[("words", offset_of!(Self, words)), ("blocks_per_row", offset_of!(Self, blocks_per_row))];
+    /// The shader that expands stored bytes to f32; there is one for all.
+    pub(crate) fn expand_q8() -> Self {
+        Self::new(Shader::ExpandQ8)
+    }
 }
 
 /// The grid for so many invocations, and how many blocks stand in a row of it. `elements` is the largest position that
@@ -90,9 +57,9 @@ pub(crate) fn rows_of_blocks(blocks: u32, caps: &DeviceCaps) -> Option<[u32; 2]>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::linear::{LinearPlan, LinearShape};
-    use crate::kernels::merge::MergePlan;
-    use crate::plan::Unmet;
+    use crate::dispatch::Unmet;
+    use crate::kernels::beside::linear::{LinearPlan, LinearShape};
+    use crate::kernels::beside::merge::MergePlan;
 
     const EDGES: [u32; 5] = [0, 1, 2, 65535, u32::MAX];
 
@@ -127,7 +94,8 @@ mod tests {
                     assert!(plan.grid.iter().all(|n| (1..=limit).contains(n)), "{caps:?}");
                 }
                 #[cfg(feature = "layer")]
-                if let Ok(Some(plan)) = crate::kernels::linear::NormPlan::new(n, 40, [true, true], 1e-5, &caps) {
+                if let Ok(Some(plan)) = crate::kernels::beside::linear::NormPlan::new(n, 40, [true, true], 1e-5, &caps)
+                {
                     assert!(plan.grid.iter().all(|n| (1..=limit).contains(n)), "{caps:?}");
                 }
             }

@@ -1,11 +1,11 @@
 //! Linear maps on the device: weights that stay there, applied to rows.
 
-use super::context::Context;
-use super::error::GpuError;
-use super::pipelines::Interface;
+use crate::dispatch::Variant;
 use crate::error::Error;
-use crate::kernels::linear::{LinearPlan, LinearShape};
-use crate::plan::Variant;
+use crate::gpu::context::Context;
+use crate::gpu::error::GpuError;
+use crate::gpu::pipelines::Interface;
+use crate::kernels::beside::linear::{LinearPlan, LinearShape};
 use crate::tensor::{Element, TensorRef};
 
 /// A linear map `y = x W^T + b` whose weights are on a device.

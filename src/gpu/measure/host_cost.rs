@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use super::attention::PreparedAttention;
-use super::bound::PASS;
-use super::buffers::AttentionBuffers;
-use super::error::GpuError;
+use crate::gpu::attention::PreparedAttention;
+use crate::gpu::bound::PASS;
+use crate::gpu::buffers::AttentionBuffers;
+use crate::gpu::error::GpuError;
 use crate::timing::{Timing, TimingSource};
 
 /// Host times of one call, each beside that of the same work by calls of wgpu alone.

@@ -1,43 +1,17 @@
 //! Merge of partial attentions (shaders/merge.wgsl): shape, limits, dispatch.
 
-use std::mem::offset_of;
-
+use super::small::rows_of_blocks;
 use crate::caps::DeviceCaps;
-use crate::kernels::Unsupported;
-use crate::kernels::small::rows_of_blocks;
-use crate::plan::Needs;
+use crate::dispatch::uniforms::MergeParams;
+use crate::dispatch::{Needs, Shader, Unsupported, Variant};
 
 /// Invocations of a workgroup.
 const WIDTH: usize = 64;
 
-/// The uniform at binding 0.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-pub(crate) struct Params {
-    pub(crate) parts: u32,
-    pub(crate) rows: u32,
-    pub(crate) v_head_dim: u32,
-    pub(crate) blocks_per_row: u32,
-    pub(crate) negative_infinity: f32,
-    // a uniform's size is a multiple of 16; WGSL pads by itself
-    padding: [u32; 3],
-}
-
-impl Params {
-    /// Name and byte offset of each field, to compare with the shader's struct.
-    pub(crate) const FIELDS: &'static [(&'static str, usize)] = &[
-        ("parts", offset_of!(Self, parts)),
-        ("rows", offset_of!(Self, rows)),
-        ("v_head_dim", offset_of!(Self, v_head_dim)),
-        ("blocks_per_row", offset_of!(Self, blocks_per_row)),
-        ("negative_infinity", offset_of!(Self, negative_infinity)),
-    ];
-}
-
 /// What the merge of `parts` states of `rows` rows of `v_head_dim` elements runs.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct MergePlan {
-    pub(crate) params: Params,
+    pub(crate) params: MergeParams,
     pub(crate) grid: [u32; 3],
 }
 
@@ -67,7 +41,7 @@ impl MergePlan {
         let blocks = narrow((rows * v_head_dim).div_ceil(WIDTH))?;
         let [blocks_per_row, rows_of_blocks] = rows_of_blocks(blocks, caps).ok_or_else(|| too_many(elements))?;
         Ok(Some(Self {
-            params: Params {
+            params: MergeParams {
                 parts: narrow(parts)?,
                 rows: narrow(rows)?,
                 v_head_dim: narrow(v_head_dim)?,
@@ -77,5 +51,14 @@ impl MergePlan {
             },
             grid: [blocks_per_row, rows_of_blocks, 1],
         }))
+    }
+}
+
+impl Variant {
+    /// The shader that merges partial attentions by their log-sum-exp, or by maximum and sum of each row.
+    pub(crate) fn merge(row_states: bool) -> Self {
+        let mut variant = Self::new(Shader::Merge);
+        variant.snippets(&["numerics"]).switch("ROW_STATES", row_states);
+        variant
     }
 }

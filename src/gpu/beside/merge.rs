@@ -1,12 +1,12 @@
 //! Merging of partial attentions on the device.
 
-use super::context::Context;
-use super::error::GpuError;
-use super::pipelines::Interface;
 use crate::cpu::{MergeError, MergedState, PartialState, check_parts};
+use crate::dispatch::Variant;
 use crate::error::Error;
-use crate::kernels::merge::MergePlan;
-use crate::plan::Variant;
+use crate::gpu::context::Context;
+use crate::gpu::error::GpuError;
+use crate::gpu::pipelines::Interface;
+use crate::kernels::beside::merge::MergePlan;
 
 impl Context {
     /// Merges partial attentions over disjoint sets of keys, from host memory to host memory; see
@@ -56,7 +56,7 @@ impl Context {
         v_head_dim: usize,
         buffers: &MergeBuffers<'_>,
     ) -> Result<(), Error> {
-        self.encode_merge_by(encoder, parts, [rows, v_head_dim], &Variant::merge(), buffers).await
+        self.encode_merge_by(encoder, parts, [rows, v_head_dim], false, buffers).await
     }
 
     /// The same by maximum and sum of each row, as attentions write them whose spec asks for `row_state`: `part_lse` is
@@ -72,7 +72,7 @@ impl Context {
         v_head_dim: usize,
         buffers: &MergeBuffers<'_>,
     ) -> Result<(), Error> {
-        self.encode_merge_by(encoder, parts, [rows, v_head_dim], &Variant::merge_states(), buffers).await
+        self.encode_merge_by(encoder, parts, [rows, v_head_dim], true, buffers).await
     }
 
     async fn encode_merge_by(
@@ -80,10 +80,10 @@ impl Context {
         encoder: &mut wgpu::CommandEncoder,
         parts: usize,
         [rows, v_head_dim]: [usize; 2],
-        variant: &Variant,
+        row_states: bool,
         buffers: &MergeBuffers<'_>,
     ) -> Result<(), Error> {
-        let row_words = if *variant == Variant::merge_states() { 2 } else { 1 };
+        let row_words = if row_states { 2 } else { 1 };
         if parts == 0 {
             return Err(MergeError::NoParts.into());
         }
@@ -123,7 +123,7 @@ impl Context {
             }
         }
         let interface = Interface(vec![(1, false), (2, false), (3, true), (4, true)]);
-        let pipeline = self.pipeline(variant, &interface).await?;
+        let pipeline = self.pipeline(&Variant::merge(row_states), &interface).await?;
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let params = self.buffer("params", size_of_val(&plan.params) as u64, uses).await?;
         self.checked("merge", 0, || {

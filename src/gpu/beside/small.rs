@@ -1,9 +1,9 @@
 //! Small shaders that run beside attentions, in the same encoder.
 
-use super::context::Context;
-use super::error::GpuError;
-use super::pipelines::Interface;
-use crate::plan::Variant;
+use crate::dispatch::Variant;
+use crate::gpu::context::Context;
+use crate::gpu::error::GpuError;
+use crate::gpu::pipelines::Interface;
 
 impl Context {
     /// A uniform with its contents.

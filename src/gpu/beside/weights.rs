@@ -1,14 +1,14 @@
 //! Selected attention weights on the device: a second pass over query and key, with maximum and sum of the rows.
 
-use super::attention::AttentionTensors;
-use super::bound::{BoundAttention, Dispatch};
-use super::buffers::{AttentionBuffers, aligned, enough, needed_bytes, present, usage};
-use super::context::Context;
-use super::error::GpuError;
-use super::pipelines::Pipeline;
+use crate::dispatch::{Params, Slot};
 use crate::error::Error;
+use crate::gpu::attention::AttentionTensors;
+use crate::gpu::bound::{BoundAttention, Dispatch};
+use crate::gpu::buffers::{AttentionBuffers, aligned, enough, needed_bytes, present, usage};
+use crate::gpu::context::Context;
+use crate::gpu::error::GpuError;
+use crate::gpu::pipelines::Pipeline;
 use crate::inputs::AttentionInputs;
-use crate::kernels::{Params, Slot};
 use crate::plan::WeightsPlan;
 use crate::problem::AttentionProblem;
 use crate::weights::{AttentionWithWeights, RowNorm, WeightsProblem, WeightsSpec};

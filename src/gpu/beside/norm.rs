@@ -1,10 +1,9 @@
 //! Norms of rows of heads on the device.
 
-use super::context::Context;
+use crate::dispatch::{Shader, Variant};
 use crate::error::Error;
-use crate::kernels::Shader;
-use crate::kernels::linear::NormPlan;
-use crate::plan::Variant;
+use crate::gpu::context::Context;
+use crate::kernels::beside::linear::NormPlan;
 use crate::tensor::Element;
 
 /// A norm over rows of one width, with its weights on a device.
