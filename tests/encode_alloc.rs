@@ -118,7 +118,7 @@ impl Bare {
             }
             let layout = &pipeline.get_bind_group_layout(0);
             let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
-            (pipeline, group, step.grid)
+            (pipeline, group, step.workgroups())
         });
         Self { dispatches: dispatches.collect() }
     }

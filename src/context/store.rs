@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::dispatch::Variant;
 use crate::dispatch::uniforms::ExpandParams;
 use crate::error::Error;
-use crate::gpu::Context;
+use crate::gpu::{Context, Uniform};
 use crate::kernels::beside::small::grid;
 use crate::tensor::{Element, TensorData, TensorRef};
 
@@ -183,8 +183,9 @@ impl OnGpu {
             tensors.push(match (held, &self.expand) {
                 (OnDevice::Blocks { quants, scales }, Some(expand)) => {
                     let Expand { params, grid, to } = &expand[n];
-                    let variant = Variant::expand_q8();
-                    self.context.encode_small(encoder, &variant, params, &[quants, scales], to, *grid).await?;
+                    let bound = [quants, scales, to].map(|buffer| (buffer, buffer.size()));
+                    let (variant, params) = (Variant::expand_q8(), Uniform::Kept(params));
+                    self.context.encode_beside(encoder, &variant, params, &bound, *grid).await?;
                     to.clone()
                 }
                 (OnDevice::Tensor(buffer) | OnDevice::Blocks { quants: buffer, .. }, _) => buffer.clone(),

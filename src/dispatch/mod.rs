@@ -5,6 +5,7 @@
 
 pub(crate) mod bindings;
 mod choice;
+mod grid;
 mod kernel;
 mod needs;
 pub(crate) mod params;
@@ -21,6 +22,7 @@ pub(crate) mod wgsl;
 pub use bindings::Binding;
 pub(crate) use bindings::{Bindings, RowDataMap};
 pub use choice::{PlanChoice, TileShape};
+pub(crate) use grid::{flat_grid, flat_grid_within};
 pub use kernel::Kernel;
 pub(crate) use needs::MAX_ITERATIONS;
 pub use needs::{Needs, Unmet};
@@ -28,7 +30,6 @@ pub use needs::{Needs, Unmet};
 pub use params::Params;
 pub(crate) use part::{Part, PartSize, States};
 pub use refusal::{Rejection, Unsupported};
-pub(crate) use shader::Port;
 pub use shader::Shader;
 pub use slot::Slot;
 pub use step::Step;

@@ -130,6 +130,14 @@ pub enum Unsupported {
     },
 }
 
+impl Unsupported {
+    /// Sizes beyond what would do; they saturate.
+    pub(crate) fn positions(name: &'static str, found: usize, max: u64) -> Self {
+        let wide = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        Self::Positions { name, found: wide(found as u64), max: wide(max) }
+    }
+}
+
 fn subgroups(found: Option<(u32, u32)>) -> String {
     found.map_or_else(|| "none".to_owned(), |(min, max)| format!("{min} to {max}"))
 }

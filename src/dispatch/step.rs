@@ -13,7 +13,7 @@ pub struct Step {
     /// The storage buffers.
     pub bindings: Vec<Binding>,
     /// Workgroups along x, y and z.
-    pub grid: [u32; 3],
+    pub grid: [u64; 3],
     /// Workgroup memory of one workgroup, in bytes, each variable rounded up to 16.
     pub workgroup_bytes: u64,
     /// What else the shader needs of a device.
@@ -21,7 +21,6 @@ pub struct Step {
 }
 
 impl Step {
-    /// Grids beyond the device's limit never get here: a part is cut until its grids fit.
     pub(crate) fn new(
         variant: Variant,
         bindings: bindings::Bindings<'_>,
@@ -30,8 +29,13 @@ impl Step {
         workgroup_bytes: u64,
         needs: Needs,
     ) -> Self {
-        let grid = grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         Self { variant, params, bindings: bindings.into_list(), grid, workgroup_bytes, needs }
+    }
+
+    /// The grid as a device takes it. A plan is cut until all its grids fit.
+    #[must_use]
+    pub fn workgroups(&self) -> [u32; 3] {
+        self.grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX))
     }
 
     /// Whether a device with `caps` can run it.
@@ -52,7 +56,8 @@ impl Step {
                 return Err(Unmet::Buffer { slot, needed, found });
             }
         }
-        let (needed, found) = (self.grid.into_iter().max().unwrap_or(0), caps.max_compute_workgroups_per_dimension);
+        let (needed, found) =
+            (self.workgroups().into_iter().max().unwrap_or(0), caps.max_compute_workgroups_per_dimension);
         if needed > found { Err(Unmet::Grid { needed, found }) } else { Ok(()) }
     }
 }

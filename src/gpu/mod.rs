@@ -18,6 +18,7 @@ mod measure;
 mod pipeline_cache;
 mod pipelines;
 mod probe;
+mod steps;
 mod transfer;
 
 pub(crate) use adapters::adapter_name_wanted;
@@ -27,6 +28,7 @@ pub use adapters::{AdapterRequest, AdapterSummary, ChosenAdapter, adapters, choo
 pub use attention::{AttentionTensors, PreparedAttention};
 #[cfg(feature = "layer")]
 pub(crate) use beside::PreparedNorm;
+pub(crate) use beside::Uniform;
 pub use beside::{
     LinearError, LinearInput, LinearOutput, MergeBuffers, PreparedLinear, PreparedWeights, WeightsBuffers,
 };

@@ -248,10 +248,6 @@ fn too_large(problem: &AttentionProblem, caps: &DeviceCaps, matrix: CooperativeM
     Unsupported::WorkgroupMemory { needed: tiles.workgroup_bytes, found, head_dim: problem.head_dim() }
 }
 
-pub(crate) fn grid(part: &Part, tiles: &Tiles) -> [u64; 3] {
-    [ceil_div(part.rows.len(), tiles.block_q), part.heads.len() as u64, part.batch.len() as u64]
-}
-
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
     let spec = problem.spec();
     let mut bindings = Bindings::new(problem, part, caps);
@@ -293,7 +289,8 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
         .switch("VALUE_RAGGED", tiles.value_chunk * tiles.value_chunks * 4 > problem.v_head_dim().next_multiple_of(4));
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings);
-    vec![Step::new(variant, bindings, params, grid(part, tiles), tiles.workgroup_bytes, tiles.needs(problem))]
+    let grid = [ceil_div(part.rows.len(), tiles.block_q), part.heads.len() as u64, part.batch.len() as u64];
+    vec![Step::new(variant, bindings, params, grid, tiles.workgroup_bytes, tiles.needs(problem))]
 }
 
 /// How an invocation takes its share of so many loads, at most `most` at once: turns, and loads of a turn.

@@ -101,10 +101,6 @@ pub(crate) fn tiling(
     Ok(tiles)
 }
 
-pub(crate) fn grid(part: &Part, tiles: &Tiles) -> [u64; 3] {
-    [ceil_div(part.rows.len(), tiles.rows), part.heads.len() as u64, part.batch.len() as u64]
-}
-
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
     let spec = problem.spec();
     let &Tiles { rows, dims_per_lane, workgroup_bytes } = tiles;
@@ -119,5 +115,6 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.size("QUERY_TILE", rows * problem.head_dim()).size("PROB_TILE", rows * BLOCK_KV);
     let params = Params::new(problem, part, &bindings);
     let needs = Needs::new(64, tiles.iterations(problem));
-    vec![Step::new(variant, bindings, params, grid(part, tiles), workgroup_bytes, needs)]
+    let grid = [ceil_div(part.rows.len(), tiles.rows), part.heads.len() as u64, part.batch.len() as u64];
+    vec![Step::new(variant, bindings, params, grid, workgroup_bytes, needs)]
 }

@@ -102,18 +102,6 @@ impl Tiling {
         }
     }
 
-    /// Workgroups along each dimension for every dispatch of a part.
-    pub(crate) fn grids(&self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<[u64; 3]> {
-        match self {
-            Self::Rows(tiles) => rows::grids(problem, part, tiles),
-            Self::Split(tiling) => split::grids(problem, caps, part, tiling),
-            Self::Tiled(tiles) => vec![tiled::grid(part, tiles)],
-            Self::Cooperative(tiles) => vec![cooperative::grid(part, tiles)],
-            Self::Fused(tiles) => vec![fused::grid(part, tiles)],
-            Self::Plain => plain::grids(problem, part),
-        }
-    }
-
     /// The dispatches that compute a part.
     pub(crate) fn steps(&self, problem: &AttentionProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
         match self {

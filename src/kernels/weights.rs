@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory};
 use crate::caps::DeviceCaps;
-use crate::dispatch::{Bindings, Needs, Params, Part, Shader, Slot, Step, Unsupported, Variant, params};
+use crate::dispatch::{Bindings, Needs, Params, Part, Shader, Slot, Step, Unsupported, Variant, flat_grid, params};
 use crate::tensor::Layout;
 use crate::weights::{HeadReduce, KeyList, WeightsProblem};
 
@@ -87,7 +87,6 @@ pub(crate) fn step(problem: &WeightsProblem, caps: &DeviceCaps, batch: Range<usi
     let params = Params::new(scores, &part, &bindings);
     // the whole result was found to be countable
     let all = blocks(problem, (batch.len() * heads * rows * columns) as u64);
-    let limit = u64::from(caps.max_compute_workgroups_per_dimension).max(1);
     let needs = Needs::new(64, iterations(problem));
-    Step::new(variant, bindings, params, [all.min(limit), all.div_ceil(limit), 1], PARTIAL_BYTES, needs)
+    Step::new(variant, bindings, params, flat_grid(all, caps), PARTIAL_BYTES, needs)
 }

@@ -81,7 +81,7 @@ fn reason_against(step: &Step, caps: &DeviceCaps) -> Option<Rejection> {
     if let Some(binding) = large {
         return Some(Rejection::Binding { slot: binding.slot, needed: binding.size_bytes, found });
     }
-    let needed = u64::from(step.grid[1]);
+    let needed = step.grid[1];
     let found = u64::from(caps.max_compute_workgroups_per_dimension);
     if needed > found {
         return Some(Rejection::Grid { needed, found });

@@ -41,9 +41,7 @@ impl PreparedAttention {
         let device = self.context().device();
         let bound = self.bind(buffers)?;
         let (row_data, _) = self.row_data(buffers)?;
-        let steps = 0..self.plan().steps().len();
-        let entries: Vec<Vec<_>> = steps.map(|step| self.entries(step, buffers, row_data).collect()).collect();
-        let layouts: Vec<_> = self.layouts().collect();
+        let entries: Vec<_> = self.entries(buffers, row_data).collect();
         let mut millis: [Vec<f64>; 4] = Default::default();
         self.context().checked_now("host times", || {
             // the first round warms up
@@ -51,7 +49,7 @@ impl PreparedAttention {
                 let times = [
                     timed(|| self.bind(buffers)),
                     timed(|| {
-                        let groups = entries.iter().zip(&layouts).map(|(entries, layout)| {
+                        let groups = entries.iter().map(|(entries, layout)| {
                             device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries })
                         });
                         groups.collect::<Vec<_>>()

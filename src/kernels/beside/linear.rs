@@ -1,11 +1,10 @@
 //! Linear maps and norms of heads (`linear.wgsl`, `linear_few.wgsl`, `head_norm.wgsl`): shape, limits, dispatch.
 
-use super::small::rows_of_blocks;
 use crate::caps::DeviceCaps;
 use crate::dispatch::uniforms::LinearParams;
 #[cfg(feature = "layer")]
 use crate::dispatch::uniforms::NormParams;
-use crate::dispatch::{Needs, Shader, Unsupported, Variant};
+use crate::dispatch::{Needs, Shader, Unsupported, Variant, flat_grid_within};
 use crate::tensor::Element;
 
 /// Rows and columns of a block of the tiled kernel.
@@ -153,12 +152,9 @@ impl Variant {
 
 fn position(name: &'static str, found: usize) -> Result<u32, Unsupported> {
     // one short of the end, so that a loop may step past its end
-    let max = i64::from(u32::MAX) - 256;
-    let wide = i64::try_from(found).unwrap_or(i64::MAX);
-    match u32::try_from(found) {
-        Ok(narrow) if wide <= max => Ok(narrow),
-        _ => Err(Unsupported::Positions { name, found: wide, max }),
-    }
+    let max = u32::MAX - 256;
+    let narrow = u32::try_from(found).ok().filter(|narrow| *narrow <= max);
+    narrow.ok_or_else(|| Unsupported::positions(name, found, max.into()))
 }
 
 /// Input, weight, bias, output.
@@ -186,12 +182,8 @@ const fn workgroup_bytes(shader: Shader) -> u64 {
 
 /// A grid of `blocks` workgroups in rows that the device allows; the last row may be longer than what is left.
 fn flat_grid(name: &'static str, blocks: usize, caps: &DeviceCaps) -> Result<[u32; 3], Unsupported> {
-    let limit = u64::from(caps.max_compute_workgroups_per_dimension);
-    let rows = u32::try_from(blocks).ok().and_then(|blocks| rows_of_blocks(blocks, caps));
-    let [per_row, rows] = rows.ok_or_else(|| Unsupported::Positions {
-        name,
-        found: i64::try_from(blocks).unwrap_or(i64::MAX),
-        max: i64::try_from(limit.saturating_mul(limit).min(u64::from(u32::MAX))).unwrap_or(i64::MAX),
-    })?;
-    Ok([per_row, rows, 1])
+    flat_grid_within(blocks, caps).ok_or_else(|| {
+        let limit = u64::from(caps.max_compute_workgroups_per_dimension);
+        Unsupported::positions(name, blocks, limit.saturating_mul(limit).min(u32::MAX.into()))
+    })
 }

@@ -1,9 +1,8 @@
 //! Merge of partial attentions (shaders/merge.wgsl): shape, limits, dispatch.
 
-use super::small::rows_of_blocks;
 use crate::caps::DeviceCaps;
 use crate::dispatch::uniforms::MergeParams;
-use crate::dispatch::{Needs, Shader, Unsupported, Variant};
+use crate::dispatch::{Needs, Shader, Unsupported, Variant, flat_grid_within};
 
 /// Invocations of a workgroup.
 const WIDTH: usize = 64;
@@ -27,29 +26,22 @@ impl MergePlan {
         if elements == 0 {
             return Ok(None);
         }
-        let too_many = |found: usize| Unsupported::Positions {
-            name: "parts * rows * v_head_dim",
-            found: i64::try_from(found).unwrap_or(i64::MAX),
-            max: i64::from(u32::MAX),
-        };
-        if u32::try_from(elements).is_err() {
-            return Err(too_many(elements));
-        }
+        let too_many = || Unsupported::positions("parts * rows * v_head_dim", elements, u32::MAX.into());
+        let narrow = |n: usize| u32::try_from(n).map_err(|_| too_many());
+        narrow(elements)?;
         // three passes over the parts at most; part outputs and states, output and lse
         Needs::new(64, parts.saturating_mul(3)).check(0, 4, caps)?;
-        let narrow = |n: usize| u32::try_from(n).map_err(|_| too_many(elements));
-        let blocks = narrow((rows * v_head_dim).div_ceil(WIDTH))?;
-        let [blocks_per_row, rows_of_blocks] = rows_of_blocks(blocks, caps).ok_or_else(|| too_many(elements))?;
+        let grid = flat_grid_within((rows * v_head_dim).div_ceil(WIDTH), caps).ok_or_else(too_many)?;
         Ok(Some(Self {
             params: MergeParams {
                 parts: narrow(parts)?,
                 rows: narrow(rows)?,
                 v_head_dim: narrow(v_head_dim)?,
-                blocks_per_row,
+                blocks_per_row: grid[0],
                 negative_infinity: f32::NEG_INFINITY,
                 padding: [0; 3],
             },
-            grid: [blocks_per_row, rows_of_blocks, 1],
+            grid,
         }))
     }
 }

@@ -1,7 +1,7 @@
 //! Small shaders beside the attention (`shaders/combine_sources.wgsl`, `shaders/expand_q8.wgsl`): shape, limits, dispatch.
 
 use crate::caps::DeviceCaps;
-use crate::dispatch::{Needs, Shader, Unsupported, Variant};
+use crate::dispatch::{Needs, Shader, Unsupported, Variant, flat_grid_within};
 
 /// Invocations of a workgroup.
 const WIDTH: usize = 64;
@@ -30,28 +30,13 @@ pub(crate) fn grid(
     elements: usize,
     caps: &DeviceCaps,
 ) -> Result<(u32, [u32; 3]), Unsupported> {
-    let too_many = || Unsupported::Positions {
-        name,
-        found: i64::try_from(elements).unwrap_or(i64::MAX),
-        max: i64::from(u32::MAX),
-    };
-    let narrow = |n: usize| u32::try_from(n).map_err(|_| too_many());
-    narrow(elements)?;
+    let too_many = || Unsupported::positions(name, elements, u32::MAX.into());
+    u32::try_from(elements).map_err(|_| too_many())?;
     // each invocation goes over the elements that lie behind one another, or over the bytes of a word
     let iterations = elements.div_ceil(invocations.max(1)).max(4);
     Needs::new(64, iterations).check(0, MOST_BUFFERS, caps)?;
-    let blocks = narrow(invocations.div_ceil(WIDTH))?;
-    let [blocks_per_row, rows] = rows_of_blocks(blocks, caps).ok_or_else(too_many)?;
-    Ok((blocks_per_row, [blocks_per_row, rows, 1]))
-}
-
-/// So many workgroups in rows that the device allows: how many in a row, and rows, of which the last may be longer than
-/// what is left. `None` where they are too many.
-pub(crate) fn rows_of_blocks(blocks: u32, caps: &DeviceCaps) -> Option<[u32; 2]> {
-    let limit = caps.max_compute_workgroups_per_dimension;
-    let blocks_per_row = blocks.min(limit).max(1);
-    let rows = blocks.div_ceil(blocks_per_row);
-    (blocks_per_row <= limit && rows <= limit).then_some([blocks_per_row, rows])
+    let grid = flat_grid_within(invocations.div_ceil(WIDTH), caps).ok_or_else(too_many)?;
+    Ok((grid[0], grid))
 }
 
 #[cfg(test)]
