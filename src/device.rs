@@ -98,7 +98,7 @@ impl FromStr for KernelChoice {
         if text == "auto" {
             return Ok(Self::Auto);
         }
-        let gpu = Kernel::ALL.into_iter().find(|kernel| kernel.name() == text).map(Self::Gpu);
+        let gpu = text.parse().ok().map(Self::Gpu);
         let cpu = CpuKernel::ALL.into_iter().find(|kernel| kernel.name() == text).map(Self::Cpu);
         gpu.or(cpu).ok_or_else(|| Error::UnknownKernel { name: text.to_owned() })
     }

@@ -87,6 +87,7 @@ mod kept;
 mod kernels;
 #[cfg(feature = "layer")]
 pub mod layer;
+mod name;
 pub mod plan;
 pub mod pool;
 mod problem;
@@ -107,6 +108,7 @@ pub use dispatch::{Kernel, PlanChoice, TileShape};
 pub use error::Error;
 pub use half::f16;
 pub use inputs::{AttentionData, AttentionInputs, AttentionOutput, InputError, RowState};
+pub use name::UnknownName;
 pub use plan::{Plan, PlanError};
 pub use problem::{AttentionProblem, AttentionSpec, Diagonal, MAX_LEN, ProblemError, ScoreStage};
 pub use roofline::{Roof, Roofline};

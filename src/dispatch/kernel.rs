@@ -1,5 +1,7 @@
 //! The kernels by name.
 
+use crate::name::UnknownName;
+
 /// A way to compute an attention on a GPU. A plan chooses one; [`Kernel::ALL`] lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "tune", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
@@ -40,5 +42,27 @@ impl Kernel {
 impl std::fmt::Display for Kernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Kernel {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        UnknownName::find("kernel", text, &Self::ALL)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for kernel in Kernel::ALL {
+            assert_eq!(kernel.to_string().parse(), Ok(kernel));
+        }
+        let error = "flash".parse::<Kernel>().unwrap_err().to_string();
+        assert_eq!(error, r#"there is no kernel "flash"; possible: rows, split, cooperative, tiled, fused, plain"#);
     }
 }
