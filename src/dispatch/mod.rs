@@ -3,7 +3,7 @@
 //!
 //! Nothing here knows a kernel's rules or the planner: `kernels` makes steps out of these, `plan` puts them together.
 
-pub(crate) mod bindings;
+mod bindings;
 mod choice;
 mod grid;
 mod kernel;
@@ -30,6 +30,8 @@ pub use needs::{Needs, Unmet};
 pub use params::Params;
 pub(crate) use part::{Part, PartSize, States};
 pub use refusal::{Rejection, Unsupported};
+#[doc(hidden)]
+pub use shader::Port;
 pub use shader::Shader;
 pub use slot::Slot;
 pub use step::Step;

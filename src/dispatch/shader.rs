@@ -79,11 +79,15 @@ shaders! {
 }
 
 /// A storage buffer of a shader that is no step of a plan.
+#[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Port {
-    pub(crate) binding: u32,
-    pub(crate) name: &'static str,
-    pub(crate) written: bool,
+pub struct Port {
+    /// Its number.
+    pub binding: u32,
+    /// What errors call it.
+    pub name: &'static str,
+    /// Whether the shader writes it.
+    pub written: bool,
 }
 
 const fn read(binding: u32, name: &'static str) -> Port {
@@ -103,7 +107,9 @@ const LINEAR: &[Port] = &[read(1, "input"), read(2, "weight"), read(3, "bias"), 
 impl Shader {
     /// The storage buffers of a shader beside plans: what is read, then what is written. None of the others, which bind what
     /// their step says.
-    pub(crate) const fn ports(self) -> &'static [Port] {
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn ports(self) -> &'static [Port] {
         match self {
             Self::Merge => MERGE,
             Self::CombineSources => COMBINE_SOURCES,

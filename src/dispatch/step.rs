@@ -1,6 +1,6 @@
 //! One dispatch as data, and whether a device can run it.
 
-use super::{Binding, Needs, Params, Unmet, Variant, bindings};
+use super::{Binding, Bindings, Needs, Params, Unmet, Variant};
 use crate::caps::DeviceCaps;
 
 /// One dispatch: what it is built from, its parameters, its buffers and its grid.
@@ -9,6 +9,7 @@ pub struct Step {
     /// What the pipeline is built from.
     pub variant: Variant,
     /// The uniform at binding 0.
+    #[doc(hidden)]
     pub params: Params,
     /// The storage buffers.
     pub bindings: Vec<Binding>,
@@ -23,7 +24,7 @@ pub struct Step {
 impl Step {
     pub(crate) fn new(
         variant: Variant,
-        bindings: bindings::Bindings<'_>,
+        bindings: Bindings<'_>,
         params: Params,
         grid: [u64; 3],
         workgroup_bytes: u64,
@@ -56,9 +57,13 @@ impl Step {
                 return Err(Unmet::Buffer { slot, needed, found });
             }
         }
-        let (needed, found) =
-            (self.workgroups().into_iter().max().unwrap_or(0), caps.max_compute_workgroups_per_dimension);
-        if needed > found { Err(Unmet::Grid { needed, found }) } else { Ok(()) }
+        let found = caps.max_compute_workgroups_per_dimension;
+        match self.grid.into_iter().max() {
+            Some(most) if most > u64::from(found) => {
+                Err(Unmet::Grid { needed: u32::try_from(most).unwrap_or(u32::MAX), found })
+            }
+            _ => Ok(()),
+        }
     }
 }
 

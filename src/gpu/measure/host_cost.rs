@@ -9,6 +9,7 @@ use crate::gpu::error::GpuError;
 use crate::timing::{Timing, TimingSource};
 
 /// Host times of one call, each beside that of the same work by calls of wgpu alone.
+#[doc(hidden)]
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostCost {
     /// [`PreparedAttention::bind`]: buffers compared with the plan, bind groups made.
@@ -37,6 +38,7 @@ impl PreparedAttention {
     ///
     /// # Errors
     /// As [`bind`](Self::bind).
+    #[doc(hidden)]
     pub fn time_host(&self, buffers: &AttentionBuffers<'_>, rounds: usize) -> Result<HostCost, GpuError> {
         let device = self.context().device();
         let bound = self.bind(buffers)?;

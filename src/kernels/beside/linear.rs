@@ -54,7 +54,7 @@ impl LinearPlan {
         } else {
             (Shader::Linear, rows.div_ceil(BLOCK), out_features.div_ceil(BLOCK))
         };
-        needs(shader, in_features).check(workgroup_bytes(shader), BUFFERS, caps)?;
+        needs(shader, in_features).check(workgroup_bytes(shader), shader.ports().len(), caps)?;
         let grid = flat_grid("rows * out_features", row_blocks.saturating_mul(column_blocks), caps)?;
         Ok(Some(Self {
             shader,
@@ -96,7 +96,11 @@ impl NormPlan {
             return Ok(None);
         }
         position("rows * width", rows.saturating_mul(width))?;
-        needs(Shader::HeadNorm, width).check(workgroup_bytes(Shader::HeadNorm), BUFFERS, caps)?;
+        needs(Shader::HeadNorm, width).check(
+            workgroup_bytes(Shader::HeadNorm),
+            Shader::HeadNorm.ports().len(),
+            caps,
+        )?;
         let grid = flat_grid("rows", rows, caps)?;
         let params = NormParams {
             rows: position("rows", rows)?,
@@ -156,9 +160,6 @@ fn position(name: &'static str, found: usize) -> Result<u32, Unsupported> {
     let narrow = u32::try_from(found).ok().filter(|narrow| *narrow <= max);
     narrow.ok_or_else(|| Unsupported::positions(name, found, max.into()))
 }
-
-/// Input, weight, bias, output.
-const BUFFERS: usize = 4;
 
 /// What a shader of this file needs for rows of so many elements.
 fn needs(shader: Shader, elements: usize) -> Needs {

@@ -29,8 +29,8 @@ impl MergePlan {
         let too_many = || Unsupported::positions("parts * rows * v_head_dim", elements, u32::MAX.into());
         let narrow = |n: usize| u32::try_from(n).map_err(|_| too_many());
         narrow(elements)?;
-        // three passes over the parts at most; part outputs and states, output and lse
-        Needs::new(64, parts.saturating_mul(3)).check(0, 4, caps)?;
+        // three passes over the parts at most
+        Needs::new(64, parts.saturating_mul(3)).check(0, Shader::Merge.ports().len(), caps)?;
         let grid = flat_grid_within((rows * v_head_dim).div_ceil(WIDTH), caps).ok_or_else(too_many)?;
         Ok(Some(Self {
             params: MergeParams {

@@ -6,7 +6,7 @@ use crate::dispatch::{Needs, Shader, Unsupported, Variant, flat_grid_within};
 /// Invocations of a workgroup.
 const WIDTH: usize = 64;
 /// Storage buffers of `combine_sources.wgsl`, which has the most of them.
-const MOST_BUFFERS: usize = 5;
+const MOST_BUFFERS: usize = Shader::CombineSources.ports().len();
 
 impl Variant {
     /// The shader that adds attentions over several sources; there is one for all.
