@@ -8,7 +8,7 @@
 // goes over chunks of KEY_CHUNK vec4s; so does a value row.
 //
 // What is indexed by constants only stays in registers, and needs no bounds check: so the inner loops are written out
-// (`repeat`, src/shader/repeat.rs), and each workgroup array has the lane on one axis and constants on the others, so
+// (`repeat`, src/dispatch/repeat.rs), and each workgroup array has the lane on one axis and constants on the others, so
 // that one check serves a whole block. Rows of these arrays have an odd number of vec4s: lanes start in different banks.
 //
 // A value of 0 probability is harmless unless it is infinite or NaN; only then is it asked again, pair by pair, whether

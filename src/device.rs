@@ -5,10 +5,10 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use crate::cpu::{self, CpuKernel, CpuPlan, SimdLevel};
+use crate::dispatch::Kernel;
 use crate::error::{Error, kernel_names};
 use crate::gpu::{self, AdapterRequest, Context, GpuError};
 use crate::inputs::{AttentionInputs, AttentionOutput};
-use crate::kernels::Kernel;
 use crate::plan::Plan;
 use crate::problem::AttentionProblem;
 #[cfg(feature = "native")]
@@ -98,7 +98,7 @@ impl FromStr for KernelChoice {
         if text == "auto" {
             return Ok(Self::Auto);
         }
-        let gpu = Kernel::ALL.into_iter().find(|kernel| kernel.name() == text).map(Self::Gpu);
+        let gpu = text.parse().ok().map(Self::Gpu);
         let cpu = CpuKernel::ALL.into_iter().find(|kernel| kernel.name() == text).map(Self::Cpu);
         gpu.or(cpu).ok_or_else(|| Error::UnknownKernel { name: text.to_owned() })
     }

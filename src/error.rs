@@ -2,10 +2,10 @@
 
 use crate::context::ContextError;
 use crate::cpu::{CpuKernel, MergeError};
+use crate::dispatch::{Kernel, Rejection, Unsupported};
 use crate::gpu::{GpuError, LinearError};
 use crate::inputs::InputError;
-use crate::kernels::{Kernel, Unsupported};
-use crate::plan::{PlanError, Rejection};
+use crate::plan::PlanError;
 use crate::pool::PoolError;
 use crate::problem::ProblemError;
 use crate::sources::SourcesError;

@@ -1,58 +1,18 @@
 //! What may be asked: [`AttentionSpec`], plain fields, becomes a checked [`AttentionProblem`] or a [`ProblemError`].
 
 mod derived;
+mod terms;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
+pub use terms::{Diagonal, ScoreStage};
+
 use crate::tensor::{Layout, TensorSpec};
 
 /// The longest query or key sequence, in tokens: 2^30, so that positions and their differences fit an `i32`.
 pub const MAX_LEN: usize = 1 << 30;
-
-/// Which key the first query row stands on: the `offset` of causal masks, windows and ALiBi.
-///
-/// Row `i` stands on key `i + offset`. A negative offset leaves leading rows before the first key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Diagonal {
-    /// Offset 0: `is_causal` of PyTorch, and of ONNX without a cache.
-    #[default]
-    TopLeft,
-    /// Offset `kv_len - q_len`: FlashAttention since 2.1, MLX.
-    BottomRight,
-    /// Offset `kv_lens[b] - q_len`, for each batch entry: ONNX with `nonpad_kv_seqlen`. The same as
-    /// [`BottomRight`](Self::BottomRight) where no key lengths are given.
-    EndOfKeys,
-    /// A fixed offset in tokens: the length of the past in front of the first query.
-    Fixed(i32),
-}
-
-impl std::fmt::Display for Diagonal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::TopLeft => f.write_str("top_left"),
-            Self::BottomRight => f.write_str("bottom_right"),
-            Self::EndOfKeys => f.write_str("end_of_keys"),
-            Self::Fixed(offset) => write!(f, "fixed:{offset}"),
-        }
-    }
-}
-
-/// A matrix of scores or weights that can be returned, `[batch, q_heads, q_len, kv_len]` in f32.
-///
-/// The first three are modes 0, 1 and 2 of ONNX's `qk_matmul_output_mode`, the last is mode 3.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ScoreStage {
-    /// `scale * dot(query, key)`, for every pair, also where a mask forbids it.
-    Scaled,
-    /// The same after the softcap.
-    Capped,
-    /// After softcap, bias, ALiBi and masks; negative infinity where not allowed.
-    Masked,
-    /// After the softmax: `exp(score - lse)`, zero where not allowed.
-    Probs,
-}
 
 /// What is asked of one attention. Plain data: fill it in, then make an [`AttentionProblem`] of it.
 ///

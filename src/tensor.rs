@@ -2,6 +2,8 @@
 
 use half::f16;
 
+use crate::name::UnknownName;
+
 /// The type of one stored element. All arithmetic is done in f32, whatever the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Element {
@@ -12,6 +14,9 @@ pub enum Element {
 }
 
 impl Element {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::F32, Self::F16];
+
     /// Bytes of one element.
     #[must_use]
     pub const fn size_bytes(self) -> usize {
@@ -34,6 +39,14 @@ impl Element {
 impl std::fmt::Display for Element {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Element {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        UnknownName::find("element type", text, &Self::ALL)
     }
 }
 

@@ -10,8 +10,8 @@ mod noop;
 use std::alloc::{GlobalAlloc, Layout as Block, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use cross_attention::dispatch::Slot;
 use cross_attention::gpu::{AttentionBuffers, BoundAttention, Context, PreparedAttention};
-use cross_attention::kernels::Slot;
 use cross_attention::{AttentionProblem, AttentionSpec, Kernel, wgpu};
 
 struct Counting;
@@ -118,7 +118,7 @@ impl Bare {
             }
             let layout = &pipeline.get_bind_group_layout(0);
             let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });
-            (pipeline, group, step.grid)
+            (pipeline, group, step.workgroups())
         });
         Self { dispatches: dispatches.collect() }
     }

@@ -1,7 +1,7 @@
 // keys.wgsl: which keys a row may see, by length, range, causal mask and window; needs row_data_*.
 //
 // All of these leave one interval of keys. The host folds causal mask and window into two shifts:
-// row i sees keys from i + begin_shift up to, not including, i + end_shift (src/kernels/params.rs).
+// row i sees keys from i + begin_shift up to, not including, i + end_shift (src/dispatch/params.rs).
 
 override KV_LENS: bool = false;
 override ROW_RANGES: bool = false;

@@ -1,4 +1,4 @@
-// params.wgsl: what changes from call to call, shared by all attention kernels (src/kernels/params.rs).
+// params.wgsl: what changes from call to call, shared by all attention kernels (src/dispatch/params.rs).
 //
 // One dispatch covers a part of the problem: `batch` entries from batch_base on, `q_heads` heads from
 // head_base on, `q_len` rows from row_base on, `kv_len` keys from key_base on. Offsets and strides count

@@ -5,10 +5,11 @@ use std::borrow::Cow;
 use super::q8::Blocks;
 use super::{ContextError, ContextSpec, ContextStorage};
 use crate::device::Device;
+use crate::dispatch::Variant;
+use crate::dispatch::uniforms::ExpandParams;
 use crate::error::Error;
-use crate::gpu::Context;
-use crate::kernels::small::{ExpandParams, grid};
-use crate::plan::Variant;
+use crate::gpu::{Context, Uniform};
+use crate::kernels::beside::small::grid;
 use crate::tensor::{Element, TensorData, TensorRef};
 
 /// Where contexts lie; key and value of each.
@@ -182,8 +183,9 @@ impl OnGpu {
             tensors.push(match (held, &self.expand) {
                 (OnDevice::Blocks { quants, scales }, Some(expand)) => {
                     let Expand { params, grid, to } = &expand[n];
-                    let variant = Variant::expand_q8();
-                    self.context.encode_small(encoder, &variant, params, &[quants, scales], to, *grid).await?;
+                    let bound = [quants, scales, to].map(|buffer| (buffer, buffer.size()));
+                    let (variant, params) = (Variant::expand_q8(), Uniform::Kept(params));
+                    self.context.encode_beside(encoder, &variant, params, &bound, *grid).await?;
                     to.clone()
                 }
                 (OnDevice::Tensor(buffer) | OnDevice::Blocks { quants: buffer, .. }, _) => buffer.clone(),

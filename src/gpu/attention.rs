@@ -1,13 +1,13 @@
 //! A prepared attention: pipelines and workspace of a plan, bound to buffers, recorded into a command encoder.
 
-use super::bound::{BoundAttention, Dispatch, RowDataCopy};
+use super::bound::{BoundAttention, RowDataCopy};
 use super::buffers::AttentionBuffers;
 use super::context::Context;
 use super::error::GpuError;
-use super::pipelines::Pipeline;
+use super::steps::PreparedSteps;
+use crate::dispatch::{Kernel, Slot};
 use crate::error::Error;
 use crate::inputs::{AttentionInputs, AttentionOutput, RowState};
-use crate::kernels::{Kernel, Params, Slot};
 use crate::plan::Plan;
 use crate::problem::AttentionProblem;
 use crate::tensor::{Element, TensorData};
@@ -20,10 +20,8 @@ use crate::tensor::{Element, TensorData};
 pub struct PreparedAttention {
     context: Context,
     plan: Plan,
-    pipelines: Vec<Pipeline>,
-    /// `Params` of each step, then those for large values, each at a multiple of the device's alignment.
-    params: wgpu::Buffer,
-    params_stride: u64,
+    /// With the parameters of each step, then those for large values.
+    steps: PreparedSteps,
     scores: Option<wgpu::Buffer>,
     states: Option<wgpu::Buffer>,
     row_data: Option<wgpu::Buffer>,
@@ -49,20 +47,9 @@ impl Context {
     /// [`Error::Plan`] if it was made for higher ones, [`Error::Gpu`] if the device refuses.
     pub async fn prepare_plan(&self, plan: Plan) -> Result<PreparedAttention, Error> {
         plan.check(self.caps())?;
-        let pipelines = self.pipelines_of(&plan.steps().iter().collect::<Vec<_>>()).await?;
-        let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment.max(1));
-        let params_stride = (size_of::<Params>() as u64).next_multiple_of(alignment);
-        let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        // those of each step, then those for large values
-        let params = self.buffer("params", 2 * params_stride * plan.steps().len() as u64, uses).await?;
-        self.checked("params", params.size(), || {
-            let usual = plan.steps().iter().map(|step| step.params);
-            let all = usual.clone().chain(usual.map(|params| params.for_large_values(plan.problem())));
-            for (n, params_of_step) in all.enumerate() {
-                self.queue().write_buffer(&params, n as u64 * params_stride, bytemuck::bytes_of(&params_of_step));
-            }
-        })
-        .await?;
+        let usual = plan.steps().iter().map(|step| step.params);
+        let params: Vec<_> = usual.clone().chain(usual.map(|usual| usual.for_large_values(plan.problem()))).collect();
+        let steps = PreparedSteps::new(self, plan.steps(), &params).await?;
         let scores = match plan.scores_bytes() {
             0 => None,
             bytes => Some(self.allocate("workspace", bytes).await?),
@@ -75,16 +62,7 @@ impl Context {
             0 => None,
             words => Some(self.allocate("row_data", u64::from(words) * 4).await?),
         };
-        Ok(PreparedAttention {
-            context: self.clone(),
-            plan,
-            pipelines,
-            params,
-            params_stride,
-            scores,
-            states,
-            row_data,
-        })
+        Ok(PreparedAttention { context: self.clone(), plan, steps, scores, states, row_data })
     }
 
     /// [`prepare_plan`](Self::prepare_plan), blocking.
@@ -161,7 +139,7 @@ impl PreparedAttention {
     pub(crate) fn held_bytes(&self) -> u64 {
         let own = [&self.scores, &self.states, &self.row_data];
         let own = own.into_iter().flatten().map(wgpu::Buffer::size).sum::<u64>();
-        self.params.size() + own
+        self.steps.held_bytes() + own
     }
 
     /// Binds the caller's buffers. What is bound can be recorded again and again; the contents may change between.
@@ -172,20 +150,30 @@ impl PreparedAttention {
         buffers.check(self.problem(), &self.plan, self.context.caps())?;
         let (row_data, copies) = self.row_data(buffers)?;
         self.context.checked_now("bind groups", || {
-            let mut dispatches = Vec::with_capacity(self.plan.steps().len());
-            let mut entries = vec![];
-            for (n, (step, pipeline)) in self.plan.steps().iter().zip(&self.pipelines).enumerate() {
-                entries.clear();
-                entries.extend(self.entries(n, buffers, row_data));
-                let group = self.context.device().create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some(step.variant.shader.name()),
-                    layout: &pipeline.layout,
-                    entries: &entries,
-                });
-                dispatches.push(Dispatch { pipeline: pipeline.pipeline.clone(), group, grid: step.grid });
-            }
+            let slice = self.slices(buffers, row_data);
+            let dispatches = self.steps.bind(&self.context, self.plan.steps(), self.first_params(buffers), slice);
             BoundAttention { dispatches, copies }
         })
+    }
+
+    /// Where the parameters of a call begin.
+    fn first_params(&self, buffers: &AttentionBuffers<'_>) -> usize {
+        if buffers.large_values { self.plan.steps().len() } else { 0 }
+    }
+
+    /// What is bound for each slot.
+    fn slices<'a>(
+        &'a self,
+        buffers: &AttentionBuffers<'a>,
+        row_data: Option<wgpu::BufferSlice<'a>>,
+    ) -> impl Fn(Slot) -> Option<wgpu::BufferSlice<'a>> {
+        let buffers = *buffers;
+        move |slot| match slot {
+            Slot::RowData => row_data,
+            Slot::Workspace => self.scores.as_ref().map(|scores| scores.slice(..)),
+            Slot::States | Slot::PartOutput | Slot::PartRowState => self.states.as_ref().map(|states| states.slice(..)),
+            slot => buffers.slice(slot),
+        }
     }
 
     /// Where row data is bound, and the copies that put it there first.
@@ -200,46 +188,17 @@ impl PreparedAttention {
         })
     }
 
-    /// What a step binds.
+    /// What each step binds, and the layout of its bind group.
+    #[cfg(feature = "native")]
     pub(super) fn entries<'a>(
         &'a self,
-        step: usize,
         buffers: &AttentionBuffers<'a>,
         row_data: Option<wgpu::BufferSlice<'a>>,
-    ) -> impl Iterator<Item = wgpu::BindGroupEntry<'a>> {
-        let params = wgpu::BufferBinding {
-            buffer: &self.params,
-            offset: (step + if buffers.large_values { self.plan.steps().len() } else { 0 }) as u64 * self.params_stride,
-            size: wgpu::BufferSize::new(size_of::<Params>() as u64),
-        };
-        let params = wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(params) };
-        let storage = self.plan.steps()[step].bindings.iter().map(move |binding| {
-            let slice = match binding.slot {
-                Slot::RowData => row_data,
-                Slot::Workspace => self.scores.as_ref().map(|scores| scores.slice(..)),
-                Slot::States | Slot::PartOutput | Slot::PartRowState => {
-                    self.states.as_ref().map(|states| states.slice(..))
-                }
-                slot => buffers.slice(slot),
-            };
-            let resource = match (slice, wgpu::BufferSize::new(binding.size_bytes)) {
-                (Some(slice), Some(size)) => wgpu::BufferBinding {
-                    buffer: slice.buffer(),
-                    offset: slice.offset() + binding.start_bytes,
-                    size: Some(size),
-                },
-                // an empty tensor: nothing of the buffer is touched, but something must be bound
-                _ => wgpu::BufferBinding { buffer: self.context.empty_buffer(binding.written), offset: 0, size: None },
-            };
-            wgpu::BindGroupEntry { binding: binding.slot.binding(), resource: wgpu::BindingResource::Buffer(resource) }
-        });
-        std::iter::once(params).chain(storage)
-    }
-
-    /// The layout of the bind group of each step.
-    #[cfg(feature = "native")]
-    pub(super) fn layouts(&self) -> impl Iterator<Item = &wgpu::BindGroupLayout> {
-        self.pipelines.iter().map(|pipeline| &pipeline.layout)
+    ) -> impl Iterator<Item = (Vec<wgpu::BindGroupEntry<'a>>, &'a wgpu::BindGroupLayout)> {
+        let slice = self.slices(buffers, row_data);
+        let first = self.first_params(buffers);
+        let entries = move |(n, step)| self.steps.entries(&self.context, step, first + n, &slice).collect();
+        self.plan.steps().iter().enumerate().map(entries).zip(self.steps.layouts())
     }
 
     /// Records one attention over the caller's buffers into the caller's encoder. Does not submit, wait, or poll.

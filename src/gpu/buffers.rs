@@ -3,8 +3,8 @@
 use super::bound::RowDataCopy;
 use super::error::GpuError;
 use crate::caps::DeviceCaps;
-use crate::kernels::Slot;
-use crate::plan::{Plan, RowDataMap};
+use crate::dispatch::{RowDataMap, Slot};
+use crate::plan::Plan;
 use crate::problem::AttentionProblem;
 
 /// Every buffer of one attention. Each slice starts where the tensor's buffer starts; the layout's offset counts from

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use super::context::Context;
 use super::error::{GpuError, lock};
+use crate::dispatch::{Step, Variant};
 use crate::error::Error;
-use crate::plan::{Plan, Step, Variant};
+use crate::plan::Plan;
 
 /// A compute pipeline with the layout of its one bind group.
 #[derive(Clone, Debug)]

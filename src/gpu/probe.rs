@@ -3,7 +3,7 @@
 use super::arrival::arrival;
 use super::error::{GpuError, checked};
 use crate::caps::SubgroupFault;
-use crate::shader;
+use crate::dispatch::wgsl;
 
 /// Workgroups that are asked.
 const WORKGROUPS: u32 = 4;
@@ -54,7 +54,7 @@ async fn lanes(device: &wgpu::Device, queue: &wgpu::Queue, width: u32) -> Result
         let back = buffer(wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(WHAT),
-            source: wgpu::ShaderSource::Wgsl(shader::probe_subgroups(width, in_browser).into()),
+            source: wgpu::ShaderSource::Wgsl(wgsl::probe_subgroups(width, in_browser).into()),
         });
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(WHAT),

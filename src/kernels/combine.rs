@@ -1,18 +1,8 @@
 //! The merge of partial states into the attention over all keys (shaders/combine.wgsl).
 
-use super::params::Params;
-use super::{Shader, Slot};
 use crate::caps::DeviceCaps;
-use crate::plan::bindings::Bindings;
-use crate::plan::split::{Part, States};
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, Step};
+use crate::dispatch::{Bindings, Needs, Params, Part, Shader, Slot, States, Step, Variant};
 use crate::problem::AttentionProblem;
-
-/// A workgroup for each row.
-pub(crate) fn grid(part: &Part) -> [u64; 3] {
-    [part.rows.len() as u64, part.heads.len() as u64, part.batch.len() as u64]
-}
 
 /// Binds what a kernel writes that makes `splits` states of the keys: them, or the outputs where there is one.
 pub(crate) fn write_ends(
@@ -46,5 +36,5 @@ pub(crate) fn step(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, c
     variant.sink_override(spec).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings).with_splits(count);
     let needs = Needs::new(64, (2 + problem.v_head_dim().div_ceil(64)).saturating_mul(count + 1));
-    Step::new(variant, bindings, params, grid(part), 0, needs)
+    Step::new(variant, bindings, params, part.grid_of_rows(), 0, needs)
 }

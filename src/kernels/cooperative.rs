@@ -1,12 +1,10 @@
 //! The cooperative kernel (shaders/cooperative.wgsl): tiles, limits, dispatch.
 
-use super::params::Params;
-use super::{Kernel, Shader, Unsupported, check_invocations, check_iterations, check_storage_buffers, storage_buffers};
+use super::{check_invocations, check_iterations, check_storage_buffers, storage_buffers};
 use crate::caps::{CooperativeMatrix, DeviceCaps, DeviceClass};
-use crate::plan::bindings::Bindings;
-use crate::plan::split::Part;
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
+use crate::dispatch::{
+    Bindings, Kernel, Needs, Params, Part, PlanChoice, Shader, Step, TileShape, Unsupported, Variant, ceil_div,
+};
 use crate::problem::AttentionProblem;
 use crate::tensor::Element;
 
@@ -250,10 +248,6 @@ fn too_large(problem: &AttentionProblem, caps: &DeviceCaps, matrix: CooperativeM
     Unsupported::WorkgroupMemory { needed: tiles.workgroup_bytes, found, head_dim: problem.head_dim() }
 }
 
-pub(crate) fn grid(part: &Part, tiles: &Tiles) -> [u64; 3] {
-    [ceil_div(part.rows.len(), tiles.block_q), part.heads.len() as u64, part.batch.len() as u64]
-}
-
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
     let spec = problem.spec();
     let mut bindings = Bindings::new(problem, part, caps);
@@ -295,7 +289,8 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
         .switch("VALUE_RAGGED", tiles.value_chunk * tiles.value_chunks * 4 > problem.v_head_dim().next_multiple_of(4));
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings);
-    vec![Step::new(variant, bindings, params, grid(part, tiles), tiles.workgroup_bytes, tiles.needs(problem))]
+    let grid = [ceil_div(part.rows.len(), tiles.block_q), part.heads.len() as u64, part.batch.len() as u64];
+    vec![Step::new(variant, bindings, params, grid, tiles.workgroup_bytes, tiles.needs(problem))]
 }
 
 /// How an invocation takes its share of so many loads, at most `most` at once: turns, and loads of a turn.

@@ -1,15 +1,10 @@
 //! The fused kernel (shaders/fused.wgsl): tiles, limits, dispatch.
 
-use super::params::Params;
-use super::{
-    Kernel, Shader, Unsupported, check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory,
-    storage_buffers,
-};
+use super::{check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory, storage_buffers};
 use crate::caps::DeviceCaps;
-use crate::plan::bindings::Bindings;
-use crate::plan::split::Part;
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
+use crate::dispatch::{
+    Bindings, Kernel, Needs, Params, Part, PlanChoice, Shader, Step, TileShape, Unsupported, Variant, ceil_div,
+};
 use crate::problem::AttentionProblem;
 
 /// Keys of a block, and invocations of a workgroup.
@@ -106,10 +101,6 @@ pub(crate) fn tiling(
     Ok(tiles)
 }
 
-pub(crate) fn grid(part: &Part, tiles: &Tiles) -> [u64; 3] {
-    [ceil_div(part.rows.len(), tiles.rows), part.heads.len() as u64, part.batch.len() as u64]
-}
-
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
     let spec = problem.spec();
     let &Tiles { rows, dims_per_lane, workgroup_bytes } = tiles;
@@ -124,5 +115,6 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.size("QUERY_TILE", rows * problem.head_dim()).size("PROB_TILE", rows * BLOCK_KV);
     let params = Params::new(problem, part, &bindings);
     let needs = Needs::new(64, tiles.iterations(problem));
-    vec![Step::new(variant, bindings, params, grid(part, tiles), workgroup_bytes, needs)]
+    let grid = [ceil_div(part.rows.len(), tiles.rows), part.heads.len() as u64, part.batch.len() as u64];
+    vec![Step::new(variant, bindings, params, grid, workgroup_bytes, needs)]
 }

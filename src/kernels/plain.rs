@@ -1,14 +1,8 @@
 //! The plain kernel: `scores.wgsl`, `softmax.wgsl` and `weighted_sum.wgsl` as three dispatches.
 
-use super::params::Params;
-use super::{
-    Shader, Slot, Unsupported, check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory,
-};
+use super::{check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory};
 use crate::caps::DeviceCaps;
-use crate::plan::bindings::Bindings;
-use crate::plan::split::Part;
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, Step, TileShape, ceil_div};
+use crate::dispatch::{Bindings, Needs, Params, Part, Shader, Slot, Step, TileShape, Unsupported, Variant, ceil_div};
 use crate::problem::{AttentionProblem, ScoreStage};
 
 /// Side of the square tiles of scores and weighted sum.
@@ -44,22 +38,6 @@ const fn tile_iterations(elements: usize) -> usize {
 
 const fn tile_needs(elements: usize) -> Needs {
     Needs::new(256, tile_iterations(elements))
-}
-
-pub(crate) fn grids(problem: &AttentionProblem, part: &Part) -> Vec<[u64; 3]> {
-    vec![scores_grid(part), softmax_grid(part), weighted_sum_grid(problem, part)]
-}
-
-fn scores_grid(part: &Part) -> [u64; 3] {
-    [ceil_div(part.keys.len(), TILE), ceil_div(part.rows.len(), TILE), part.planes()]
-}
-
-fn softmax_grid(part: &Part) -> [u64; 3] {
-    [part.rows.len() as u64, part.heads.len() as u64, part.batch.len() as u64]
-}
-
-fn weighted_sum_grid(problem: &AttentionProblem, part: &Part) -> [u64; 3] {
-    [ceil_div(problem.v_head_dim(), TILE), ceil_div(part.rows.len(), TILE), part.planes()]
 }
 
 /// The three passes. Probabilities that are asked for are computed where they are returned, else in the workspace.
@@ -113,7 +91,8 @@ fn scores(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slo
     };
     variant.size("STAGE", stage);
     let params = Params::new(problem, part, &bindings);
-    Step::new(variant, bindings, params, scores_grid(part), TILES_BYTES, tile_needs(problem.head_dim()))
+    let grid = [ceil_div(part.keys.len(), TILE), ceil_div(part.rows.len(), TILE), part.planes()];
+    Step::new(variant, bindings, params, grid, TILES_BYTES, tile_needs(problem.head_dim()))
 }
 
 fn softmax(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slot, lse: bool) -> Step {
@@ -133,7 +112,7 @@ fn softmax(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Sl
     variant.row_data(spec.sinks).snippets(&["row_end", "numerics"]).sink_override(spec);
     let params = Params::new(problem, part, &bindings);
     let needs = Needs::new(64, 3 * part.keys.len().div_ceil(SOFTMAX_WIDTH) + 12);
-    Step::new(variant, bindings, params, softmax_grid(part), 4 * SOFTMAX_WIDTH as u64, needs)
+    Step::new(variant, bindings, params, part.grid_of_rows(), 4 * SOFTMAX_WIDTH as u64, needs)
 }
 
 fn weighted_sum(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slot) -> Step {
@@ -149,5 +128,6 @@ fn weighted_sum(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, plac
     variant.size("V_HEAD_DIM", problem.v_head_dim()).size("HEADS", part.heads.len());
     let params = Params::new(problem, part, &bindings);
     let needs = tile_needs(part.keys.len());
-    Step::new(variant, bindings, params, weighted_sum_grid(problem, part), TILES_BYTES, needs)
+    let grid = [ceil_div(problem.v_head_dim(), TILE), ceil_div(part.rows.len(), TILE), part.planes()];
+    Step::new(variant, bindings, params, grid, TILES_BYTES, needs)
 }

@@ -1,12 +1,10 @@
 //! The rows kernel (shaders/rows.wgsl): how rows and keys are laid over the lanes of a subgroup, limits, dispatch.
 
-use super::params::Params;
-use super::{Kernel, Shader, Unsupported, check_invocations, check_storage_buffers, combine, split, storage_buffers};
+use super::{check_invocations, check_storage_buffers, combine, split, storage_buffers};
 use crate::caps::{DeviceCaps, DeviceClass};
-use crate::plan::bindings::Bindings;
-use crate::plan::split::Part;
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
+use crate::dispatch::{
+    Bindings, Kernel, Needs, Params, Part, PlanChoice, Shader, Step, TileShape, Unsupported, Variant, ceil_div,
+};
 use crate::problem::AttentionProblem;
 
 /// Query rows of one lane, at most.
@@ -161,20 +159,6 @@ pub(crate) fn tiling(problem: &AttentionProblem, caps: &DeviceCaps, choice: &Pla
     Ok(tiles)
 }
 
-pub(crate) fn grids(problem: &AttentionProblem, part: &Part, tiles: &Tiles) -> Vec<[u64; 3]> {
-    let mut grids = vec![rows_grid(problem, tiles, part)];
-    if tiles.splits > 1 && part.states.is_none() {
-        grids.push(combine::grid(part));
-    }
-    grids
-}
-
-fn rows_grid(problem: &AttentionProblem, tiles: &Tiles, part: &Part) -> [u64; 3] {
-    let group = split::heads_together(problem, part);
-    let kv_heads = part.heads.len() / group;
-    [ceil_div(group * part.rows.len(), tiles.block_q()), (kv_heads * tiles.splits) as u64, part.batch.len() as u64]
-}
-
 /// The parts of the keys, and their merge where there is more than one and this part is not itself one of several.
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
     let spec = problem.spec();
@@ -192,11 +176,14 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.constant("KEY_VECS", key_vecs).constant("KEY_LOADS", key_vecs.div_ceil(tiles.row_lanes));
     variant.constant("VALUE_VECS", value_vecs).constant("VALUE_LOADS", value_vecs.div_ceil(tiles.row_lanes));
     variant.constant("BLOCK_KV", BLOCK_KEYS * tiles.key_lanes());
-    variant.constant("GROUP", split::heads_together(problem, part));
+    let group = split::heads_together(problem, part);
+    variant.constant("GROUP", group);
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings).with_splits(tiles.splits);
-    let needs = tiles.needs(part);
-    let mut steps = vec![Step::new(variant, bindings, params, rows_grid(problem, tiles, part), SPAN_BYTES, needs)];
+    let kv_heads = part.heads.len() / group;
+    let grid =
+        [ceil_div(group * part.rows.len(), tiles.block_q()), (kv_heads * tiles.splits) as u64, part.batch.len() as u64];
+    let mut steps = vec![Step::new(variant, bindings, params, grid, SPAN_BYTES, tiles.needs(part))];
     if split && part.states.is_none() {
         steps.push(combine::step(problem, caps, part, tiles.splits));
     }

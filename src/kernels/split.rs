@@ -1,15 +1,12 @@
 //! The split kernel (shaders/split.wgsl, combine.wgsl): how rows are folded, how keys are split, dispatch.
 
-use super::params::Params;
 use super::{
-    Kernel, Shader, Unsupported, check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory,
-    combine, storage_buffers,
+    check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory, combine, storage_buffers,
 };
 use crate::caps::{DeviceCaps, DeviceClass};
-use crate::plan::bindings::Bindings;
-use crate::plan::split::Part;
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
+use crate::dispatch::{
+    Bindings, Kernel, Needs, Params, Part, PlanChoice, Shader, Step, TileShape, Unsupported, Variant, ceil_div,
+};
 use crate::problem::AttentionProblem;
 
 /// Invocations of a workgroup.
@@ -201,20 +198,6 @@ pub(crate) fn candidates(problem: &AttentionProblem, caps: &DeviceCaps) -> Vec<P
     choices
 }
 
-pub(crate) fn grids(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiling: &Tiling) -> Vec<[u64; 3]> {
-    let tiles = tiles(problem, caps, part, tiling);
-    let mut grids = vec![grid(&tiles, part)];
-    if tiles.splits > 1 && part.states.is_none() {
-        grids.push(combine::grid(part));
-    }
-    grids
-}
-
-fn grid(tiles: &Tiles, part: &Part) -> [u64; 3] {
-    let kv_heads = ceil_div(part.heads.len(), tiles.group);
-    [tiles.splits as u64, kv_heads * tiles.row_blocks as u64, ceil_div(part.batch.len(), tiles.entries)]
-}
-
 /// The parts of the keys, and their merge where there is more than one and this part is not itself one of several.
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiling: &Tiling) -> Vec<Step> {
     let spec = problem.spec();
@@ -239,7 +222,9 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let params = Params::new(problem, part, &bindings).with_splits(tiles.splits);
     let keys = part.keys.len().div_ceil(tiles.splits);
     let needs = Needs::new(64, iterations(problem, keys, tiles.rows, tiles.column_lanes));
-    let mut steps = vec![Step::new(variant, bindings, params, grid(&tiles, part), tiles.workgroup_bytes, needs)];
+    let kv_heads = ceil_div(part.heads.len(), tiles.group);
+    let grid = [tiles.splits as u64, kv_heads * tiles.row_blocks as u64, ceil_div(part.batch.len(), tiles.entries)];
+    let mut steps = vec![Step::new(variant, bindings, params, grid, tiles.workgroup_bytes, needs)];
     if split && part.states.is_none() {
         steps.push(combine::step(problem, caps, part, tiles.splits));
     }

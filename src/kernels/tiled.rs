@@ -1,15 +1,10 @@
 //! The tiled kernel (shaders/tiled.wgsl): tiles, limits, dispatch.
 
-use super::params::Params;
-use super::{
-    Kernel, Shader, Unsupported, check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory,
-    storage_buffers,
-};
+use super::{check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory, storage_buffers};
 use crate::caps::{DeviceCaps, DeviceClass};
-use crate::plan::bindings::Bindings;
-use crate::plan::split::Part;
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, PlanChoice, Step, TileShape, ceil_div};
+use crate::dispatch::{
+    Bindings, Kernel, Needs, Params, Part, PlanChoice, Shader, Step, TileShape, Unsupported, Variant, ceil_div,
+};
 use crate::problem::AttentionProblem;
 
 /// Keys of one invocation: a vec4 of probabilities.
@@ -307,10 +302,6 @@ pub(crate) fn tiling(
     Ok(tiles)
 }
 
-pub(crate) fn grid(part: &Part, tiles: &Tiles) -> [u64; 3] {
-    [ceil_div(part.rows.len(), tiles.block_q()), part.heads.len() as u64, part.batch.len() as u64]
-}
-
 pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, tiles: &Tiles) -> Vec<Step> {
     let spec = problem.spec();
     let mut bindings = Bindings::new(problem, part, caps);
@@ -346,5 +337,6 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     variant.constant("TILE_ROW", tiles.tile_row()).constant("QUERY_ROW", tiles.query_row());
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings);
-    vec![Step::new(variant, bindings, params, grid(part, tiles), tiles.workgroup_bytes, tiles.needs(problem))]
+    let grid = [ceil_div(part.rows.len(), tiles.block_q()), part.heads.len() as u64, part.batch.len() as u64];
+    vec![Step::new(variant, bindings, params, grid, tiles.workgroup_bytes, tiles.needs(problem))]
 }

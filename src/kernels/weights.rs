@@ -1,14 +1,10 @@
-//! Selected attention weights (shaders/weights.wgsl): what is bound, limits, parts, dispatches.
+//! Selected attention weights (shaders/weights.wgsl): what is bound, limits, dispatch.
 
 use std::ops::Range;
 
-use super::params::{self, Params};
-use super::{Shader, Slot, check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory};
+use super::{check_invocations, check_iterations, check_storage_buffers, check_workgroup_memory};
 use crate::caps::DeviceCaps;
-use crate::plan::bindings::{Bindings, RowDataMap};
-use crate::plan::split::Part;
-use crate::plan::variant::Variant;
-use crate::plan::{Needs, PlanError, Rejection, Step, check_steps};
+use crate::dispatch::{Bindings, Needs, Params, Part, Shader, Slot, Step, Unsupported, Variant, flat_grid, params};
 use crate::tensor::Layout;
 use crate::weights::{HeadReduce, KeyList, WeightsProblem};
 
@@ -17,76 +13,14 @@ const WIDTH: usize = 64;
 /// Workgroup memory: a partial sum for each.
 const PARTIAL_BYTES: u64 = 4 * WIDTH as u64;
 
-/// What a device runs for selected weights: plain data.
-///
-/// Where not all fits into one binding, batch entries go one after another.
-#[derive(Clone, Debug, PartialEq)]
-pub struct WeightsPlan {
-    problem: WeightsProblem,
-    steps: Vec<Step>,
-    selection: Vec<u32>,
-    row_data_words: u32,
-}
-
-impl WeightsPlan {
-    /// Plans selected weights for a device.
-    ///
-    /// # Errors
-    /// A [`Rejection`] names the limit that one batch entry does not fit.
-    pub fn new(problem: &WeightsProblem, caps: &DeviceCaps) -> Result<Self, Rejection> {
-        let scores = problem.scores();
-        let row_data_words = RowDataMap::new(scores).words;
-        if problem.elements() == 0 {
-            return Ok(Self { problem: problem.clone(), steps: vec![], selection: vec![], row_data_words });
-        }
-        params::supports(scores)?;
-        check_invocations(64, caps)?;
-        check_storage_buffers(8, caps)?;
-        check_workgroup_memory(PARTIAL_BYTES, scores, caps)?;
-        check_iterations(iterations(problem), caps)?;
-        let mut per_part = scores.batch();
-        loop {
-            let limit = caps.max_compute_workgroups_per_dimension;
-            let selection = selection(problem, limit);
-            let parts = (0..scores.batch()).step_by(per_part);
-            let ranges = parts.map(|start| start..(start + per_part).min(scores.batch()));
-            let steps: Vec<_> = ranges.map(|batch| step(problem, caps, batch, selection.len())).collect();
-            match steps.iter().find_map(|step| reason_against(step, caps)) {
-                None => return Ok(Self { problem: problem.clone(), steps, selection, row_data_words }),
-                Some(reason) if per_part == 1 => return Err(reason),
-                Some(_) => per_part = per_part.div_ceil(2),
-            }
-        }
-    }
-
-    /// What was planned.
-    #[must_use]
-    pub const fn problem(&self) -> &WeightsProblem {
-        &self.problem
-    }
-
-    /// The dispatches, in order. None where nothing is returned.
-    #[must_use]
-    pub fn steps(&self) -> &[Step] {
-        &self.steps
-    }
-
-    /// Whether a device with `caps` can run the plan, which may have been made for another.
-    ///
-    /// # Errors
-    /// [`PlanError::OtherDevice`] with the first thing that the device does not have.
-    pub fn check(&self, caps: &DeviceCaps) -> Result<(), PlanError> {
-        check_steps(&self.steps, caps)
-    }
-
-    /// The words at binding 10.
-    pub(crate) fn selection(&self) -> &[u32] {
-        &self.selection
-    }
-
-    pub(crate) const fn row_data_words(&self) -> u32 {
-        self.row_data_words
-    }
+/// Whether the kernel can compute them on such a device.
+pub(crate) fn supports(problem: &WeightsProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
+    let scores = problem.scores();
+    params::supports(scores)?;
+    check_invocations(64, caps)?;
+    check_storage_buffers(8, caps)?;
+    check_workgroup_memory(PARTIAL_BYTES, scores, caps)?;
+    check_iterations(iterations(problem), caps)
 }
 
 /// All loops of an invocation together, at most.
@@ -113,8 +47,8 @@ fn blocks(problem: &WeightsProblem, elements: u64) -> u64 {
     }
 }
 
-/// The header, then heads, rows and keys.
-fn selection(problem: &WeightsProblem, max_blocks_per_row: u32) -> Vec<u32> {
+/// The words at binding 10: the header, then heads, rows and keys.
+pub(crate) fn selection(problem: &WeightsProblem, max_blocks_per_row: u32) -> Vec<u32> {
     let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let factor = match problem.reduce() {
         HeadReduce::Each | HeadReduce::Sum => 1.0,
@@ -132,7 +66,8 @@ fn selection(problem: &WeightsProblem, max_blocks_per_row: u32) -> Vec<u32> {
     words
 }
 
-fn step(problem: &WeightsProblem, caps: &DeviceCaps, batch: Range<usize>, selection_words: usize) -> Step {
+/// The dispatch over these batch entries.
+pub(crate) fn step(problem: &WeightsProblem, caps: &DeviceCaps, batch: Range<usize>, selection_words: usize) -> Step {
     let scores = problem.scores();
     let spec = scores.spec();
     let shape @ [_, heads, rows, columns] = problem.shape();
@@ -152,22 +87,6 @@ fn step(problem: &WeightsProblem, caps: &DeviceCaps, batch: Range<usize>, select
     let params = Params::new(scores, &part, &bindings);
     // the whole result was found to be countable
     let all = blocks(problem, (batch.len() * heads * rows * columns) as u64);
-    let limit = u64::from(caps.max_compute_workgroups_per_dimension).max(1);
     let needs = Needs::new(64, iterations(problem));
-    Step::new(variant, bindings, params, [all.min(limit), all.div_ceil(limit), 1], PARTIAL_BYTES, needs)
-}
-
-/// The limit of the device that a dispatch does not fit.
-fn reason_against(step: &Step, caps: &DeviceCaps) -> Option<Rejection> {
-    let found = caps.max_storage_buffer_binding_size.min(caps.max_buffer_size);
-    let large = step.bindings.iter().find(|binding| binding.size_bytes > found);
-    if let Some(binding) = large {
-        return Some(Rejection::Binding { slot: binding.slot, needed: binding.size_bytes, found });
-    }
-    let needed = u64::from(step.grid[1]);
-    let found = u64::from(caps.max_compute_workgroups_per_dimension);
-    if needed > found {
-        return Some(Rejection::Grid { needed, found });
-    }
-    step.check(caps).err().map(|unmet| Rejection::Unsupported(unmet.into()))
+    Step::new(variant, bindings, params, flat_grid(all, caps), PARTIAL_BYTES, needs)
 }

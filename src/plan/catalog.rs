@@ -7,9 +7,9 @@
 
 use std::collections::HashMap;
 
-use super::{Plan, Step, Variant};
+use super::Plan;
 use crate::caps::{DeviceCaps, DeviceClass};
-use crate::kernels::Kernel;
+use crate::dispatch::{Kernel, Step, Variant};
 use crate::problem::{AttentionProblem, AttentionSpec, Diagonal};
 use crate::tensor::{Element, Layout, TensorSpec};
 

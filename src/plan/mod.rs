@@ -1,78 +1,16 @@
 //! From a problem and a device's capabilities to a plan: which kernel, which dispatches, how much memory.
 
-pub(crate) mod bindings;
 mod catalog;
-mod choice;
-mod needs;
 mod select;
-pub(crate) mod split;
-pub(crate) mod variant;
+mod weights;
 
-pub use crate::kernels::weights::WeightsPlan;
-pub use bindings::{Binding, RowDataMap};
+#[doc(hidden)]
 pub use catalog::{CatalogEntry, DeviceKind, catalog};
-pub use choice::{PlanChoice, TileShape};
-pub use needs::{Needs, Unmet};
-pub use variant::Variant;
+pub use weights::WeightsPlan;
 
-use crate::caps::{DeviceCaps, DeviceClass};
-use crate::kernels::params::Params;
-use crate::kernels::{Kernel, Slot, Unsupported};
+use crate::caps::DeviceCaps;
+use crate::dispatch::{Kernel, PlanChoice, Rejection, RowDataMap, Step, Unmet, check_steps};
 use crate::problem::AttentionProblem;
-
-/// One dispatch: what it is built from, its parameters, its buffers and its grid.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Step {
-    /// What the pipeline is built from.
-    pub variant: Variant,
-    /// The uniform at binding 0.
-    pub params: Params,
-    /// The storage buffers.
-    pub bindings: Vec<Binding>,
-    /// Workgroups along x, y and z.
-    pub grid: [u32; 3],
-    /// Workgroup memory of one workgroup, in bytes, each variable rounded up to 16.
-    pub workgroup_bytes: u64,
-    /// What else the shader needs of a device.
-    pub needs: Needs,
-}
-
-impl Step {
-    /// Grids beyond the device's limit never get here: a part is cut until its grids fit.
-    pub(crate) fn new(
-        variant: Variant,
-        bindings: bindings::Bindings<'_>,
-        params: Params,
-        grid: [u64; 3],
-        workgroup_bytes: u64,
-        needs: Needs,
-    ) -> Self {
-        let grid = grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        Self { variant, params, bindings: bindings.into_list(), grid, workgroup_bytes, needs }
-    }
-
-    /// Whether a device with `caps` can run it.
-    pub(crate) fn check(&self, caps: &DeviceCaps) -> Result<(), Unmet> {
-        self.needs.check(self.workgroup_bytes, self.bindings.len(), caps)?;
-        let alignment = caps.min_storage_buffer_offset_alignment;
-        for &Binding { slot, start_bytes, size_bytes, .. } in &self.bindings {
-            let found = caps.max_storage_buffer_binding_size;
-            if size_bytes > found {
-                return Err(Unmet::Binding { slot, needed: size_bytes, found });
-            }
-            if !start_bytes.is_multiple_of(u64::from(alignment.max(1))) {
-                return Err(Unmet::Alignment { slot, start: start_bytes, alignment });
-            }
-            // buffers of the caller's are there already, the plan's own are to be made
-            let (needed, found) = (start_bytes + size_bytes, caps.max_buffer_size);
-            if slot.is_of_the_plan() && needed > found {
-                return Err(Unmet::Buffer { slot, needed, found });
-            }
-        }
-        let (needed, found) = (self.grid.into_iter().max().unwrap_or(0), caps.max_compute_workgroups_per_dimension);
-        if needed > found { Err(Unmet::Grid { needed, found }) } else { Ok(()) }
-    }
-}
 
 /// What will run for a problem on a device. Print it to see.
 ///
@@ -205,7 +143,7 @@ impl Plan {
     /// # Errors
     /// [`PlanError::OtherDevice`] with the first thing that the device does not have.
     pub fn check(&self, caps: &DeviceCaps) -> Result<(), PlanError> {
-        check_steps(&self.steps, caps)
+        check_steps(&self.steps, caps).map_err(|unmet| PlanError::OtherDevice { unmet })
     }
 
     pub(crate) const fn scores_bytes(&self) -> u64 {
@@ -219,11 +157,6 @@ impl Plan {
     pub(crate) const fn row_data(&self) -> &RowDataMap {
         &self.row_data
     }
-}
-
-/// Whether a device with `caps` can run steps that may have been planned for another.
-pub(crate) fn check_steps(steps: &[Step], caps: &DeviceCaps) -> Result<(), PlanError> {
-    steps.iter().try_for_each(|step| step.check(caps)).map_err(|unmet| PlanError::OtherDevice { unmet })
 }
 
 impl std::fmt::Display for Plan {
@@ -295,49 +228,4 @@ pub enum PlanError {
 
 fn list(reasons: &[(Kernel, Rejection)]) -> String {
     reasons.iter().map(|(kernel, reason)| format!("{kernel}: {reason}")).collect::<Vec<_>>().join("; ")
-}
-
-/// Why a kernel will not do for a problem on a device.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Rejection {
-    /// The kernel cannot.
-    #[error(transparent)]
-    Unsupported(#[from] Unsupported),
-    /// The kernel is made for software drivers, and runs on others only where it is asked for by name.
-    #[error("made for software drivers, on a {class} it runs where it is asked for by name")]
-    ByNameOnly {
-        /// What the device is.
-        class: DeviceClass,
-    },
-    /// A binding is too large, and the problem cannot be cut so that it fits.
-    #[error("{} needs a binding of {needed} bytes for the smallest part, the device allows {found}", .slot.name())]
-    Binding {
-        /// Which buffer.
-        slot: Slot,
-        /// Bytes needed.
-        needed: u64,
-        /// Bytes allowed.
-        found: u64,
-    },
-    /// A grid is too large, and the problem cannot be cut so that it fits.
-    #[error("needs {needed} workgroups along one dimension for the smallest part, the device allows {found}")]
-    Grid {
-        /// Workgroups needed.
-        needed: u64,
-        /// Workgroups allowed.
-        found: u64,
-    },
-    /// Cutting the problem to the limits leaves more parts than are sensible.
-    #[error("would have to be cut into {needed} parts to fit the device's limits, at most {found} are made")]
-    Parts {
-        /// Parts needed.
-        needed: u64,
-        /// Parts allowed.
-        found: u64,
-    },
-}
-
-pub(crate) const fn ceil_div(n: usize, by: usize) -> u64 {
-    n.div_ceil(by) as u64
 }

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::split::{Part, PartSize, States};
-use super::{Plan, PlanChoice, PlanError, Rejection, RowDataMap, Step};
+use super::{Plan, PlanError};
 use crate::caps::{DeviceCaps, DeviceClass};
-use crate::kernels::{Kernel, Slot, Tiling, Unsupported, combine, plain};
+use crate::dispatch::{Kernel, Part, PartSize, PlanChoice, Rejection, RowDataMap, Slot, States, Step, Unsupported};
+use crate::kernels::{Tiling, combine, plain};
 use crate::problem::{AttentionProblem, ScoreStage};
 
 /// Parts that a problem may be cut into.
@@ -257,10 +257,10 @@ impl Way<'_> {
         let needs = |size: PartSize| -> u64 {
             let first = size.parts(self.problem).next();
             let steps = first.map(|part| self.part_steps(&part, &size.key_ranges(self.problem)));
-            let Some(Ok((grids, steps))) = steps else { return u64::MAX };
+            let Some(Ok(steps)) = steps else { return u64::MAX };
             match slot {
                 Some(slot) => largest(&steps, slot),
-                None => grids.iter().flatten().fold(0u64, |sum, n| sum.saturating_add(n.saturating_sub(found))),
+                None => grids(&steps).fold(0u64, |sum, n| sum.saturating_add(n.saturating_sub(found))),
             }
         };
         let fits = match slot {
@@ -279,9 +279,9 @@ impl Way<'_> {
         let ranges = size.key_ranges(self.problem);
         let mut all = vec![];
         for part in size.parts(self.problem) {
-            let (grids, steps) = self.part_steps(&part, &ranges)?;
+            let steps = self.part_steps(&part, &ranges)?;
             let found = u64::from(self.caps.max_compute_workgroups_per_dimension);
-            if let Some(needed) = grids.into_iter().flatten().find(|n| *n > found) {
+            if let Some(needed) = grids(&steps).find(|n| *n > found) {
                 return Err(Rejection::Grid { needed, found });
             }
             for binding in steps.iter().flat_map(|step| &step.bindings) {
@@ -301,17 +301,16 @@ impl Way<'_> {
         Ok(all)
     }
 
-    /// Grids and dispatches of a part whose keys are cut into these ranges.
-    fn part_steps(&self, part: &Part, ranges: &[Range<usize>]) -> Result<(Vec<[u64; 3]>, Vec<Step>), Unsupported> {
+    /// The dispatches of a part whose keys are cut into these ranges.
+    fn part_steps(&self, part: &Part, ranges: &[Range<usize>]) -> Result<Vec<Step>, Unsupported> {
         let Self { problem, caps, .. } = *self;
         let ranged = |keys: &Range<usize>| Part { keys: keys.clone(), ..part.clone() };
-        let (mut grids, mut steps) = (vec![], vec![]);
+        let mut steps = vec![];
         if ranges.len() == 1 {
-            grids.extend(self.tiling.grids(problem, caps, part));
             steps.extend(self.tiling.steps(problem, caps, part));
             if self.kernel == Kernel::Plain {
                 // it returns its own scores
-                return Ok((grids, steps));
+                return Ok(steps);
             }
         } else {
             let tiling = self.partial_tiling.as_ref().map_err(Clone::clone)?;
@@ -320,22 +319,24 @@ impl Way<'_> {
             let mut first = 0;
             for keys in ranges {
                 let part = Part { states: Some(States { first, count }), ..ranged(keys) };
-                grids.extend(tiling.grids(&self.partial, caps, &part));
                 steps.extend(tiling.steps(&self.partial, caps, &part));
                 first += of_range(keys);
             }
-            grids.push(combine::grid(part));
             steps.push(combine::step(problem, caps, part, count));
         }
         if problem.spec().scores.is_some() {
             for part in ranges.iter().map(ranged) {
-                grids.extend(plain::grids(problem, &part));
                 steps.extend(plain::returned_scores(problem, caps, &part));
             }
             steps.extend(plain::returned_softmax(problem, caps, part));
         }
-        Ok((grids, steps))
+        Ok(steps)
     }
+}
+
+/// Workgroups of dispatches along each dimension.
+fn grids(steps: &[Step]) -> impl Iterator<Item = u64> {
+    steps.iter().flat_map(|step| step.grid)
 }
 
 /// The largest binding of a slot. Parts run one after another and share the workspace.

@@ -2,11 +2,12 @@
 
 use super::run::Ready;
 use super::{Combine, Gate, Sources, SourcesError, SourcesOutput};
+use crate::dispatch::Variant;
+use crate::dispatch::uniforms::CombineParams;
 use crate::error::Error;
-use crate::gpu::{AttentionBuffers, Context, GpuError, MergeBuffers, PreparedAttention};
+use crate::gpu::{AttentionBuffers, Context, GpuError, MergeBuffers, PreparedAttention, Uniform};
 use crate::inputs::RowState;
-use crate::kernels::small::{CombineParams, grid};
-use crate::plan::Variant;
+use crate::kernels::beside::small::grid;
 use crate::problem::AttentionProblem;
 use crate::tensor::{Layout, TensorRef};
 
@@ -190,9 +191,9 @@ impl SourcesOnGpu {
             }
             Combine::Sum => (&self.part_output, &self.scales),
         };
-        let read = [from, scales, weights, gates];
-        let pipeline = Variant::combine_sources();
-        Ok(self.context.encode_small(encoder, &pipeline, &self.params, &read, shared.output, self.grid).await?)
+        let bound = [from, scales, weights, gates, shared.output].map(|buffer| (buffer, buffer.size()));
+        let (variant, params) = (Variant::combine_sources(), Uniform::Kept(&self.params));
+        Ok(self.context.encode_beside(encoder, &variant, params, &bound, self.grid).await?)
     }
 
     /// The buffers of row weights and gates, where there are any; others stand in where there are none.

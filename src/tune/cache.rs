@@ -8,10 +8,11 @@ use serde_json::Value;
 
 use super::class::{DeviceKey, ProblemClass};
 use crate::caps::DeviceCaps;
+use crate::dispatch::PlanChoice;
 use crate::error::Error;
 use crate::files::{Ours, OutputError, OutputFile, open_regular};
 use crate::gpu::{Context, PreparedAttention};
-use crate::plan::{Plan, PlanChoice, PlanError};
+use crate::plan::{Plan, PlanError};
 use crate::problem::AttentionProblem;
 use crate::timing::TimingSource;
 

@@ -2,8 +2,8 @@
 
 use super::cache::TuneEntry;
 use super::class::{DeviceKey, ProblemClass};
+use crate::dispatch::PlanChoice;
 use crate::error::Error;
-use crate::plan::PlanChoice;
 use crate::timing::Timing;
 use crate::verify::Report;
 
@@ -143,7 +143,7 @@ pub(super) fn choose(candidates: &[TuneCandidate], planned: &PlanChoice) -> Opti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Kernel;
+    use crate::dispatch::Kernel;
     use crate::timing::TimingSource;
 
     fn timed(kernel: Kernel, millis: &[f64]) -> TuneCandidate {

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use super::class::{DeviceKey, ProblemClass};
 use super::report::{Outcome, TuneCandidate, TuneProgress, TuneReport, choose};
+use crate::dispatch::PlanChoice;
 use crate::error::Error;
 use crate::gpu::{AttentionTensors, BoundAttention, Context, GpuError, PreparedAttention, Stopwatch};
 use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
-use crate::plan::{Plan, PlanChoice};
+use crate::plan::Plan;
 use crate::problem::AttentionProblem;
 use crate::timing::{Timing, TimingSource};
 use crate::verify::{self, Report};

@@ -131,7 +131,7 @@ fn plan(draw: &mut Draw) -> Result<(), String> {
         let Ok(plan) = Plan::new(&problem, &caps, kernel) else { continue };
         for step in plan.steps() {
             let within = step.workgroup_bytes <= u64::from(caps.max_compute_workgroup_storage_size)
-                && step.grid.iter().all(|n| *n <= caps.max_compute_workgroups_per_dimension)
+                && step.workgroups().iter().all(|n| *n <= caps.max_compute_workgroups_per_dimension)
                 && step
                     .bindings
                     .iter()

@@ -8,6 +8,7 @@ mod common;
 
 #[cfg(feature = "native")]
 mod contexts;
+mod floors;
 mod golden;
 #[cfg(feature = "native")]
 mod host;

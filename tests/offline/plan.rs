@@ -1,8 +1,7 @@
 //! Planning by tables: shape and capabilities in, kernel, tiles, grid and workspace out.
 
 use cross_attention::cpu::{CpuPlan, CpuStrategy, SimdLevel};
-use cross_attention::kernels::Unsupported;
-use cross_attention::plan::Rejection;
+use cross_attention::dispatch::{Rejection, Unsupported};
 use cross_attention::{
     AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element, Kernel, Layout,
     Plan, PlanChoice, PlanError, ScoreStage, TensorSpec, TileShape, workload,
@@ -295,7 +294,7 @@ fn parts_fit_every_limit() {
         for kernel in Kernel::ALL.into_iter().filter(|kernel| *kernel != Kernel::Cooperative) {
             let plan = Plan::new(&problem, &caps, Some(kernel)).expect("a plan");
             for step in plan.steps() {
-                assert!(step.grid.iter().all(|n| (1..=grid).contains(n)), "{plan}");
+                assert!(step.workgroups().iter().all(|n| (1..=grid).contains(n)), "{plan}");
                 assert!(step.bindings.iter().all(|b| b.size_bytes <= binding), "{plan}");
                 assert!(step.bindings.iter().all(|b| b.start_bytes % 256 == 0), "{plan}");
             }
@@ -505,7 +504,7 @@ fn keys_of_nearly_all_heads_are_cut_over_ranges() {
     assert_eq!((plan.kernel(), plan.parts(), plan.key_parts()), (Kernel::Split, 4, 4), "{plan}");
     // a step for each range, and the merge
     assert_eq!(plan.steps().len(), 5, "{plan}");
-    let splits = plan.steps()[0].grid[0] as u64;
+    let splits = plan.steps()[0].grid[0];
     assert_eq!(plan.workspace_bytes(), 4 * splits * 32 * (128 + 2) * 4, "{plan}");
     assert!(plan.to_string().contains("the keys in 4 ranges, merged by maximum and sum of their rows"), "{plan}");
     let forced = Plan::with_choice(&problem, &caps, &plan.choice()).expect("its own choice");
@@ -592,7 +591,7 @@ fn batch_entries_that_share_keys_are_rows() {
     for (batch, heads, axes, found) in table {
         let plan = shared(batch, heads, axes);
         assert_eq!(plan.kernel(), Kernel::Split);
-        let [_, y, z] = plan.steps()[0].grid;
+        let [_, y, z] = plan.steps()[0].workgroups();
         let of = |name| constant(&plan, name).expect("it has tiles");
         assert_eq!([of("GROUP"), of("ROWS"), y, z], found, "{plan}");
     }
@@ -609,7 +608,7 @@ proptest! {
         for kernel in Kernel::ALL {
             let Ok(plan) = Plan::new(&case.problem(), &caps, Some(kernel)) else { continue };
             for step in plan.steps() {
-                prop_assert!(step.grid.iter().all(|n| (1..=groups).contains(n)), "{plan}");
+                prop_assert!(step.workgroups().iter().all(|n| (1..=groups).contains(n)), "{plan}");
                 prop_assert!(step.bindings.iter().all(|b| b.size_bytes <= binding), "{plan}");
                 prop_assert!(step.bindings.iter().all(|b| b.start_bytes % 256 == 0), "{plan}");
                 // two ranges that a dispatch writes never meet

@@ -244,7 +244,7 @@ fn plans_keep_to_every_limit() {
                     let storage = step.bindings.len().saturating_sub(1);
                     let within = storage <= caps.max_storage_buffers_per_shader_stage as usize
                         && step.workgroup_bytes <= u64::from(caps.max_compute_workgroup_storage_size)
-                        && step.grid.iter().all(|n| *n <= caps.max_compute_workgroups_per_dimension)
+                        && step.workgroups().iter().all(|n| *n <= caps.max_compute_workgroups_per_dimension)
                         && step.bindings.iter().all(|binding| {
                             let alignment = u64::from(caps.min_storage_buffer_offset_alignment);
                             let aligned = binding.start_bytes.is_multiple_of(alignment);

@@ -3,8 +3,8 @@
 
 use std::collections::HashSet;
 
-use cross_attention::kernels::Shader;
-use cross_attention::plan::{Step, Variant, WeightsPlan};
+use cross_attention::dispatch::{Shader, Step, Variant};
+use cross_attention::plan::WeightsPlan;
 use cross_attention::weights::{HeadReduce, Keys, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element, Kernel, Layout,
@@ -294,6 +294,7 @@ fn shaders_beside_plans_are_valid_and_host_and_shader_agree() {
     for variant in Variant::beside_plans() {
         let (module, info) = resolve(&variant);
         compare_params(&module, variant.shader);
+        compare_ports(&module, variant.shader);
         assert!(workgroup_bytes(&module) <= 16 << 10, "{variant:?}");
         assert!(module.entry_points[0].workgroup_size.iter().product::<u32>() <= 256);
         translate(&module, &info, false);
@@ -350,8 +351,8 @@ fn linear_maps_are_valid_and_host_and_shader_agree() {
     }
 }
 
-/// Binding numbers, access and names of the storage buffers.
-fn compare_bindings(module: &naga::Module, step: &Step) {
+/// Binding number, access and name of each storage buffer.
+fn storage_buffers(module: &naga::Module) -> Vec<(u32, bool, String)> {
     let mut in_wgsl = vec![];
     for (_, variable) in module.global_variables.iter() {
         if let naga::AddressSpace::Storage { access } = variable.space {
@@ -362,8 +363,21 @@ fn compare_bindings(module: &naga::Module, step: &Step) {
         }
     }
     in_wgsl.sort();
+    in_wgsl
+}
+
+/// Binding numbers and access of the storage buffers of a shader beside plans.
+fn compare_ports(module: &naga::Module, shader: Shader) {
+    let in_wgsl: Vec<_> = storage_buffers(module).iter().map(|(binding, written, _)| (*binding, *written)).collect();
+    let on_host: Vec<_> = shader.ports().iter().map(|port| (port.binding, port.written)).collect();
+    assert_eq!(in_wgsl, on_host, "buffers of {}: in WGSL, on the host", shader.name());
+}
+
+/// Binding numbers, access and names of the storage buffers.
+fn compare_bindings(module: &naga::Module, step: &Step) {
+    let in_wgsl = storage_buffers(module);
     // to a shader, what is in the workspace is what is returned elsewhere
-    let name = |binding: &cross_attention::plan::Binding| match binding.slot.name() {
+    let name = |binding: &cross_attention::dispatch::Binding| match binding.slot.name() {
         "workspace" => "scores".to_owned(),
         "part_row_state" => "lse".to_owned(),
         name => name.trim_start_matches("part_").to_owned(),

@@ -1,6 +1,7 @@
 //! Selected attention weights on the CPU: as f64 has them, over the case table and random cases; what is refused; plans.
 
-use cross_attention::plan::{Rejection, WeightsPlan};
+use cross_attention::dispatch::Rejection;
+use cross_attention::plan::WeightsPlan;
 use cross_attention::weights::{HeadReduce, Keys, Select, WeightsError, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AttentionInputs, AttentionProblem, AttentionSpec, Device, DeviceCaps, DeviceClass, InputError, TensorData, cpu,

@@ -9,12 +9,12 @@ use clap::builder::PossibleValuesParser;
 use cross_attention::gpu::{HostCost, KernelTiming};
 use cross_attention::workload::{self, Workload};
 use cross_attention::{
-    AttentionProblem, Device, DeviceClass, KernelChoice, Plan, PreparedOn, Roofline, Timing, cpu, verify,
+    AttentionProblem, Device, DeviceClass, Element, KernelChoice, Plan, PreparedOn, Roofline, Timing, cpu, verify,
 };
 
 use crate::error::Error;
 use crate::open::{self, CacheFlag};
-use crate::options::{DeviceFlags, ElementName};
+use crate::options::DeviceFlags;
 use crate::run::shape;
 use crate::table::Table;
 use crate::terminal::Terminal;
@@ -37,9 +37,9 @@ pub(crate) struct Args {
     /// List the workloads with their shapes, and do nothing else
     #[arg(long, conflicts_with_all = ["element", "seconds", "json", "device", "kernel", "pipeline_cache", "tune_cache"])]
     list: bool,
-    /// Element type of query, key, value and output
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
-    element: ElementName,
+    /// Element type of query, key, value and output, f32 or f16
+    #[arg(long, value_name = "TYPE", default_value_t = Element::F32)]
+    element: Element,
     /// Time to spend on each workload, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     seconds: Duration,
@@ -208,10 +208,10 @@ fn measure(workload: &Workload, common: &Common<'_>, tuned: Option<&Tuned>, term
 }
 
 /// The problem of a workload with its tensors of one element type.
-pub(crate) fn stored(workload: &Workload, element: ElementName) -> Result<AttentionProblem, Error> {
+pub(crate) fn stored(workload: &Workload, element: Element) -> Result<AttentionProblem, Error> {
     let mut spec = workload.spec.clone();
     for tensor in [&mut spec.query, &mut spec.key, &mut spec.value, &mut spec.output] {
-        tensor.element = element.into();
+        tensor.element = element;
     }
     Ok(AttentionProblem::new(spec)?)
 }

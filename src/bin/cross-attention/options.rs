@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use clap::{Args, ValueEnum};
-use cross_attention::{AttentionSpec, DeviceRequest, Diagonal, Element, KernelChoice, Layout};
+use cross_attention::{AttentionSpec, DeviceRequest, Diagonal, KernelChoice, Layout};
 
 use crate::error::Error;
 use crate::text::{nearest, shown};
@@ -96,23 +96,6 @@ impl AxisOrder {
         match self {
             Self::Bhld => "[batch, heads, len, dim]",
             Self::Blhd => "[batch, len, heads, dim]",
-        }
-    }
-}
-
-/// An element type by name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ElementName {
-    #[default]
-    F32,
-    F16,
-}
-
-impl From<ElementName> for Element {
-    fn from(name: ElementName) -> Self {
-        match name {
-            ElementName::F32 => Self::F32,
-            ElementName::F16 => Self::F16,
         }
     }
 }
@@ -319,14 +302,7 @@ impl Value for Line {
 
     fn read(text: &str) -> Result<Option<Diagonal>, Wanted> {
         let wanted = Wanted("none, top_left, bottom_right, end_of_keys or fixed:N with a whole number N of 32 bits");
-        let fixed = |text: &str| text.strip_prefix("fixed:")?.trim().parse().ok();
-        let diagonal = match text.to_ascii_lowercase().as_str() {
-            "top_left" => Diagonal::TopLeft,
-            "bottom_right" => Diagonal::BottomRight,
-            "end_of_keys" => Diagonal::EndOfKeys,
-            other => Diagonal::Fixed(fixed(other).ok_or(wanted)?),
-        };
-        Ok(Some(diagonal))
+        text.to_ascii_lowercase().parse().map(Some).map_err(|_| wanted)
     }
 }
 

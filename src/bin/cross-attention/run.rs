@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use cross_attention::files::OutputFile;
-use cross_attention::{AttentionProblem, Device, verify};
+use cross_attention::{AttentionProblem, Device, Element, verify};
 
 use crate::error::Error;
 use crate::file::{Opened, Wish};
 use crate::open::{self, CacheFlag};
-use crate::options::{DeviceFlags, ElementName, OptionFlags};
+use crate::options::{DeviceFlags, OptionFlags};
 use crate::results::{self, RESULT};
 use crate::show;
 use crate::terminal::Terminal;
@@ -41,9 +41,9 @@ pub(crate) struct Args {
     /// Where to write: a file for one input file, else a folder, made if need be
     #[arg(short, long = "output", value_name = "OUT")]
     output: PathBuf,
-    /// Element type of the output
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
-    output_type: ElementName,
+    /// Element type of the output, f32 or f16
+    #[arg(long, value_name = "TYPE", default_value_t = Element::F32)]
+    output_type: Element,
     /// Write the attention weights too, F32 [batch, q_heads, q_len, kv_len]
     #[arg(long)]
     probs: bool,
@@ -123,7 +123,7 @@ fn run_one(
     job: &Job,
     terminal: &mut Terminal,
 ) -> Result<(), Error> {
-    let wish = Wish { output: args.output_type.into(), probs: args.probs || args.show };
+    let wish = Wish { output: args.output_type, probs: args.probs || args.show };
     let opened = Opened::open(&job.input, &args.options, wish, terminal)?;
     let request = &opened.request;
     if !args.quiet {

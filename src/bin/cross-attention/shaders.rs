@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
+use cross_attention::dispatch::{Shader, Slot, Step, Variant};
 use cross_attention::files::{Ours, OutputFile};
-use cross_attention::kernels::{Shader, Slot};
-use cross_attention::plan::{CatalogEntry, DeviceKind, Step, Variant, WeightsPlan, catalog};
+use cross_attention::plan::{CatalogEntry, DeviceKind, WeightsPlan, catalog};
 use cross_attention::weights::{HeadReduce, Keys, WeightsProblem, WeightsSpec};
 use cross_attention::{AttentionProblem, Device, DeviceCaps, DeviceClass, DeviceRequest, KernelChoice, Plan};
 use rayon::prelude::*;

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use cross_attention::{AttentionProblem, AttentionSpec, Layout, ScoreStage, TensorSpec};
+use cross_attention::{AttentionProblem, AttentionSpec, Element, Layout, ScoreStage, TensorSpec};
 
 use crate::error::Error;
 use crate::file::{self, Wish};
-use crate::options::{ElementName, Metadata, OptionFlags};
+use crate::options::{Metadata, OptionFlags};
 use crate::terminal::Terminal;
 
 /// The problem of an input file, or of a shape.
@@ -17,9 +17,9 @@ pub(crate) struct ProblemFlags {
     pub(crate) input: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) shape: ShapeFlags,
-    /// Element type of the output
-    #[arg(long, value_enum, value_name = "TYPE", default_value_t)]
-    output_type: ElementName,
+    /// Element type of the output, f32 or f16
+    #[arg(long, value_name = "TYPE", default_value_t = Element::F32)]
+    output_type: Element,
     /// Return the attention weights too
     #[arg(long)]
     probs: bool,
@@ -69,9 +69,9 @@ pub(crate) struct ShapeFlags {
     /// Width of a value row [default: that of a key row]
     #[arg(long, value_name = "N")]
     v_head_dim: Option<usize>,
-    /// Element type of query, key and value [default: f32]
-    #[arg(long, value_enum, value_name = "TYPE")]
-    pub(crate) element: Option<ElementName>,
+    /// Element type of query, key and value, f32 or f16 [default: f32]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) element: Option<Element>,
     /// With an additive bias [batch, q_heads, q_len, kv_len]
     #[arg(long)]
     bias: bool,
@@ -103,7 +103,7 @@ impl ShapeFlags {
     pub(crate) fn problem(
         &self,
         options: &OptionFlags,
-        output: ElementName,
+        output: Element,
         probs: bool,
         terminal: &Terminal,
     ) -> Result<AttentionProblem, Error> {
@@ -113,7 +113,7 @@ impl ShapeFlags {
         let batch = self.batch.unwrap_or(1);
         let kv_heads = self.kv_heads.unwrap_or(q_heads);
         let options = options.over(&Metadata::new())?;
-        let element = self.element.unwrap_or_default().into();
+        let element = self.element.unwrap_or(Element::F32);
         let tensor = |axes| TensorSpec { element, layout: options.layout.layout(axes) };
         let mut spec = AttentionSpec::from_tensors(
             tensor([batch, q_heads, q_len, head_dim]),
@@ -121,7 +121,7 @@ impl ShapeFlags {
             tensor([batch, kv_heads, kv_len, self.v_head_dim.unwrap_or(head_dim)]),
         );
         let layout = options.layout.layout(spec.output.layout.shape);
-        spec.output = TensorSpec { element: output.into(), layout };
+        spec.output = TensorSpec { element: output, layout };
         options.apply(&mut spec);
         let scores = Layout::bhld([batch, q_heads, q_len, kv_len]);
         spec.bias = self.bias.then_some(TensorSpec::f32(scores));

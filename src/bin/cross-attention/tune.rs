@@ -9,11 +9,11 @@ use cross_attention::gpu::Context;
 use cross_attention::tune::{
     DeviceKey, Outcome, TuneCache, TuneCandidate, TuneOptions, TuneProgress, TuneReport, TuneWarning,
 };
-use cross_attention::{AttentionProblem, Device, KernelChoice, Plan, PlanChoice, TileShape, workload};
+use cross_attention::{AttentionProblem, Device, Element, KernelChoice, Plan, PlanChoice, TileShape, workload};
 
 use crate::bench::{names, seconds, software, stored};
 use crate::error::Error;
-use crate::options::{DeviceFlags, ElementName, OptionFlags};
+use crate::options::{DeviceFlags, OptionFlags};
 use crate::run::shape;
 use crate::shape::ShapeFlags;
 use crate::table::Table;
@@ -42,9 +42,9 @@ pub(crate) struct Args {
     workloads: Vec<String>,
     #[command(flatten)]
     shape: ShapeFlags,
-    /// Element type of the output [default: that of the query]
-    #[arg(long, value_enum, value_name = "TYPE")]
-    output_type: Option<ElementName>,
+    /// Element type of the output, f32 or f16 [default: that of the query]
+    #[arg(long, value_name = "TYPE")]
+    output_type: Option<Element>,
     /// The file to keep the choices in; made if need be
     #[arg(long, value_name = "FILE")]
     cache: Option<PathBuf>,
@@ -150,7 +150,7 @@ fn tune_one(
 impl Args {
     /// The problems, each with a name.
     fn problems(&self, terminal: &Terminal) -> Result<Vec<(String, AttentionProblem)>, Error> {
-        let element = self.shape.element.unwrap_or_default();
+        let element = self.shape.element.unwrap_or(Element::F32);
         if self.workloads.is_empty() {
             let problem = self.shape.problem(&self.options, self.output_type.unwrap_or(element), false, terminal)?;
             return Ok(vec![("problem".to_owned(), problem)]);

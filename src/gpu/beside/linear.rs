@@ -1,11 +1,11 @@
 //! Linear maps on the device: weights that stay there, applied to rows.
 
-use super::context::Context;
-use super::error::GpuError;
-use super::pipelines::Interface;
+use super::record::Uniform;
+use crate::dispatch::Variant;
 use crate::error::Error;
-use crate::kernels::linear::{LinearPlan, LinearShape};
-use crate::plan::Variant;
+use crate::gpu::context::Context;
+use crate::gpu::error::GpuError;
+use crate::kernels::beside::linear::{LinearPlan, LinearShape};
 use crate::tensor::{Element, TensorRef};
 
 /// A linear map `y = x W^T + b` whose weights are on a device.
@@ -85,59 +85,6 @@ impl Context {
     ) -> Result<PreparedLinear, Error> {
         self.block_on(self.prepare_linear(weight, bias, shape))
     }
-
-    /// Records one dispatch over these buffers: a number of the binding, name, buffer, bytes that it needs.
-    pub(super) async fn record(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        variant: &Variant,
-        params: &[u8],
-        grid: [u32; 3],
-        bound: &[(u32, &'static str, &wgpu::Buffer, u64)],
-    ) -> Result<(), GpuError> {
-        let limit = self.caps().max_storage_buffer_binding_size;
-        for &(_, name, buffer, needed) in bound {
-            if buffer.size() < needed {
-                return Err(GpuError::BufferTooSmall { name, needed, found: buffer.size() });
-            }
-            if needed > limit {
-                return Err(GpuError::BufferTooLarge { what: name.to_owned(), bytes: needed, max: limit });
-            }
-            let found = buffer.usage();
-            if !found.contains(wgpu::BufferUsages::STORAGE) {
-                return Err(GpuError::Usage { name, needed: wgpu::BufferUsages::STORAGE, found });
-            }
-        }
-        if let Some(((_, written, to, _), read)) = bound.split_last()
-            && let Some((_, read, ..)) = read.iter().find(|(_, _, from, _)| from == to)
-        {
-            return Err(GpuError::Aliased { written, read });
-        }
-        let last = bound.len().saturating_sub(1);
-        let interface = bound.iter().enumerate().map(|(n, (binding, ..))| (*binding, n == last)).collect();
-        let pipeline = self.pipeline(variant, &Interface(interface)).await?;
-        let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let uniform = self.buffer("params", params.len() as u64, uses).await?;
-        self.checked(variant.shader.name(), 0, || {
-            self.queue().write_buffer(&uniform, 0, params);
-            let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
-            for &(binding, _, buffer, needed) in bound {
-                let resource = wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(needed) };
-                entries.push(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(resource) });
-            }
-            let group = self.device().create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some(variant.shader.name()),
-                layout: &pipeline.layout,
-                entries: &entries,
-            });
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            pass.set_pipeline(&pipeline.pipeline);
-            pass.set_bind_group(0, &group, &[]);
-            let [x, y, z] = grid;
-            pass.dispatch_workgroups(x, y, z);
-        })
-        .await
-    }
 }
 
 impl PreparedLinear {
@@ -176,13 +123,14 @@ impl PreparedLinear {
             |elements: usize, element: Element| (elements as u64 * element.size_bytes() as u64).next_multiple_of(4);
         let bias = self.bias.as_ref().unwrap_or_else(|| self.context.empty_buffer(false));
         let bound = [
-            (1, "input", input.buffer, bytes(input.rows * in_features, input.element)),
-            (2, "weight", &self.weight, bytes(out_features * in_features, self.element)),
-            (3, "bias", bias, if self.bias.is_some() { bytes(out_features, Element::F32) } else { 4 }),
-            (7, "output", output.buffer, bytes(plan.extent, output.element)),
+            (input.buffer, bytes(input.rows * in_features, input.element)),
+            (&self.weight, bytes(out_features * in_features, self.element)),
+            (bias, if self.bias.is_some() { bytes(out_features, Element::F32) } else { 4 }),
+            (output.buffer, bytes(plan.extent, output.element)),
         ];
         let variant = Variant::linear(plan.shader, input.element, self.element, output.element);
-        self.context.record(encoder, &variant, bytemuck::bytes_of(&plan.params), plan.grid, &bound).await?;
+        let params = Uniform::Once(bytemuck::bytes_of(&plan.params));
+        self.context.encode_beside(encoder, &variant, params, &bound, plan.grid).await?;
         Ok(())
     }
 

@@ -10,7 +10,7 @@
 //!
 //! Numbers are little-endian.
 
-use super::cache::PipelineCacheFault;
+use super::PipelineCacheFault;
 use crate::files::Ours;
 
 /// The last digit changes with the format.

@@ -1,119 +1,63 @@
 //! `Params` of the attention shaders, and what of a problem goes into it (shaders/common/params.wgsl).
 
-use std::mem::offset_of;
-
-use super::{Slot, Unsupported};
-use crate::plan::bindings::{Bindings, RowDataMap};
-use crate::plan::split::Part;
+use super::uniforms::uniform;
+use super::{Bindings, Part, RowDataMap, Slot, Unsupported};
 use crate::problem::{AttentionProblem, Diagonal};
 use crate::tensor::Element;
 
 /// Positions within a kernel, and differences of them, stay below this in magnitude, so that sums of three fit `i32`.
 const MAX_POSITION: i64 = 1 << 29;
 
-/// The uniform at binding 0 of every attention shader.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-pub struct Params {
-    pub(crate) query_strides: [u32; 4],
-    pub(crate) key_strides: [u32; 4],
-    pub(crate) value_strides: [u32; 4],
-    pub(crate) output_strides: [u32; 4],
-    pub(crate) bias_strides: [u32; 4],
-    pub(crate) mask_strides: [u32; 4],
-    pub(crate) scores_strides: [u32; 4],
-    pub(crate) query_offset: u32,
-    pub(crate) key_offset: u32,
-    pub(crate) value_offset: u32,
-    pub(crate) output_offset: u32,
-    pub(crate) bias_offset: u32,
-    pub(crate) mask_offset: u32,
-    pub(crate) scores_offset: u32,
-    pub(crate) lse_offset: u32,
-    pub(crate) lse_strides: [u32; 2],
-    pub(crate) batch_base: u32,
-    pub(crate) head_base: u32,
-    pub(crate) row_base: u32,
-    pub(crate) key_base: u32,
-    pub(crate) batch: u32,
-    pub(crate) q_len: u32,
-    pub(crate) kv_len: u32,
-    pub(crate) q_len_whole: u32,
-    pub(crate) kv_len_whole: u32,
-    pub(crate) group_size: u32,
-    pub(crate) begin_shift: i32,
-    pub(crate) end_shift: i32,
-    pub(crate) diagonal_shift: i32,
-    pub(crate) kv_lens_at: u32,
-    pub(crate) row_start_at: u32,
-    pub(crate) row_end_at: u32,
-    pub(crate) alibi_at: u32,
-    pub(crate) sinks_at: u32,
-    pub(crate) scale: f32,
-    pub(crate) exponent_scale: f32,
-    pub(crate) softcap: f32,
-    pub(crate) negative_infinity: f32,
-    pub(crate) headroom: f32,
-    pub(crate) headroom_inverse: f32,
-    pub(crate) splits: u32,
-    pub(crate) padding: u32,
-}
-
-const _: () = assert!(size_of::<Params>().is_multiple_of(16));
-
-macro_rules! fields {
-    ($($name:ident),* $(,)?) => {
-        /// Name and byte offset of each field, to compare with the shader's struct.
-        pub const FIELDS: &'static [(&'static str, usize)] = &[$((stringify!($name), offset_of!(Params, $name))),*];
-    };
+uniform! {
+    /// The uniform at binding 0 of every attention shader.
+    #[doc(hidden)]
+    pub struct Params {
+        query_strides: [u32; 4],
+        key_strides: [u32; 4],
+        value_strides: [u32; 4],
+        output_strides: [u32; 4],
+        bias_strides: [u32; 4],
+        mask_strides: [u32; 4],
+        scores_strides: [u32; 4],
+        query_offset: u32,
+        key_offset: u32,
+        value_offset: u32,
+        output_offset: u32,
+        bias_offset: u32,
+        mask_offset: u32,
+        scores_offset: u32,
+        lse_offset: u32,
+        lse_strides: [u32; 2],
+        batch_base: u32,
+        head_base: u32,
+        row_base: u32,
+        key_base: u32,
+        batch: u32,
+        q_len: u32,
+        kv_len: u32,
+        q_len_whole: u32,
+        kv_len_whole: u32,
+        group_size: u32,
+        begin_shift: i32,
+        end_shift: i32,
+        diagonal_shift: i32,
+        kv_lens_at: u32,
+        row_start_at: u32,
+        row_end_at: u32,
+        alibi_at: u32,
+        sinks_at: u32,
+        scale: f32,
+        exponent_scale: f32,
+        softcap: f32,
+        negative_infinity: f32,
+        headroom: f32,
+        headroom_inverse: f32,
+        splits: u32,
+        padding: u32,
+    }
 }
 
 impl Params {
-    fields!(
-        query_strides,
-        key_strides,
-        value_strides,
-        output_strides,
-        bias_strides,
-        mask_strides,
-        scores_strides,
-        query_offset,
-        key_offset,
-        value_offset,
-        output_offset,
-        bias_offset,
-        mask_offset,
-        scores_offset,
-        lse_offset,
-        lse_strides,
-        batch_base,
-        head_base,
-        row_base,
-        key_base,
-        batch,
-        q_len,
-        kv_len,
-        q_len_whole,
-        kv_len_whole,
-        group_size,
-        begin_shift,
-        end_shift,
-        diagonal_shift,
-        kv_lens_at,
-        row_start_at,
-        row_end_at,
-        alibi_at,
-        sinks_at,
-        scale,
-        exponent_scale,
-        softcap,
-        negative_infinity,
-        headroom,
-        headroom_inverse,
-        splits,
-        padding,
-    );
-
     /// The parameters of one dispatch over `part`, whose buffers are bound as `bindings` says.
     pub(crate) fn new(problem: &AttentionProblem, part: &Part, bindings: &Bindings<'_>) -> Self {
         let spec = problem.spec();

@@ -1,10 +1,10 @@
 //! Norms of rows of heads on the device.
 
-use super::context::Context;
+use super::record::Uniform;
+use crate::dispatch::{Shader, Variant};
 use crate::error::Error;
-use crate::kernels::Shader;
-use crate::kernels::linear::NormPlan;
-use crate::plan::Variant;
+use crate::gpu::context::Context;
+use crate::kernels::beside::linear::NormPlan;
 use crate::tensor::Element;
 
 /// A norm over rows of one width, with its weights on a device.
@@ -59,13 +59,14 @@ impl PreparedNorm {
         let weights = self.width as u64 * 4;
         let bias = self.bias.as_ref().unwrap_or_else(|| self.context.empty_buffer(false));
         let bound = [
-            (1, "input", input, elements * 4),
-            (2, "weight", &self.weight, weights),
-            (3, "bias", bias, if has_bias { weights } else { 4 }),
-            (7, "output", output, (elements * element.size_bytes() as u64).next_multiple_of(4)),
+            (input, elements * 4),
+            (&self.weight, weights),
+            (bias, if has_bias { weights } else { 4 }),
+            (output, (elements * element.size_bytes() as u64).next_multiple_of(4)),
         ];
         let variant = Variant::linear(Shader::HeadNorm, Element::F32, Element::F32, element);
-        self.context.record(encoder, &variant, bytemuck::bytes_of(&plan.params), plan.grid, &bound).await?;
+        let params = Uniform::Once(bytemuck::bytes_of(&plan.params));
+        self.context.encode_beside(encoder, &variant, params, &bound, plan.grid).await?;
         Ok(())
     }
 }

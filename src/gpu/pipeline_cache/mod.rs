@@ -1,14 +1,21 @@
 //! Pipelines that outlive the process: what a driver compiled, kept in a file of the caller's.
 
+#[allow(
+    unsafe_code,
+    reason = "a driver's own data can only be given back to it by an unsafe call; why it may be: there"
+)]
+mod data;
+mod file;
+
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use super::cache_data;
-use super::cache_file::{self, Intact, Owner};
-use super::context::Context;
-use super::error::GpuError;
-use super::pipelines::DriverCache;
+use file::{Intact, Owner};
+
 use crate::files::{OutputFile, open_regular};
+use crate::gpu::context::Context;
+use crate::gpu::error::GpuError;
+use crate::gpu::pipelines::DriverCache;
 
 /// A file larger than this is not one of ours, in bytes.
 const MAX_BYTES: u64 = 1 << 30;
@@ -109,18 +116,16 @@ impl Context {
             Stored::TooLarge => PipelineCacheState::Ignored(PipelineCacheFault::TooLarge { max: MAX_BYTES }),
             Stored::File(bytes) => match Intact::read(bytes, &Owner::of(self.info())) {
                 Err(fault) => PipelineCacheState::Ignored(fault),
-                Ok(data) => {
-                    match self.checked_now("a pipeline cache", || cache_data::create(self.device(), Some(data))) {
-                        Ok(cache) => return Ok((cache, PipelineCacheState::Loaded { bytes: data.bytes().len() })),
-                        Err(GpuError::Validation { message, .. } | GpuError::Internal { message, .. }) => {
-                            PipelineCacheState::Ignored(PipelineCacheFault::Refused { message })
-                        }
-                        Err(error) => return Err(error),
+                Ok(data) => match self.checked_now("a pipeline cache", || data::create(self.device(), Some(data))) {
+                    Ok(cache) => return Ok((cache, PipelineCacheState::Loaded { bytes: data.bytes().len() })),
+                    Err(GpuError::Validation { message, .. } | GpuError::Internal { message, .. }) => {
+                        PipelineCacheState::Ignored(PipelineCacheFault::Refused { message })
                     }
-                }
+                    Err(error) => return Err(error),
+                },
             },
         };
-        let empty = self.checked_now("a pipeline cache", || cache_data::create(self.device(), None))?;
+        let empty = self.checked_now("a pipeline cache", || data::create(self.device(), None))?;
         Ok((empty, state))
     }
 
@@ -133,8 +138,8 @@ impl Context {
     pub fn save_pipeline_cache(&self) -> Result<Option<u64>, GpuError> {
         let Some(DriverCache { cache, path }) = self.pipeline_store().driver_cache() else { return Ok(None) };
         let Some(data) = cache.get_data() else { return Ok(None) };
-        let file = cache_file::write(&data, &Owner::of(self.info()));
-        let written = OutputFile::write(&path, cache_file::PIPELINE_CACHE, &file);
+        let file = file::write(&data, &Owner::of(self.info()));
+        let written = OutputFile::write(&path, file::PIPELINE_CACHE, &file);
         written.map_err(|error| GpuError::CacheWrite { path: path.clone(), message: error.reason(&path) })?;
         Ok(Some(file.len() as u64))
     }

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::attention::PreparedAttention;
-use super::bound::{BoundAttention, PASS};
-use super::context::Context;
-use super::error::GpuError;
-use crate::kernels::Shader;
+use crate::dispatch::Shader;
+use crate::gpu::attention::PreparedAttention;
+use crate::gpu::bound::{BoundAttention, PASS};
+use crate::gpu::context::Context;
+use crate::gpu::error::GpuError;
 use crate::timing::{Timing, TimingSource};
 
 /// Calls between two looks at the clock where the device has no timestamps, to hide the cost of submitting.

@@ -1,11 +1,10 @@
 //! Linear maps and norms of heads (`linear.wgsl`, `linear_few.wgsl`, `head_norm.wgsl`): shape, limits, dispatch.
 
-use std::mem::offset_of;
-
 use crate::caps::DeviceCaps;
-use crate::kernels::small::rows_of_blocks;
-use crate::kernels::{Shader, Unsupported};
-use crate::plan::{Needs, Variant};
+use crate::dispatch::uniforms::LinearParams;
+#[cfg(feature = "layer")]
+use crate::dispatch::uniforms::NormParams;
+use crate::dispatch::{Needs, Shader, Unsupported, Variant, flat_grid_within};
 use crate::tensor::Element;
 
 /// Rows and columns of a block of the tiled kernel.
@@ -14,60 +13,6 @@ const BLOCK: usize = 64;
 const FEW_ROWS: usize = 4;
 /// Columns of a workgroup of the kernel for few rows.
 const FEW_COLUMNS: usize = 4;
-
-/// The uniform at binding 0 of both kernels.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-pub(crate) struct Params {
-    pub(crate) rows: u32,
-    pub(crate) in_features: u32,
-    pub(crate) out_features: u32,
-    pub(crate) output_stride: u32,
-    pub(crate) output_offset: u32,
-    pub(crate) blocks_per_row: u32,
-    pub(crate) column_blocks: u32,
-    pub(crate) has_bias: u32,
-}
-
-impl Params {
-    /// Name and byte offset of each field, to compare with the shader's struct.
-    pub(crate) const FIELDS: &'static [(&'static str, usize)] = &[
-        ("rows", offset_of!(Self, rows)),
-        ("in_features", offset_of!(Self, in_features)),
-        ("out_features", offset_of!(Self, out_features)),
-        ("output_stride", offset_of!(Self, output_stride)),
-        ("output_offset", offset_of!(Self, output_offset)),
-        ("blocks_per_row", offset_of!(Self, blocks_per_row)),
-        ("column_blocks", offset_of!(Self, column_blocks)),
-        ("has_bias", offset_of!(Self, has_bias)),
-    ];
-}
-
-/// The uniform at binding 0 of the norm.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-pub(crate) struct NormParams {
-    pub(crate) rows: u32,
-    pub(crate) width: u32,
-    pub(crate) blocks_per_row: u32,
-    pub(crate) centred: u32,
-    pub(crate) has_bias: u32,
-    pub(crate) epsilon: f32,
-    // a uniform's size is a multiple of 16; WGSL pads by itself
-    padding: [u32; 2],
-}
-
-impl NormParams {
-    /// Name and byte offset of each field, to compare with the shader's struct.
-    pub(crate) const FIELDS: &'static [(&'static str, usize)] = &[
-        ("rows", offset_of!(Self, rows)),
-        ("width", offset_of!(Self, width)),
-        ("blocks_per_row", offset_of!(Self, blocks_per_row)),
-        ("centred", offset_of!(Self, centred)),
-        ("has_bias", offset_of!(Self, has_bias)),
-        ("epsilon", offset_of!(Self, epsilon)),
-    ];
-}
 
 /// Sizes of one linear map, in elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +28,7 @@ pub(crate) struct LinearShape {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LinearPlan {
     pub(crate) shader: Shader,
-    pub(crate) params: Params,
+    pub(crate) params: LinearParams,
     pub(crate) grid: [u32; 3],
     /// Elements that the output reaches over.
     pub(crate) extent: usize,
@@ -109,11 +54,11 @@ impl LinearPlan {
         } else {
             (Shader::Linear, rows.div_ceil(BLOCK), out_features.div_ceil(BLOCK))
         };
-        needs(shader, in_features).check(workgroup_bytes(shader), BUFFERS, caps)?;
+        needs(shader, in_features).check(workgroup_bytes(shader), shader.ports().len(), caps)?;
         let grid = flat_grid("rows * out_features", row_blocks.saturating_mul(column_blocks), caps)?;
         Ok(Some(Self {
             shader,
-            params: Params {
+            params: LinearParams {
                 rows: position("rows", rows)?,
                 in_features: position("in_features", in_features)?,
                 out_features: position("out_features", out_features)?,
@@ -151,7 +96,11 @@ impl NormPlan {
             return Ok(None);
         }
         position("rows * width", rows.saturating_mul(width))?;
-        needs(Shader::HeadNorm, width).check(workgroup_bytes(Shader::HeadNorm), BUFFERS, caps)?;
+        needs(Shader::HeadNorm, width).check(
+            workgroup_bytes(Shader::HeadNorm),
+            Shader::HeadNorm.ports().len(),
+            caps,
+        )?;
         let grid = flat_grid("rows", rows, caps)?;
         let params = NormParams {
             rows: position("rows", rows)?,
@@ -169,8 +118,7 @@ impl NormPlan {
 impl Variant {
     /// A linear map of many rows ([`Shader::Linear`]) or few ([`Shader::LinearFew`]), or the norm of heads
     /// ([`Shader::HeadNorm`]), over these element types.
-    #[must_use]
-    pub fn linear(shader: Shader, input: Element, weight: Element, output: Element) -> Self {
+    pub(crate) fn linear(shader: Shader, input: Element, weight: Element, output: Element) -> Self {
         let mut variant = Self::new(shader);
         if [input, weight, output].contains(&Element::F16) {
             variant.snippets(&["half"]);
@@ -188,6 +136,7 @@ impl Variant {
     }
 
     /// Every variant of linear maps and norms.
+    #[doc(hidden)]
     #[must_use]
     pub fn all_linear() -> Vec<Self> {
         let elements = [Element::F32, Element::F16];
@@ -207,16 +156,10 @@ impl Variant {
 
 fn position(name: &'static str, found: usize) -> Result<u32, Unsupported> {
     // one short of the end, so that a loop may step past its end
-    let max = i64::from(u32::MAX) - 256;
-    let wide = i64::try_from(found).unwrap_or(i64::MAX);
-    match u32::try_from(found) {
-        Ok(narrow) if wide <= max => Ok(narrow),
-        _ => Err(Unsupported::Positions { name, found: wide, max }),
-    }
+    let max = u32::MAX - 256;
+    let narrow = u32::try_from(found).ok().filter(|narrow| *narrow <= max);
+    narrow.ok_or_else(|| Unsupported::positions(name, found, max.into()))
 }
-
-/// Input, weight, bias, output.
-const BUFFERS: usize = 4;
 
 /// What a shader of this file needs for rows of so many elements.
 fn needs(shader: Shader, elements: usize) -> Needs {
@@ -240,12 +183,8 @@ const fn workgroup_bytes(shader: Shader) -> u64 {
 
 /// A grid of `blocks` workgroups in rows that the device allows; the last row may be longer than what is left.
 fn flat_grid(name: &'static str, blocks: usize, caps: &DeviceCaps) -> Result<[u32; 3], Unsupported> {
-    let limit = u64::from(caps.max_compute_workgroups_per_dimension);
-    let rows = u32::try_from(blocks).ok().and_then(|blocks| rows_of_blocks(blocks, caps));
-    let [per_row, rows] = rows.ok_or_else(|| Unsupported::Positions {
-        name,
-        found: i64::try_from(blocks).unwrap_or(i64::MAX),
-        max: i64::try_from(limit.saturating_mul(limit).min(u64::from(u32::MAX))).unwrap_or(i64::MAX),
-    })?;
-    Ok([per_row, rows, 1])
+    flat_grid_within(blocks, caps).ok_or_else(|| {
+        let limit = u64::from(caps.max_compute_workgroups_per_dimension);
+        Unsupported::positions(name, blocks, limit.saturating_mul(limit).min(u32::MAX.into()))
+    })
 }

@@ -1,7 +1,11 @@
 //! What a dispatch needs of a device, as data, and the comparison of that with what a device has.
 
+use super::Slot;
 use crate::caps::{CooperativeMatrix, DeviceCaps, DeviceClass};
-use crate::kernels::{MAX_ITERATIONS, Slot};
+
+/// Iterations of an invocation, all its loops together, after which llvmpipe leaves every loop it is in
+/// (`LP_MAX_TGSI_LOOP_ITERATIONS`); results are then wrong, and nothing says so.
+pub(crate) const MAX_ITERATIONS: u64 = 65_535;
 
 /// What a shader needs of a device beside its buffers, its grid and its workgroup memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

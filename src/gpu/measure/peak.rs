@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::bound::PASS;
-use super::context::Context;
-use super::error::GpuError;
-use super::pipelines::{Interface, Pipeline};
 use super::timing::Stopwatch;
+use crate::caps::DeviceClass;
+use crate::dispatch::wgsl;
+use crate::gpu::bound::PASS;
+use crate::gpu::context::Context;
+use crate::gpu::error::GpuError;
+use crate::gpu::pipelines::{Interface, Pipeline};
 use crate::roofline::Roofline;
-use crate::shader;
 
 /// Invocations of a workgroup in both shaders.
 const WIDTH: u32 = 256;
@@ -51,7 +52,7 @@ impl Context {
         let sink = self.allocate("sink", 16).await?;
         // chains fall towards 1, and their sum never below 0
         let params = [0.5f32.to_bits(), 0.5f32.to_bits(), ROUNDS, (-1f32).to_bits()];
-        let wgsl = shader::peak_fma(STEPS);
+        let wgsl = wgsl::peak_fma(STEPS);
         let work = Work::new(self, "peak_fma", wgsl, params, &[(&sink, true)]).await?;
         let largest = self.caps().max_compute_workgroups_per_dimension.max(1);
         let mut workgroups = 16.min(largest);
@@ -65,14 +66,14 @@ impl Context {
 
     async fn peak_gbps(&self, stopwatch: &Stopwatch, budget: Duration) -> Result<f64, GpuError> {
         let caps = self.caps();
-        let software = caps.class == crate::caps::DeviceClass::Software;
+        let software = caps.class == DeviceClass::Software;
         let wanted = if software { COPY_BYTES_SOFTWARE } else { COPY_BYTES };
         let block = u64::from(WIDTH * VECTORS) * 16;
         let blocks = wanted.min(caps.max_storage_buffer_binding_size).min(caps.max_buffer_size) / block;
         let workgroups = u32::try_from(blocks).unwrap_or(u32::MAX).min(caps.max_compute_workgroups_per_dimension);
         let bytes = u64::from(workgroups) * block;
         let (source, copy) = (self.allocate("source", bytes).await?, self.allocate("copy", bytes).await?);
-        let wgsl = shader::peak_copy(VECTORS);
+        let wgsl = wgsl::peak_copy(VECTORS);
         let work = Work::new(self, "peak_copy", wgsl, [0; 4], &[(&source, false), (&copy, true)]).await?;
         let best = work.best_millis(stopwatch, workgroups, budget).await?;
         Ok(2.0 * bytes as f64 / (best * 1e6))
@@ -147,11 +148,11 @@ mod tests {
 
     #[test]
     fn the_shaders_are_valid() {
-        for text in [shader::peak_fma(STEPS), shader::peak_copy(VECTORS)] {
+        for text in [wgsl::peak_fma(STEPS), wgsl::peak_copy(VECTORS)] {
             let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
             let flags = naga::valid::ValidationFlags::all();
             naga::valid::Validator::new(flags, naga::valid::Capabilities::empty()).validate(&module).unwrap();
         }
-        assert_eq!(shader::peak_fma(STEPS).matches("fma(a, x, b)").count(), STEPS as usize);
+        assert_eq!(wgsl::peak_fma(STEPS).matches("fma(a, x, b)").count(), STEPS as usize);
     }
 }

@@ -1,6 +1,6 @@
 //! The one call that hands stored bytes to a driver.
 
-use super::cache_file::Intact;
+use super::file::Intact;
 
 /// A pipeline cache that starts with what was stored, or empty. The driver may refuse the data, which is an error of the
 /// scope around this.

@@ -2,13 +2,14 @@
 
 use std::time::Instant;
 
-use super::attention::PreparedAttention;
-use super::bound::PASS;
-use super::buffers::AttentionBuffers;
-use super::error::GpuError;
+use crate::gpu::attention::PreparedAttention;
+use crate::gpu::bound::PASS;
+use crate::gpu::buffers::AttentionBuffers;
+use crate::gpu::error::GpuError;
 use crate::timing::{Timing, TimingSource};
 
 /// Host times of one call, each beside that of the same work by calls of wgpu alone.
+#[doc(hidden)]
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostCost {
     /// [`PreparedAttention::bind`]: buffers compared with the plan, bind groups made.
@@ -37,13 +38,12 @@ impl PreparedAttention {
     ///
     /// # Errors
     /// As [`bind`](Self::bind).
+    #[doc(hidden)]
     pub fn time_host(&self, buffers: &AttentionBuffers<'_>, rounds: usize) -> Result<HostCost, GpuError> {
         let device = self.context().device();
         let bound = self.bind(buffers)?;
         let (row_data, _) = self.row_data(buffers)?;
-        let steps = 0..self.plan().steps().len();
-        let entries: Vec<Vec<_>> = steps.map(|step| self.entries(step, buffers, row_data).collect()).collect();
-        let layouts: Vec<_> = self.layouts().collect();
+        let entries: Vec<_> = self.entries(buffers, row_data).collect();
         let mut millis: [Vec<f64>; 4] = Default::default();
         self.context().checked_now("host times", || {
             // the first round warms up
@@ -51,7 +51,7 @@ impl PreparedAttention {
                 let times = [
                     timed(|| self.bind(buffers)),
                     timed(|| {
-                        let groups = entries.iter().zip(&layouts).map(|(entries, layout)| {
+                        let groups = entries.iter().map(|(entries, layout)| {
                             device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries })
                         });
                         groups.collect::<Vec<_>>()

@@ -1,15 +1,12 @@
 //! WGSL text of a variant: directives, constants, snippets, kernel file, in this order.
 
-mod repeat;
-
 use std::fmt::Write;
 
-use crate::kernels::Shader;
-use crate::plan::Variant;
+use super::{Variant, repeat};
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
-        &[$(($name, include_str!(concat!("../shaders/common/", $name, ".wgsl")))),*]
+        &[$(($name, include_str!(concat!("../../shaders/common/", $name, ".wgsl")))),*]
     };
 }
 
@@ -65,43 +62,22 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "value_gather",
 );
 
-const fn kernel_file(shader: Shader) -> &'static str {
-    match shader {
-        Shader::Rows => include_str!("../shaders/rows.wgsl"),
-        Shader::Fused => include_str!("../shaders/fused.wgsl"),
-        Shader::Split => include_str!("../shaders/split.wgsl"),
-        Shader::Combine => include_str!("../shaders/combine.wgsl"),
-        Shader::Tiled => include_str!("../shaders/tiled.wgsl"),
-        Shader::Cooperative => include_str!("../shaders/cooperative.wgsl"),
-        Shader::Scores => include_str!("../shaders/scores.wgsl"),
-        Shader::Softmax => include_str!("../shaders/softmax.wgsl"),
-        Shader::WeightedSum => include_str!("../shaders/weighted_sum.wgsl"),
-        Shader::Merge => include_str!("../shaders/merge.wgsl"),
-        Shader::Weights => include_str!("../shaders/weights.wgsl"),
-        Shader::CombineSources => include_str!("../shaders/combine_sources.wgsl"),
-        Shader::ExpandQ8 => include_str!("../shaders/expand_q8.wgsl"),
-        Shader::Linear => include_str!("../shaders/linear.wgsl"),
-        Shader::LinearFew => include_str!("../shaders/linear_few.wgsl"),
-        Shader::HeadNorm => include_str!("../shaders/head_norm.wgsl"),
-    }
-}
-
 /// `peak_fma.wgsl` with so many steps written out.
 #[cfg(feature = "native")]
 pub(crate) fn peak_fma(steps: u32) -> String {
-    repeat::expand(include_str!("../shaders/peak_fma.wgsl"), &[("STEPS", steps)])
+    repeat::expand(include_str!("../../shaders/peak_fma.wgsl"), &[("STEPS", steps)])
 }
 
 /// `peak_copy.wgsl` with so many vectors an invocation.
 #[cfg(feature = "native")]
 pub(crate) fn peak_copy(vectors: u32) -> String {
-    let text = format!("const VECTORS: u32 = {vectors}u;\n{}", include_str!("../shaders/peak_copy.wgsl"));
+    let text = format!("const VECTORS: u32 = {vectors}u;\n{}", include_str!("../../shaders/peak_copy.wgsl"));
     repeat::expand(&text, &[("VECTORS", vectors)])
 }
 
 /// `probe_subgroups.wgsl` with so many invocations of a workgroup.
 pub(crate) fn probe_subgroups(width: u32, in_browser: bool) -> String {
-    let text = format!("const WIDTH: u32 = {width}u;\n{}", include_str!("../shaders/probe_subgroups.wgsl"));
+    let text = format!("const WIDTH: u32 = {width}u;\n{}", include_str!("../../shaders/probe_subgroups.wgsl"));
     let reader = if in_browser { Reader::Browser } else { Reader::Naga };
     format!("{}{text}", directives(&text, reader))
 }
@@ -139,7 +115,7 @@ impl Variant {
             text.push_str(snippet);
         }
         text.push('\n');
-        text.push_str(kernel_file(self.shader));
+        text.push_str(self.shader.text());
         let head = format!("// assembled: {}.wgsl with {}\n\n", self.shader.name(), self.snippets.join(", "));
         format!("{head}{}{}", directives(&text, reader), repeat::expand(&text, &self.constants))
     }
@@ -170,6 +146,7 @@ fn directives(text: &str, reader: Reader) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Shader;
     use super::*;
 
     #[test]
@@ -180,6 +157,8 @@ mod tests {
         assert_eq!(directives("var x: vec4<f16>; // subgroups", Reader::Browser), "enable f16;\n");
         assert_eq!(directives("var x: vec4h;", Reader::Naga), "enable f16;\n");
         // most kernels do without
-        assert_eq!(Variant::merge().wgsl(), Variant::merge().wgsl_web());
+        let mut merge = Variant::new(Shader::Merge);
+        merge.snippets(&["numerics"]).switch("ROW_STATES", false);
+        assert_eq!(merge.wgsl(), merge.wgsl_web());
     }
 }

@@ -1,11 +1,11 @@
 //! What a plan chooses where several ways would do, as data: kernel, tile, parts of the keys.
 
-use crate::kernels::Kernel;
+use super::Kernel;
 
 /// A way to compute a problem: a kernel, and what its speed depends on. It never changes what the result means.
 ///
-/// [`Plan::choice`](super::Plan::choice) tells a plan's, [`Plan::candidates`](super::Plan::candidates) lists those worth a
-/// try, [`Plan::with_choice`](super::Plan::with_choice) forces one. What is `None` is left to the kernel's rule.
+/// [`Plan::choice`](crate::Plan::choice) tells a plan's, [`Plan::candidates`](crate::Plan::candidates) lists those worth a
+/// try, [`Plan::with_choice`](crate::Plan::with_choice) forces one. What is `None` is left to the kernel's rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "tune", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct PlanChoice {

@@ -1,6 +1,6 @@
 //! A shader made to fit: the file, the snippets, the constants and overrides it is built with.
 
-use crate::kernels::Shader;
+use super::Shader;
 use crate::problem::{AttentionProblem, AttentionSpec, Diagonal};
 use crate::tensor::{Element, TensorSpec};
 
@@ -17,61 +17,10 @@ pub struct Variant {
     pub overrides: Vec<(&'static str, u32)>,
 }
 
-impl Variant {
-    /// The shader that merges partial attentions by their log-sum-exp; there is one for all.
-    #[must_use]
-    pub fn merge() -> Self {
-        Self::merge_by(false)
-    }
-
-    /// The same by maximum and sum of each row.
-    #[must_use]
-    pub fn merge_states() -> Self {
-        Self::merge_by(true)
-    }
-
-    fn merge_by(row_states: bool) -> Self {
-        let mut variant = Self::new(Shader::Merge);
-        variant.snippets(&["numerics"]).switch("ROW_STATES", row_states);
-        variant
-    }
-
-    /// The shader that adds attentions over several sources; there is one for all.
-    #[must_use]
-    pub fn combine_sources() -> Self {
-        let mut variant = Self::new(Shader::CombineSources);
-        variant.snippets(&["numerics"]);
-        variant
-    }
-
-    /// The shader that expands stored bytes to f32; there is one for all.
-    #[must_use]
-    pub fn expand_q8() -> Self {
-        Self::new(Shader::ExpandQ8)
-    }
-
-    /// Every shader that runs beside the plans of attentions: what comes before and after them.
-    #[must_use]
-    pub fn beside_plans() -> Vec<Self> {
-        let few = [Self::merge(), Self::merge_states(), Self::combine_sources(), Self::expand_q8()];
-        few.into_iter().chain(Self::all_linear()).collect()
-    }
-}
-
 /// Building blocks; each adds what the shader needs for one tensor or term.
 impl Variant {
     pub(crate) fn new(shader: Shader) -> Self {
-        // those that are no step of an attention bring parameters of their own
-        let own_params = matches!(
-            shader,
-            Shader::Merge
-                | Shader::CombineSources
-                | Shader::ExpandQ8
-                | Shader::Linear
-                | Shader::LinearFew
-                | Shader::HeadNorm
-        );
-        let snippets = if own_params { vec![] } else { vec!["params"] };
+        let snippets = if shader.is_beside_plans() { vec![] } else { vec!["params"] };
         Self { shader, snippets, constants: vec![], overrides: vec![] }
     }
 

@@ -1,14 +1,14 @@
 //! Selected attention weights on the device: a second pass over query and key, with maximum and sum of the rows.
 
-use super::attention::AttentionTensors;
-use super::bound::{BoundAttention, Dispatch};
-use super::buffers::{AttentionBuffers, aligned, enough, needed_bytes, present, usage};
-use super::context::Context;
-use super::error::GpuError;
-use super::pipelines::Pipeline;
+use crate::dispatch::Slot;
 use crate::error::Error;
+use crate::gpu::attention::AttentionTensors;
+use crate::gpu::bound::BoundAttention;
+use crate::gpu::buffers::{AttentionBuffers, aligned, enough, needed_bytes, present, usage};
+use crate::gpu::context::Context;
+use crate::gpu::error::GpuError;
+use crate::gpu::steps::PreparedSteps;
 use crate::inputs::AttentionInputs;
-use crate::kernels::{Params, Slot};
 use crate::plan::WeightsPlan;
 use crate::problem::AttentionProblem;
 use crate::weights::{AttentionWithWeights, RowNorm, WeightsProblem, WeightsSpec};
@@ -18,10 +18,7 @@ use crate::weights::{AttentionWithWeights, RowNorm, WeightsProblem, WeightsSpec}
 pub struct PreparedWeights {
     context: Context,
     plan: WeightsPlan,
-    pipelines: Vec<Pipeline>,
-    /// `Params` of each step, each at a multiple of the device's alignment.
-    params: wgpu::Buffer,
-    params_stride: u64,
+    steps: PreparedSteps,
     selection: wgpu::Buffer,
     row_data: Option<wgpu::Buffer>,
 }
@@ -139,23 +136,14 @@ impl Context {
     /// [`Error::Plan`] if it was made for higher ones, [`Error::Gpu`] if the device refuses.
     pub async fn prepare_weights_plan(&self, plan: WeightsPlan) -> Result<PreparedWeights, Error> {
         plan.check(self.caps())?;
-        let pipelines = self.pipelines_of(&plan.steps().iter().collect::<Vec<_>>()).await?;
-        let alignment = u64::from(self.caps().min_uniform_buffer_offset_alignment.max(1));
-        let params_stride = (size_of::<Params>() as u64).next_multiple_of(alignment);
-        let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let params = self.buffer("params", params_stride * plan.steps().len() as u64, uses).await?;
-        self.checked("params", params.size(), || {
-            for (n, step) in plan.steps().iter().enumerate() {
-                self.queue().write_buffer(&params, n as u64 * params_stride, bytemuck::bytes_of(&step.params));
-            }
-        })
-        .await?;
+        let params: Vec<_> = plan.steps().iter().map(|step| step.params).collect();
+        let steps = PreparedSteps::new(self, plan.steps(), &params).await?;
         let selection = self.upload("selection", plan.selection()).await?;
         let row_data = match plan.row_data_words() {
             0 => None,
             words => Some(self.allocate("row_data", u64::from(words) * 4).await?),
         };
-        Ok(PreparedWeights { context: self.clone(), plan, pipelines, params, params_stride, selection, row_data })
+        Ok(PreparedWeights { context: self.clone(), plan, steps, selection, row_data })
     }
 
     /// [`prepare_weights`](Self::prepare_weights), blocking.
@@ -342,39 +330,8 @@ impl PreparedWeights {
             slot => as_attention.slice(slot),
         };
         self.context.checked_now("bind groups of weights", || {
-            let dispatches = self.plan.steps().iter().zip(&self.pipelines).enumerate().map(|(n, (step, pipeline))| {
-                let params = wgpu::BufferBinding {
-                    buffer: &self.params,
-                    offset: n as u64 * self.params_stride,
-                    size: wgpu::BufferSize::new(size_of::<Params>() as u64),
-                };
-                let entry =
-                    |binding, buffer| wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(buffer) };
-                let mut entries = vec![entry(0, params)];
-                entries.extend(step.bindings.iter().map(|binding| {
-                    let bound = match (slice(binding.slot), wgpu::BufferSize::new(binding.size_bytes)) {
-                        (Some(slice), Some(size)) => wgpu::BufferBinding {
-                            buffer: slice.buffer(),
-                            offset: slice.offset() + binding.start_bytes,
-                            size: Some(size),
-                        },
-                        // an empty tensor: nothing of the buffer is touched, but something must be bound
-                        _ => wgpu::BufferBinding {
-                            buffer: self.context.empty_buffer(binding.written),
-                            offset: 0,
-                            size: None,
-                        },
-                    };
-                    entry(binding.slot.binding(), bound)
-                }));
-                let group = self.context.device().create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some(step.variant.shader.name()),
-                    layout: &pipeline.layout,
-                    entries: &entries,
-                });
-                Dispatch { pipeline: pipeline.pipeline.clone(), group, grid: step.grid }
-            });
-            BoundAttention { dispatches: dispatches.collect(), copies }
+            let dispatches = self.steps.bind(&self.context, self.plan.steps(), 0, slice);
+            BoundAttention { dispatches, copies }
         })
     }
 

@@ -1,8 +1,7 @@
 //! Which range of which buffer a dispatch binds, and where in it the first element lies.
 
+use super::{Part, Slot, States};
 use crate::caps::DeviceCaps;
-use crate::kernels::Slot;
-use crate::plan::split::{Part, States};
 use crate::problem::AttentionProblem;
 use crate::tensor::Layout;
 
@@ -242,14 +241,14 @@ impl StateMap {
 
 /// Where key lengths, row ranges, slopes and sinks lie in the row data buffer, in words of 4 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RowDataMap {
+pub(crate) struct RowDataMap {
     pub(crate) kv_lens: u32,
     pub(crate) row_start: u32,
     pub(crate) row_end: u32,
     pub(crate) alibi_slopes: u32,
     pub(crate) sinks: u32,
     /// All words; 0 where the problem has no row data.
-    pub words: u32,
+    pub(crate) words: u32,
 }
 
 impl RowDataMap {

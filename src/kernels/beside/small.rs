@@ -1,58 +1,25 @@
 //! Small shaders beside the attention (`shaders/combine_sources.wgsl`, `shaders/expand_q8.wgsl`): shape, limits, dispatch.
 
-use std::mem::offset_of;
-
 use crate::caps::DeviceCaps;
-use crate::kernels::Unsupported;
-use crate::plan::Needs;
+use crate::dispatch::{Needs, Shader, Unsupported, Variant, flat_grid_within};
 
 /// Invocations of a workgroup.
 const WIDTH: usize = 64;
 /// Storage buffers of `combine_sources.wgsl`, which has the most of them.
-const MOST_BUFFERS: usize = 5;
+const MOST_BUFFERS: usize = Shader::CombineSources.ports().len();
 
-/// The uniform of `combine_sources.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-pub(crate) struct CombineParams {
-    pub(crate) parts: u32,
-    pub(crate) rows: u32,
-    pub(crate) v_head_dim: u32,
-    pub(crate) blocks_per_row: u32,
-    pub(crate) q_heads: u32,
-    pub(crate) q_len: u32,
-    pub(crate) weighted: u32,
-    pub(crate) gating: u32,
-}
+impl Variant {
+    /// The shader that adds attentions over several sources; there is one for all.
+    pub(crate) fn combine_sources() -> Self {
+        let mut variant = Self::new(Shader::CombineSources);
+        variant.snippets(&["numerics"]);
+        variant
+    }
 
-impl CombineParams {
-    /// Name and byte offset of each field, to compare with the shader's struct.
-    pub(crate) const FIELDS: &'static [(&'static str, usize)] = &[
-        ("parts", offset_of!(Self, parts)),
-        ("rows", offset_of!(Self, rows)),
-        ("v_head_dim", offset_of!(Self, v_head_dim)),
-        ("blocks_per_row", offset_of!(Self, blocks_per_row)),
-        ("q_heads", offset_of!(Self, q_heads)),
-        ("q_len", offset_of!(Self, q_len)),
-        ("weighted", offset_of!(Self, weighted)),
-        ("gating", offset_of!(Self, gating)),
-    ];
-}
-
-/// The uniform of `expand_q8.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-pub(crate) struct ExpandParams {
-    pub(crate) words: u32,
-    pub(crate) blocks_per_row: u32,
-    // a uniform's size is a multiple of 16; WGSL pads by itself
-    pub(crate) padding: [u32; 2],
-}
-
-impl ExpandParams {
-    /// Name and byte offset of each field, to compare with the shader's struct.
-    pub(crate) const FIELDS: &'static [(&'static str, usize)] =
-        &[("words", offset_of!(Self, words)), ("blocks_per_row", offset_of!(Self, blocks_per_row))];
+    /// The shader that expands stored bytes to f32; there is one for all.
+    pub(crate) fn expand_q8() -> Self {
+        Self::new(Shader::ExpandQ8)
+    }
 }
 
 /// The grid for so many invocations, and how many blocks stand in a row of it. `elements` is the largest position that
@@ -63,36 +30,21 @@ pub(crate) fn grid(
     elements: usize,
     caps: &DeviceCaps,
 ) -> Result<(u32, [u32; 3]), Unsupported> {
-    let too_many = || Unsupported::Positions {
-        name,
-        found: i64::try_from(elements).unwrap_or(i64::MAX),
-        max: i64::from(u32::MAX),
-    };
-    let narrow = |n: usize| u32::try_from(n).map_err(|_| too_many());
-    narrow(elements)?;
+    let too_many = || Unsupported::positions(name, elements, u32::MAX.into());
+    u32::try_from(elements).map_err(|_| too_many())?;
     // each invocation goes over the elements that lie behind one another, or over the bytes of a word
     let iterations = elements.div_ceil(invocations.max(1)).max(4);
     Needs::new(64, iterations).check(0, MOST_BUFFERS, caps)?;
-    let blocks = narrow(invocations.div_ceil(WIDTH))?;
-    let [blocks_per_row, rows] = rows_of_blocks(blocks, caps).ok_or_else(too_many)?;
-    Ok((blocks_per_row, [blocks_per_row, rows, 1]))
-}
-
-/// So many workgroups in rows that the device allows: how many in a row, and rows, of which the last may be longer than
-/// what is left. `None` where they are too many.
-pub(crate) fn rows_of_blocks(blocks: u32, caps: &DeviceCaps) -> Option<[u32; 2]> {
-    let limit = caps.max_compute_workgroups_per_dimension;
-    let blocks_per_row = blocks.min(limit).max(1);
-    let rows = blocks.div_ceil(blocks_per_row);
-    (blocks_per_row <= limit && rows <= limit).then_some([blocks_per_row, rows])
+    let grid = flat_grid_within(invocations.div_ceil(WIDTH), caps).ok_or_else(too_many)?;
+    Ok((grid[0], grid))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::linear::{LinearPlan, LinearShape};
-    use crate::kernels::merge::MergePlan;
-    use crate::plan::Unmet;
+    use crate::dispatch::Unmet;
+    use crate::kernels::beside::linear::{LinearPlan, LinearShape};
+    use crate::kernels::beside::merge::MergePlan;
 
     const EDGES: [u32; 5] = [0, 1, 2, 65535, u32::MAX];
 
@@ -127,7 +79,8 @@ mod tests {
                     assert!(plan.grid.iter().all(|n| (1..=limit).contains(n)), "{caps:?}");
                 }
                 #[cfg(feature = "layer")]
-                if let Ok(Some(plan)) = crate::kernels::linear::NormPlan::new(n, 40, [true, true], 1e-5, &caps) {
+                if let Ok(Some(plan)) = crate::kernels::beside::linear::NormPlan::new(n, 40, [true, true], 1e-5, &caps)
+                {
                     assert!(plan.grid.iter().all(|n| (1..=limit).contains(n)), "{caps:?}");
                 }
             }

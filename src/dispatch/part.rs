@@ -45,6 +45,11 @@ impl Part {
         self.batch.len() as u64 * self.heads.len() as u64
     }
 
+    /// A workgroup for each row.
+    pub(crate) fn grid_of_rows(&self) -> [u64; 3] {
+        [self.rows.len() as u64, self.heads.len() as u64, self.batch.len() as u64]
+    }
+
     /// Rows of all batch entries and heads; `usize::MAX` where they cannot be counted.
     pub(crate) fn row_count(&self) -> usize {
         self.batch.len().saturating_mul(self.heads.len()).saturating_mul(self.rows.len())

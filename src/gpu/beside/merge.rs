@@ -1,12 +1,11 @@
 //! Merging of partial attentions on the device.
 
-use super::context::Context;
-use super::error::GpuError;
-use super::pipelines::Interface;
+use super::record::Uniform;
 use crate::cpu::{MergeError, MergedState, PartialState, check_parts};
+use crate::dispatch::Variant;
 use crate::error::Error;
-use crate::kernels::merge::MergePlan;
-use crate::plan::Variant;
+use crate::gpu::context::Context;
+use crate::kernels::beside::merge::MergePlan;
 
 impl Context {
     /// Merges partial attentions over disjoint sets of keys, from host memory to host memory; see
@@ -55,7 +54,7 @@ impl Context {
         v_head_dim: usize,
         buffers: &MergeBuffers<'_>,
     ) -> Result<(), Error> {
-        self.encode_merge_by(encoder, parts, [rows, v_head_dim], &Variant::merge(), buffers).await
+        self.encode_merge_by(encoder, parts, [rows, v_head_dim], false, buffers).await
     }
 
     /// The same by maximum and sum of each row, as attentions write them whose spec asks for `row_state`: `part_lse` is
@@ -71,7 +70,7 @@ impl Context {
         v_head_dim: usize,
         buffers: &MergeBuffers<'_>,
     ) -> Result<(), Error> {
-        self.encode_merge_by(encoder, parts, [rows, v_head_dim], &Variant::merge_states(), buffers).await
+        self.encode_merge_by(encoder, parts, [rows, v_head_dim], true, buffers).await
     }
 
     async fn encode_merge_by(
@@ -79,10 +78,10 @@ impl Context {
         encoder: &mut wgpu::CommandEncoder,
         parts: usize,
         [rows, v_head_dim]: [usize; 2],
-        variant: &Variant,
+        row_states: bool,
         buffers: &MergeBuffers<'_>,
     ) -> Result<(), Error> {
-        let row_words = if *variant == Variant::merge_states() { 2 } else { 1 };
+        let row_words = if row_states { 2 } else { 1 };
         if parts == 0 {
             return Err(MergeError::NoParts.into());
         }
@@ -95,55 +94,14 @@ impl Context {
             return Ok(());
         };
         let (rows, width, parts) = (rows as u64, v_head_dim as u64, parts as u64);
-        let limit = self.caps().max_storage_buffer_binding_size;
         let bound = [
-            ("part_output", buffers.part_output, parts * rows * width * 4),
-            ("part_lse", buffers.part_lse, parts * rows * row_words * 4),
-            ("output", buffers.output, rows * width * 4),
-            ("lse", buffers.lse, rows * row_words * 4),
+            (buffers.part_output, parts * rows * width * 4),
+            (buffers.part_lse, parts * rows * row_words * 4),
+            (buffers.output, rows * width * 4),
+            (buffers.lse, rows * row_words * 4),
         ];
-        for (name, buffer, needed) in bound {
-            if buffer.size() < needed {
-                return Err(GpuError::BufferTooSmall { name, needed, found: buffer.size() }.into());
-            }
-            if needed > limit {
-                return Err(GpuError::BufferTooLarge { what: name.to_owned(), bytes: needed, max: limit }.into());
-            }
-            if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
-                let found = buffer.usage();
-                return Err(GpuError::Usage { name, needed: wgpu::BufferUsages::STORAGE, found }.into());
-            }
-        }
-        for (n, (written, to, _)) in bound.into_iter().enumerate().skip(2) {
-            for (read, from, _) in bound.into_iter().take(n) {
-                if to == from {
-                    return Err(GpuError::Aliased { written, read }.into());
-                }
-            }
-        }
-        let interface = Interface(vec![(1, false), (2, false), (3, true), (4, true)]);
-        let pipeline = self.pipeline(variant, &interface).await?;
-        let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let params = self.buffer("params", size_of_val(&plan.params) as u64, uses).await?;
-        self.checked("merge", 0, || {
-            self.queue().write_buffer(&params, 0, bytemuck::bytes_of(&plan.params));
-            let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: params.as_entire_binding() }];
-            for (binding, (_, buffer, needed)) in (1..).zip(bound) {
-                let resource = wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(needed) };
-                entries.push(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(resource) });
-            }
-            let group = self.device().create_bind_group(&wgpu::BindGroupDescriptor {
-                label: Some("merge"),
-                layout: &pipeline.layout,
-                entries: &entries,
-            });
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            pass.set_pipeline(&pipeline.pipeline);
-            pass.set_bind_group(0, &group, &[]);
-            let [x, y, z] = plan.grid;
-            pass.dispatch_workgroups(x, y, z);
-        })
-        .await?;
+        let params = Uniform::Once(bytemuck::bytes_of(&plan.params));
+        self.encode_beside(encoder, &Variant::merge(row_states), params, &bound, plan.grid).await?;
         Ok(())
     }
 }

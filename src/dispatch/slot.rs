@@ -1,0 +1,99 @@
+//! The buffers that kernels bind, by name.
+
+/// A buffer that a kernel binds: the name it has in WGSL and the place it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Slot {
+    /// The caller's query.
+    Query,
+    /// The caller's key.
+    Key,
+    /// The caller's value.
+    Value,
+    /// The caller's bias.
+    Bias,
+    /// The caller's boolean mask, one byte an element.
+    Mask,
+    /// Key lengths, row ranges, slopes and sinks, side by side.
+    RowData,
+    /// The caller's output.
+    Output,
+    /// The caller's log-sum-exp.
+    Lse,
+    /// The caller's score matrix.
+    Scores,
+    /// Scores between passes, in the plan's workspace.
+    Workspace,
+    /// Outputs and log-sum-exps over parts of the keys, in the plan's workspace.
+    States,
+    /// The outputs of one of those parts.
+    PartOutput,
+    /// The log-sum-exps of one of those parts.
+    PartRowState,
+    /// Which heads, rows and keys weights are wanted of.
+    Selection,
+    /// The caller's selected weights.
+    Weights,
+}
+
+impl Slot {
+    /// `query`, `key`, …
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Key => "key",
+            Self::Value => "value",
+            Self::Bias => "bias",
+            Self::Mask => "mask",
+            Self::RowData => "row_data",
+            Self::Output => "output",
+            Self::Lse => "lse",
+            Self::Scores => "scores",
+            Self::Workspace => "workspace",
+            Self::States => "states",
+            Self::PartOutput => "part_output",
+            Self::PartRowState => "part_row_state",
+            Self::Selection => "selection",
+            Self::Weights => "weights",
+        }
+    }
+
+    /// Whether the buffer is made for the plan, and is none of the caller's.
+    pub(crate) const fn is_of_the_plan(self) -> bool {
+        match self {
+            Self::RowData
+            | Self::Workspace
+            | Self::States
+            | Self::PartOutput
+            | Self::PartRowState
+            | Self::Selection => true,
+            Self::Query
+            | Self::Key
+            | Self::Value
+            | Self::Bias
+            | Self::Mask
+            | Self::Output
+            | Self::Lse
+            | Self::Scores
+            | Self::Weights => false,
+        }
+    }
+
+    /// The binding number in every attention shader. To a shader, scores are the same in the workspace and returned, output and
+    /// log-sum-exp the same of all keys and of a part of them.
+    pub(crate) const fn binding(self) -> u32 {
+        match self {
+            Self::Query => 1,
+            Self::Key => 2,
+            Self::Value => 3,
+            Self::Bias => 4,
+            Self::Mask => 5,
+            Self::RowData => 6,
+            Self::Output | Self::PartOutput => 7,
+            Self::Lse | Self::PartRowState => 8,
+            Self::Scores | Self::Workspace | Self::States => 9,
+            Self::Selection => 10,
+            Self::Weights => 11,
+        }
+    }
+}

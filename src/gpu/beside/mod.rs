@@ -1,0 +1,15 @@
+//! What runs beside attentions, in the same encoder.
+
+mod linear;
+mod merge;
+#[cfg(feature = "layer")]
+mod norm;
+mod record;
+mod weights;
+
+pub use linear::{LinearError, LinearInput, LinearOutput, PreparedLinear};
+pub use merge::MergeBuffers;
+#[cfg(feature = "layer")]
+pub(crate) use norm::PreparedNorm;
+pub(crate) use record::Uniform;
+pub use weights::{PreparedWeights, WeightsBuffers};
