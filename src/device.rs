@@ -371,6 +371,25 @@ impl Device {
         })
     }
 
+    /// Bytes that a tensor may have to be bound.
+    pub(crate) fn max_binding_bytes(&self) -> u64 {
+        match self {
+            Self::Cpu | Self::Oracle => u64::MAX,
+            Self::Gpu(context) => {
+                let caps = context.caps();
+                caps.max_storage_buffer_binding_size.min(caps.max_buffer_size)
+            }
+        }
+    }
+
+    /// Looks whether it is lost.
+    pub(crate) fn check_alive(&self) -> Result<(), Error> {
+        match self {
+            Self::Cpu | Self::Oracle => Ok(()),
+            Self::Gpu(context) => Ok(context.check_alive()?),
+        }
+    }
+
     #[cfg(feature = "native")]
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         match self {
@@ -467,10 +486,31 @@ impl PreparedOn {
     /// [`Error::Input`], [`Error::Gpu`].
     pub async fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
         match self {
+            Self::Cpu(_) | Self::CpuPlain(_) | Self::Oracle(_) => self.run_on_host(inputs),
+            Self::Gpu(prepared) => prepared.run(inputs).await,
+        }
+    }
+
+    /// The same where it is prepared on the host.
+    pub(crate) fn run_on_host(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
+        match self {
             Self::Cpu(prepared) => Ok(prepared.run(inputs)?),
             Self::CpuPlain(problem) => Ok(cpu::attention_with(CpuKernel::Plain, problem, inputs)?),
             Self::Oracle(problem) => Ok(cpu::reference::attention(problem, inputs)?.to_output(problem)),
-            Self::Gpu(prepared) => prepared.run(inputs).await,
+            Self::Gpu(prepared) => {
+                let (prepared, recording) = (prepared.context().info().name.clone(), "the host".to_owned());
+                Err(crate::engine::PlaceError::OtherRecording { prepared, recording }.into())
+            }
+        }
+    }
+
+    /// The problem it is prepared for.
+    #[must_use]
+    pub fn problem(&self) -> &AttentionProblem {
+        match self {
+            Self::Cpu(prepared) => prepared.problem(),
+            Self::CpuPlain(problem) | Self::Oracle(problem) => problem,
+            Self::Gpu(prepared) => prepared.problem(),
         }
     }
 

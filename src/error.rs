@@ -3,6 +3,7 @@
 use crate::context::ContextError;
 use crate::cpu::{CpuKernel, MergeError};
 use crate::dispatch::{Kernel, Rejection, Unsupported};
+use crate::engine::PlaceError;
 use crate::gpu::{GpuError, LinearError};
 use crate::inputs::InputError;
 use crate::plan::PlanError;
@@ -54,6 +55,9 @@ pub enum Error {
     /// Sources do not fit together, or their data does not fit them.
     #[error(transparent)]
     Sources(#[from] SourcesError),
+    /// A tensor is on another device, or of another type.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// Sizes of a linear map do not fit together.
     #[error(transparent)]
     Linear(#[from] LinearError),

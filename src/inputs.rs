@@ -208,6 +208,11 @@ impl RowState {
         Self { row_max, row_sum }
     }
 
+    /// The same as [`from_pairs`](Self::from_pairs) takes.
+    pub(crate) fn to_pairs(&self) -> Vec<f32> {
+        self.row_max.iter().zip(&self.row_sum).flat_map(|(&max, &sum)| [max, sum]).collect()
+    }
+
     /// The log-sum-exp of each row, rounded once; negative infinity where a row saw no key.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]

@@ -79,6 +79,7 @@ pub mod context;
 pub mod cpu;
 mod device;
 pub mod dispatch;
+pub mod engine;
 mod error;
 pub mod files;
 pub mod gpu;
@@ -94,6 +95,7 @@ mod problem;
 mod roofline;
 pub mod sources;
 mod tensor;
+mod terms;
 mod timing;
 #[cfg(feature = "tune")]
 pub mod tune;
@@ -113,6 +115,7 @@ pub use plan::{Plan, PlanError};
 pub use problem::{AttentionProblem, AttentionSpec, Diagonal, MAX_LEN, ProblemError, ScoreStage};
 pub use roofline::{Roof, Roofline};
 pub use tensor::{Element, Layout, TensorData, TensorRef, TensorSpec};
+pub use terms::Terms;
 pub use timing::{Timing, TimingSource};
 pub use wgpu;
 

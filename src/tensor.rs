@@ -343,6 +343,15 @@ impl TensorData {
         }
     }
 
+    /// All elements widened to f32 (exact), without a copy where they are f32.
+    #[must_use]
+    pub fn into_f32(self) -> Vec<f32> {
+        match self {
+            Self::F32(data) => data,
+            Self::F16(data) => data.into_iter().map(f16::to_f32).collect(),
+        }
+    }
+
     /// All elements widened to f32 (exact).
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {

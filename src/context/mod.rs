@@ -15,12 +15,13 @@ use std::sync::Arc;
 pub use error::ContextError;
 
 use crate::device::{Device, KernelChoice, PreparedOn};
+use crate::engine::{self, Inputs, Kind, Outputs, Recording, Tensor};
 use crate::error::Error;
-use crate::gpu::{AttentionTensors, PreparedAttention};
-use crate::inputs::{AttentionInputs, AttentionOutput, RowState};
+use crate::inputs::{AttentionOutput, RowState};
 use crate::kept::Kept;
 use crate::problem::{AttentionProblem, AttentionSpec};
-use crate::tensor::{Element, Layout, TensorData, TensorRef, TensorSpec};
+use crate::tensor::{Element, Layout, TensorRef, TensorSpec};
+use crate::terms::Terms;
 use store::Store;
 
 /// How keys and values of a context are stored. Arithmetic is f32.
@@ -63,57 +64,33 @@ impl ContextSpec {
     }
 }
 
-/// Data of one call in host memory. What is given must be what the spec says is given.
-#[derive(Clone, Copy, Debug)]
+/// Data of one call, on the host or on the device. What is given must be what the spec says is given.
+#[derive(Clone, Debug)]
 pub struct ContextInputs<'a> {
     /// `[batch, q_heads, q_len, head_dim]`.
-    pub query: TensorRef<'a>,
+    pub query: Tensor<'a>,
     /// `[batch]`: the context of each entry. `None`: entry `b` has context `b`, or all have the only one.
     pub context_index: Option<&'a [u32]>,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says.
-    pub bias: Option<TensorRef<'a>>,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says; true = attend.
-    pub mask: Option<&'a [bool]>,
-    /// `[batch, q_len]`.
-    pub row_start: Option<&'a [i32]>,
-    /// `[batch, q_len]`.
-    pub row_end: Option<&'a [i32]>,
-    /// `[q_heads]`.
-    pub alibi_slopes: Option<&'a [f32]>,
-    /// `[q_heads]`.
-    pub sinks: Option<&'a [f32]>,
+    /// The rest; key lengths are the contexts'.
+    pub terms: Terms<Tensor<'a>>,
 }
 
 impl<'a> ContextInputs<'a> {
     /// A query, and nothing else.
-    pub fn new(query: impl Into<TensorRef<'a>>) -> Self {
-        Self {
-            query: query.into(),
-            context_index: None,
-            bias: None,
-            mask: None,
-            row_start: None,
-            row_end: None,
-            alibi_slopes: None,
-            sinks: None,
-        }
+    pub fn new(query: impl Into<Tensor<'a>>) -> Self {
+        Self { query: query.into(), context_index: None, terms: Terms::default() }
     }
+}
 
-    /// The same as inputs of an attention, keys and values left empty.
-    fn terms(&self) -> AttentionInputs<'a> {
-        AttentionInputs {
-            query: self.query,
-            key: TensorRef::F32(&[]),
-            value: TensorRef::F32(&[]),
-            bias: self.bias,
-            mask: self.mask,
-            kv_lens: None,
-            row_start: self.row_start,
-            row_end: self.row_end,
-            alibi_slopes: self.alibi_slopes,
-            sinks: self.sinks,
-        }
-    }
+/// What an attention to contexts gives, where it was recorded.
+#[derive(Clone, Debug)]
+pub struct ContextTensors {
+    /// `[batch, q_heads, q_len, v_head_dim]` without gaps, as the spec stores it.
+    pub output: Tensor<'static>,
+    /// f32 `[batch, q_heads, q_len]`, or `[batch, q_heads, q_len, 2]`, maximum and sum, where the spec asks for `row_state`.
+    pub rows: Option<Tensor<'static>>,
+    /// f32 `[batch, q_heads, q_len, kv_len]`, where the spec asks for them.
+    pub scores: Option<Tensor<'static>>,
 }
 
 /// Keys and values of contexts on a device, never changed. Cheap to clone; clones share everything.
@@ -146,8 +123,7 @@ struct Inner {
     spec: ContextSpec,
     kv_lens: Option<Vec<u32>>,
     store: Store,
-    on_host: Kept<PreparedOn>,
-    on_gpu: Kept<PreparedAttention>,
+    kept: Kept<PreparedOn>,
 }
 
 /// Neighbouring entries of a batch with one context.
@@ -198,14 +174,8 @@ impl PreparedContext {
             }
         }
         let store = Store::new(device, &spec, key, value).await?;
-        let inner = Inner {
-            device: device.clone(),
-            spec,
-            kv_lens: kv_lens.map(<[u32]>::to_vec),
-            store,
-            on_host: Kept::default(),
-            on_gpu: Kept::default(),
-        };
+        let inner =
+            Inner { device: device.clone(), spec, kv_lens: kv_lens.map(<[u32]>::to_vec), store, kept: Kept::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -245,7 +215,7 @@ impl PreparedContext {
     /// Number of prepared attentions that are kept for calls to come. A call that is like an earlier one adds none.
     #[must_use]
     pub fn prepared(&self) -> usize {
-        self.inner.on_host.len() + self.inner.on_gpu.len()
+        self.inner.kept.len()
     }
 
     /// What is asked of an attention to the contexts, to be completed: scale, masks, bias, what to return. Key, value and
@@ -265,9 +235,26 @@ impl PreparedContext {
     /// `[batch, q_heads, q_len, v_head_dim]` without gaps.
     ///
     /// # Errors
-    /// [`Error::Context`] for an index that is no context's and for a spec of other keys, [`Error::Problem`],
-    /// [`Error::Input`], [`Error::Plan`], [`Error::Gpu`].
+    /// As [`record`](Self::record), and [`Error::Gpu`].
     pub async fn attend(&self, spec: &AttentionSpec, inputs: &ContextInputs<'_>) -> Result<AttentionOutput, Error> {
+        let mut recording = Recording::new(&self.inner.device);
+        let tensors = self.record(&mut recording, spec, inputs).await?;
+        recording.submit().await?;
+        tensors.read(spec).await
+    }
+
+    /// The same in a recording: nothing is submitted or read.
+    ///
+    /// # Errors
+    /// [`Error::Context`] for an index that is no context's and for a spec of other keys, [`Error::Problem`],
+    /// [`Error::Input`], [`Error::Place`], [`Error::Plan`], [`Error::Gpu`].
+    pub async fn record(
+        &self,
+        recording: &mut Recording<'_>,
+        spec: &AttentionSpec,
+        inputs: &ContextInputs<'_>,
+    ) -> Result<ContextTensors, Error> {
+        recording.check_device(&self.inner.device)?;
         let own = self.attention(spec.query);
         for (name, same) in
             [("key", spec.key == own.key), ("value", spec.value == own.value), ("kv_lens", !spec.kv_lens)]
@@ -281,39 +268,16 @@ impl PreparedContext {
         if !output.is_empty() && *output != Layout::bhld(output.shape) {
             return Err(ContextError::OutputLayout { strides: output.strides }.into());
         }
-        inputs.terms().check_beside_keys(&problem)?;
+        engine::reaches("query", &inputs.query, &problem.spec().query)?;
+        engine::check_terms(&inputs.terms, &problem)?;
         let runs = self.runs(problem.batch(), inputs.context_index)?;
-        let mut all = AttentionOutput {
-            output: TensorData::zeros(spec.output.element, 0),
-            lse: spec.lse.then(Vec::new),
-            row_state: spec.row_state.then(RowState::default),
-            scores: spec.scores.map(|_| vec![]),
-        };
-        match &self.inner.store {
-            Store::Host(_) => {
-                for run in &runs {
-                    append(&mut all, self.run_on_host(&problem, run, inputs).await?);
-                }
-            }
-            Store::Gpu(store) => {
-                let context = store.context();
-                let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-                let mut recorded = vec![];
-                for run in &runs {
-                    recorded.push(self.record(&mut encoder, store, &problem, run, inputs).await?);
-                }
-                context.check_faults()?;
-                context
-                    .checked("the submission of an attention to contexts", 0, || {
-                        context.queue().submit([encoder.finish()])
-                    })
-                    .await?;
-                for (prepared, tensors) in recorded {
-                    append(&mut all, prepared.read_output(&tensors).await?);
-                }
-            }
+        let tensors = ContextTensors::new(recording, &problem).await?;
+        let query = recording.place("query", &inputs.query).await?;
+        let terms = recording.place_terms(&inputs.terms).await?;
+        for run in &runs {
+            self.record_run(recording, &problem, run, (&query, &terms), &tensors).await?;
         }
-        Ok(all)
+        Ok(tensors)
     }
 
     /// [`attend`](Self::attend), blocking.
@@ -350,111 +314,110 @@ impl PreparedContext {
         Ok(runs)
     }
 
-    /// The attention of one run. It does not say where in the batch the run stands, so that runs of one length share it.
-    fn problem_of(&self, whole: &AttentionProblem, run: &Run) -> Result<AttentionProblem, Error> {
+    /// The attention of one run, and of its tensors what it takes. It does not say where in the batch the run stands, so that
+    /// runs of one length share it; but on a device tensors are bound at multiples of its alignment, and what lies before the
+    /// run within those is an offset.
+    async fn record_run(
+        &self,
+        recording: &mut Recording<'_>,
+        whole: &AttentionProblem,
+        run: &Run,
+        (query, terms): (&Tensor<'_>, &Terms<Tensor<'_>>),
+        to: &ContextTensors,
+    ) -> Result<(), Error> {
+        let (first, count) = (run.entries.start, run.entries.len());
         let mut spec = whole.spec().clone();
-        let layouts = [&mut spec.query.layout, &mut spec.key.layout, &mut spec.value.layout];
-        let terms = spec.bias.as_mut().map(|bias| &mut bias.layout).into_iter().chain(&mut spec.mask);
-        for layout in layouts.into_iter().chain(terms) {
-            layout.shape[0] = run.entries.len();
+        // elements of a tensor from the run's first entry on
+        fn cut<'t>(tensor: &Tensor<'t>, layout: &mut Layout, [first, count]: [usize; 2]) -> Tensor<'t> {
+            let start = first * layout.strides[0];
+            layout.shape[0] = count;
+            let end = start + layout.extent().unwrap_or(0);
+            // of an empty tensor nothing is read, whatever its strides
+            let (tensor, before) = tensor.cut_to_bind(start.min(tensor.len())..end.min(tensor.len()));
+            layout.offset += before;
+            tensor
         }
-        let [_, heads, len, width] = spec.output.layout.shape;
-        spec.output.layout = Layout::bhld([run.entries.len(), heads, len, width]);
+        let at = [first, count];
+        spec.key.layout.shape[0] = count;
+        spec.value.layout.shape[0] = count;
+        let query = cut(query, &mut spec.query.layout, at);
+        let mut of_run =
+            Terms { alibi_slopes: terms.alibi_slopes.clone(), sinks: terms.sinks.clone(), ..Terms::default() };
+        of_run.bias = terms.bias.as_ref().zip(spec.bias.as_mut()).map(|(bias, of)| cut(bias, &mut of.layout, at));
+        of_run.mask = terms.mask.as_ref().zip(spec.mask.as_mut()).map(|(mask, layout)| cut(mask, layout, at));
+        let rows = first * whole.q_len()..run.entries.end * whole.q_len();
+        of_run.row_start = terms.row_start.as_ref().map(|starts| starts.cut(rows.clone()));
+        of_run.row_end = terms.row_end.as_ref().map(|ends| ends.cut(rows));
+        spec.output.layout = Layout::bhld([count, whole.q_heads(), whole.q_len(), whole.v_head_dim()]);
+        let per_entry = whole.q_heads() * whole.q_len() * whole.v_head_dim();
+        let (output, before) = to.output.cut_to_bind(first * per_entry..run.entries.end * per_entry);
+        spec.output.layout.offset = before;
         spec.kv_lens = self.inner.kv_lens.is_some();
-        Ok(AttentionProblem::new(spec)?)
-    }
-
-    /// The key length of each entry of a run.
-    fn kv_lens_of(&self, run: &Run) -> Option<Vec<u32>> {
-        self.inner.kv_lens.as_ref().map(|lens| vec![lens[run.context]; run.entries.len()])
-    }
-
-    async fn run_on_host(
-        &self,
-        whole: &AttentionProblem,
-        run: &Run,
-        inputs: &ContextInputs<'_>,
-    ) -> Result<AttentionOutput, Error> {
-        let problem = self.problem_of(whole, run)?;
-        let device = &self.inner.device;
-        let prepared = self.inner.on_host.get(&problem, device.prepare(&problem, KernelChoice::Auto)).await?;
-        let kv_lens = self.kv_lens_of(run);
-        let mut inputs = inputs_of(whole, &problem, run, inputs);
-        inputs.kv_lens = kv_lens.as_deref();
-        let [key, value] = self.inner.store.on_host(run.context);
-        (inputs.key, inputs.value) = (TensorData::as_ref(&key), TensorData::as_ref(&value));
-        prepared.run(&inputs).await
-    }
-
-    async fn record(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        store: &store::OnGpu,
-        whole: &AttentionProblem,
-        run: &Run,
-        inputs: &ContextInputs<'_>,
-    ) -> Result<(Arc<PreparedAttention>, AttentionTensors), Error> {
-        let context = store.context();
-        let problem = self.problem_of(whole, run)?;
-        let prepared = self.inner.on_gpu.get(&problem, context.prepare(&problem, None)).await?;
-        let kv_lens = self.kv_lens_of(run);
-        let mut inputs = inputs_of(whole, &problem, run, inputs);
-        inputs.kv_lens = kv_lens.as_deref();
-        let query = context.upload_tensor("query", inputs.query).await?;
-        let [key, value] = store.tensors(encoder, run.context).await?;
-        let tensors = prepared.upload_terms(&inputs, [query, key, value]).await?;
-        prepared.encode(encoder, &tensors.buffers())?;
-        Ok((prepared, tensors))
-    }
-}
-
-/// What a run takes of the inputs.
-fn inputs_of<'a>(
-    whole: &AttentionProblem,
-    problem: &AttentionProblem,
-    run: &Run,
-    inputs: &ContextInputs<'a>,
-) -> AttentionInputs<'a> {
-    let first = run.entries.start;
-    let mut of_run = inputs.terms();
-    let (from, to) = (whole.spec(), problem.spec());
-    let extent = |layout: &Layout| layout.extent().unwrap_or(0);
-    of_run.query = cut(inputs.query, first * from.query.layout.strides[0], extent(&to.query.layout));
-    if let (Some(bias), Some(from), Some(to)) = (inputs.bias, &from.bias, &to.bias) {
-        of_run.bias = Some(cut(bias, first * from.layout.strides[0], extent(&to.layout)));
-    }
-    if let (Some(mask), Some(from), Some(to)) = (inputs.mask, &from.mask, &to.mask) {
-        of_run.mask = Some(&mask[first * from.strides[0]..][..extent(to)]);
-    }
-    let rows = first * whole.q_len()..run.entries.end * whole.q_len();
-    of_run.row_start = inputs.row_start.map(|starts| &starts[rows.clone()]);
-    of_run.row_end = inputs.row_end.map(|ends| &ends[rows.clone()]);
-    of_run
-}
-
-/// `len` elements from `start` on.
-fn cut(data: TensorRef<'_>, start: usize, len: usize) -> TensorRef<'_> {
-    match data {
-        TensorRef::F32(data) => TensorRef::F32(&data[start..start + len]),
-        TensorRef::F16(data) => TensorRef::F16(&data[start..start + len]),
-    }
-}
-
-/// Puts the outputs of a run behind those of the runs before it.
-fn append(all: &mut AttentionOutput, run: AttentionOutput) {
-    match (&mut all.output, run.output) {
-        (TensorData::F32(all), TensorData::F32(run)) => all.extend(run),
-        (TensorData::F16(all), TensorData::F16(run)) => all.extend(run),
-        // both are of the spec's element
-        (TensorData::F32(_), TensorData::F16(_)) | (TensorData::F16(_), TensorData::F32(_)) => {}
-    }
-    for (all, run) in [(&mut all.lse, run.lse), (&mut all.scores, run.scores)] {
-        if let (Some(all), Some(run)) = (all, run) {
-            all.extend(run);
+        let lens = self.inner.kv_lens.as_ref().map(|lens| vec![lens[run.context]; count]);
+        if let Some(lens) = &lens {
+            of_run.kv_lens = Some(recording.place("kv_lens", &lens.into()).await?);
         }
+        let problem = AttentionProblem::new(spec)?;
+        let prepared = self.inner.kept.get(&problem, self.inner.device.prepare(&problem, KernelChoice::Auto)).await?;
+        let [key, value] = self.inner.store.tensors(recording, run.context).await?;
+        let inputs = Inputs { query, key, value, terms: of_run };
+        if count == whole.batch() {
+            let to = Outputs { output, rows: to.rows.clone(), scores: to.scores.clone() };
+            return recording.attend(&prepared, &inputs, &to);
+        }
+        // what has no layout is written to its place by a copy
+        let entries = |of: &Option<Tensor<'static>>| of.as_ref().map(|of| of.len() / whole.batch() * count);
+        let mut own = Outputs { output, rows: None, scores: None };
+        if let Some(len) = entries(&to.rows) {
+            own.rows = Some(recording.allocate("rows of a run", Kind::F32, len).await?);
+        }
+        if let Some(len) = entries(&to.scores) {
+            own.scores = Some(recording.allocate("scores of a run", Kind::F32, len).await?);
+        }
+        recording.attend(&prepared, &inputs, &own)?;
+        for (from, to) in [(&own.rows, &to.rows), (&own.scores, &to.scores)] {
+            if let (Some(from), Some(to)) = (from, to) {
+                recording.copy(from, to, to.len() / whole.batch() * first)?;
+            }
+        }
+        Ok(())
     }
-    if let (Some(all), Some(run)) = (&mut all.row_state, run.row_state) {
-        all.row_max.extend(run.row_max);
-        all.row_sum.extend(run.row_sum);
+}
+
+impl ContextTensors {
+    async fn new(recording: &Recording<'_>, problem: &AttentionProblem) -> Result<Self, Error> {
+        let (spec, rows) = (problem.spec(), problem.rows());
+        let mut tensors = Self {
+            output: recording.allocate("output", spec.output.element.into(), rows * problem.v_head_dim()).await?,
+            rows: None,
+            scores: None,
+        };
+        if spec.returns_rows() {
+            tensors.rows = Some(recording.allocate("lse", Kind::F32, rows * spec.lse_width()).await?);
+        }
+        if spec.scores.is_some() {
+            let len = rows.checked_mul(problem.kv_len()).ok_or(Error::HostMemory { bytes: u128::MAX })?;
+            tensors.scores = Some(recording.allocate("scores", Kind::F32, len).await?);
+        }
+        Ok(tensors)
+    }
+
+    /// Everything in host memory, as the spec asks for it.
+    async fn read(&self, spec: &AttentionSpec) -> Result<AttentionOutput, Error> {
+        let (mut lse, mut row_state, mut scores) = (None, None, None);
+        if let Some(rows) = &self.rows {
+            let rows = rows.read_f32("lse").await?;
+            if spec.row_state {
+                let state = RowState::from_pairs(&rows);
+                lse = spec.lse.then(|| state.lse());
+                row_state = Some(state);
+            } else {
+                lse = Some(rows);
+            }
+        }
+        if let Some(all) = &self.scores {
+            scores = Some(all.read_f32("scores").await?);
+        }
+        Ok(AttentionOutput { output: self.output.read("output").await?, lse, row_state, scores })
     }
 }

@@ -43,13 +43,10 @@ impl Blocks {
     }
 
     /// All elements in f32.
+    #[cfg(test)]
     pub(super) fn expand(&self) -> Vec<f32> {
         let blocks = self.quants.chunks(BLOCK).zip(&self.scales);
         blocks.flat_map(|(quants, scale)| quants.iter().map(|&quant| scale.to_f32() * f32::from(quant))).collect()
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.quants.len() as u64 + 2 * self.scales.len() as u64
     }
 }
 

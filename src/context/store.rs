@@ -1,80 +1,60 @@
-//! Keys and values of contexts, in host memory or on a device.
-
-use std::borrow::Cow;
+//! Keys and values of contexts, where they are attended to.
 
 use super::q8::Blocks;
 use super::{ContextError, ContextSpec, ContextStorage};
 use crate::device::Device;
-use crate::dispatch::Variant;
-use crate::dispatch::uniforms::ExpandParams;
+use crate::engine::{HostData, Kind, Recording, Tensor};
 use crate::error::Error;
-use crate::gpu::{Context, Uniform};
-use crate::kernels::beside::small::grid;
 use crate::tensor::{Element, TensorData, TensorRef};
 
-/// Where contexts lie; key and value of each.
+/// Key and value of each context, and on a device the memory that one of them is expanded to.
 #[derive(Debug)]
-pub(super) enum Store {
-    Host(Vec<[Held; 2]>),
-    Gpu(OnGpu),
+pub(super) struct Store {
+    held: Vec<[Held; 2]>,
+    expanded: Option<[Tensor<'static>; 2]>,
 }
 
 /// One tensor of one context.
 #[derive(Debug)]
-pub(super) enum Held {
-    Tensor(TensorData),
-    Blocks(Blocks),
+enum Held {
+    Tensor(Tensor<'static>),
+    Blocks { quants: Tensor<'static>, scales: Tensor<'static> },
 }
 
 impl Held {
     /// Of elements from `first` on; errors name the element within the whole tensor.
-    fn new(
+    async fn new(
+        recording: &Recording<'_>,
         name: &'static str,
         storage: ContextStorage,
         data: TensorRef<'_>,
         [first, len]: [usize; 2],
-    ) -> Result<Self, ContextError> {
+    ) -> Result<Self, Error> {
         let numbers: Vec<f32> = (first..first + len).map(|n| data.get(n)).collect();
+        let tensor = |element, numbers| Tensor::held(TensorData::from_f32(element, numbers));
         Ok(match storage {
-            ContextStorage::F32 => Self::Tensor(TensorData::F32(numbers)),
-            ContextStorage::F16 => Self::Tensor(TensorData::from_f32(Element::F16, numbers)),
-            ContextStorage::Q8_0 => Self::Blocks(Blocks::new(&numbers).map_err(|at| ContextError::NotStorable {
-                name,
-                at: first + at,
-                value: numbers[at],
-            })?),
+            ContextStorage::F32 => Self::Tensor(recording.place(name, &tensor(Element::F32, numbers)).await?),
+            ContextStorage::F16 => Self::Tensor(recording.place(name, &tensor(Element::F16, numbers)).await?),
+            ContextStorage::Q8_0 => {
+                let blocks = Blocks::new(&numbers);
+                let Blocks { quants, scales } =
+                    blocks.map_err(|at| ContextError::NotStorable { name, at: first + at, value: numbers[at] })?;
+                let scales = Tensor::held(TensorData::F16(scales));
+                let quants = Tensor::of_host(HostData::I8(quants));
+                Self::Blocks {
+                    quants: recording.place(name, &quants).await?,
+                    scales: recording.place(name, &scales).await?,
+                }
+            }
         })
     }
 
     fn bytes(&self) -> u64 {
         match self {
-            Self::Tensor(data) => data.as_ref().as_bytes().len() as u64,
-            Self::Blocks(blocks) => blocks.bytes(),
+            Self::Tensor(data) => data.bytes(),
+            Self::Blocks { quants, scales } => quants.bytes() + scales.bytes(),
         }
     }
-}
-
-/// Contexts on a device.
-#[derive(Debug)]
-pub(super) struct OnGpu {
-    context: Context,
-    held: Vec<[OnDevice; 2]>,
-    expand: Option<[Expand; 2]>,
-    bytes: u64,
-}
-
-#[derive(Debug)]
-enum OnDevice {
-    Tensor(wgpu::Buffer),
-    Blocks { quants: wgpu::Buffer, scales: wgpu::Buffer },
-}
-
-/// What expands a tensor of one context, and where to.
-#[derive(Debug)]
-struct Expand {
-    params: wgpu::Buffer,
-    grid: [u32; 3],
-    to: wgpu::Buffer,
 }
 
 impl Store {
@@ -86,112 +66,54 @@ impl Store {
     ) -> Result<Self, Error> {
         let ContextSpec { contexts, kv_heads, kv_len, head_dim, v_head_dim, storage } = *spec;
         let [key_len, value_len] = [head_dim, v_head_dim].map(|width| kv_heads * kv_len * width);
+        let recording = Recording::new(device);
         let mut held = vec![];
         for n in 0..contexts {
             held.push([
-                Held::new("key", storage, key, [n * key_len, key_len])?,
-                Held::new("value", storage, value, [n * value_len, value_len])?,
+                Held::new(&recording, "key", storage, key, [n * key_len, key_len]).await?,
+                Held::new(&recording, "value", storage, value, [n * value_len, value_len]).await?,
             ]);
         }
-        match device {
-            Device::Cpu | Device::Oracle => Ok(Self::Host(held)),
-            Device::Gpu(context) => {
-                let expand = match storage {
-                    ContextStorage::F32 | ContextStorage::F16 => None,
-                    ContextStorage::Q8_0 => {
-                        Some([Expand::new(context, key_len).await?, Expand::new(context, value_len).await?])
-                    }
-                };
-                let bytes = held.iter().flatten().map(Held::bytes).sum();
-                let mut on_device = vec![];
-                for [key, value] in &held {
-                    on_device.push([
-                        OnDevice::new(context, "context keys", key).await?,
-                        OnDevice::new(context, "context values", value).await?,
-                    ]);
-                }
-                Ok(Self::Gpu(OnGpu { context: context.clone(), held: on_device, expand, bytes }))
-            }
+        let mut expanded = None;
+        if storage == ContextStorage::Q8_0 && matches!(device, Device::Gpu(_)) {
+            expanded = Some([
+                recording.allocate("expanded keys", Kind::F32, key_len).await?,
+                recording.allocate("expanded values", Kind::F32, value_len).await?,
+            ]);
         }
+        Ok(Self { held, expanded })
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        match self {
-            Self::Host(held) => held.iter().flatten().map(Held::bytes).sum(),
-            Self::Gpu(on_gpu) => on_gpu.bytes,
-        }
+        self.held.iter().flatten().map(Held::bytes).sum()
     }
 
     pub(super) fn scratch_bytes(&self) -> u64 {
-        match self {
-            Self::Host(_) => 0,
-            Self::Gpu(on_gpu) => on_gpu.expand.iter().flatten().map(|expand| expand.to.size()).sum(),
-        }
+        self.expanded.iter().flatten().map(Tensor::bytes).sum()
     }
 
-    /// Key and value of a context in host memory; nothing where it is on a device.
-    pub(super) fn on_host(&self, context: usize) -> [Cow<'_, TensorData>; 2] {
-        match self {
-            Self::Host(held) => held[context].each_ref().map(|held| match held {
-                Held::Tensor(data) => Cow::Borrowed(data),
-                Held::Blocks(blocks) => Cow::Owned(TensorData::F32(blocks.expand())),
-            }),
-            Self::Gpu(_) => [(); 2].map(|()| Cow::Owned(TensorData::zeros(Element::F32, 0))),
-        }
-    }
-}
-
-impl OnDevice {
-    async fn new(context: &Context, name: &str, held: &Held) -> Result<Self, Error> {
-        Ok(match held {
-            Held::Tensor(data) => Self::Tensor(context.upload_tensor(name, data.as_ref()).await?),
-            Held::Blocks(blocks) => Self::Blocks {
-                quants: context.upload(name, &blocks.quants).await?,
-                scales: context.upload(name, &blocks.scales).await?,
-            },
-        })
-    }
-}
-
-impl Expand {
-    async fn new(context: &Context, elements: usize) -> Result<Self, Error> {
-        let words = elements / 4;
-        let (blocks_per_row, grid) = grid("kv_heads * kv_len * width", words, elements, context.caps())
-            .map_err(|reason| Error::MergePlan { reason })?;
-        let params = ExpandParams { words: u32::try_from(words).unwrap_or(u32::MAX), blocks_per_row, padding: [0; 2] };
-        Ok(Self {
-            params: context.uniform("params", bytemuck::bytes_of(&params)).await?,
-            grid,
-            to: context.allocate("expanded context", elements as u64 * 4).await?,
-        })
-    }
-}
-
-impl OnGpu {
-    pub(super) const fn context(&self) -> &Context {
-        &self.context
-    }
-
-    /// Key and value of a context as attentions take them, recorded to be expanded first where they are blocks.
+    /// Key and value of a context as attentions take them, expanded first where they are blocks.
     pub(super) async fn tensors(
         &self,
-        encoder: &mut wgpu::CommandEncoder,
+        recording: &mut Recording<'_>,
         context: usize,
-    ) -> Result<[wgpu::Buffer; 2], Error> {
-        let mut tensors = vec![];
-        for (n, held) in self.held[context].iter().enumerate() {
-            tensors.push(match (held, &self.expand) {
-                (OnDevice::Blocks { quants, scales }, Some(expand)) => {
-                    let Expand { params, grid, to } = &expand[n];
-                    let bound = [quants, scales, to].map(|buffer| (buffer, buffer.size()));
-                    let (variant, params) = (Variant::expand_q8(), Uniform::Kept(params));
-                    self.context.encode_beside(encoder, &variant, params, &bound, *grid).await?;
-                    to.clone()
-                }
-                (OnDevice::Tensor(buffer) | OnDevice::Blocks { quants: buffer, .. }, _) => buffer.clone(),
-            });
-        }
-        let [key, value] = [0, 1].map(|n| tensors[n].clone());
-        Ok([key, value])
+    ) -> Result<[Tensor<'static>; 2], Error> {
+        let [key, value] = &self.held[context];
+        let [to_key, to_value] = match &self.expanded {
+            Some([key, value]) => [Some(key), Some(value)],
+            None => [None; 2],
+        };
+        Ok([expanded(recording, key, to_key).await?, expanded(recording, value, to_value).await?])
+    }
+}
+
+async fn expanded(
+    recording: &mut Recording<'_>,
+    held: &Held,
+    to: Option<&Tensor<'static>>,
+) -> Result<Tensor<'static>, Error> {
+    match held {
+        Held::Tensor(data) => Ok(data.clone()),
+        Held::Blocks { quants, scales } => recording.expand_q8([quants, scales], to).await,
     }
 }

@@ -16,7 +16,6 @@ pub struct Context {
 impl Context {
     /// Whether both are clones of one. wgpu's own comparison counts within an instance: of two instances, the first devices
     /// are equal to it.
-    #[cfg(feature = "layer")]
     pub(crate) fn is_clone_of(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }

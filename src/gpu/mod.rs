@@ -29,7 +29,6 @@ pub use adapters::{AdapterRequest, AdapterSummary, ChosenAdapter, adapters, choo
 pub use attention::{AttentionTensors, PreparedAttention};
 #[cfg(feature = "layer")]
 pub(crate) use beside::PreparedNorm;
-pub(crate) use beside::Uniform;
 pub use beside::{
     LinearError, LinearInput, LinearOutput, MergeBuffers, PreparedLinear, PreparedWeights, WeightsBuffers,
 };

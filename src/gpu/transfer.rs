@@ -27,24 +27,36 @@ impl Context {
     /// As [`allocate`](Self::allocate).
     pub async fn upload<T: bytemuck::NoUninit>(&self, name: &str, data: &[T]) -> Result<wgpu::Buffer, GpuError> {
         let bytes: &[u8] = bytemuck::cast_slice(data);
-        let buffer = self.allocate(name, bytes.len() as u64).await?;
-        let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
-        self.checked(name, bytes.len() as u64, || {
-            // every write is staged by wgpu until it is submitted and done: one of all there is would double it
-            for (n, part) in whole.chunks(UPLOAD_PART).enumerate() {
-                self.queue().write_buffer(&buffer, (n * UPLOAD_PART) as u64, part);
-                if whole.len() > UPLOAD_PART {
-                    self.queue().submit([]);
-                }
-            }
-            if !rest.is_empty() {
-                let mut word = [0u8; 4];
-                word[..rest.len()].copy_from_slice(rest);
-                self.queue().write_buffer(&buffer, whole.len() as u64, &word);
-            }
-        })
-        .await?;
+        self.upload_from(name, bytes.len() as u64, |write| write(bytes)).await
+    }
+
+    /// Copies to a new buffer of `len` bytes what `give` gives to be written, without waiting in between.
+    pub(crate) async fn upload_from(
+        &self,
+        name: &str,
+        len: u64,
+        give: impl FnOnce(&dyn Fn(&[u8])),
+    ) -> Result<wgpu::Buffer, GpuError> {
+        let buffer = self.allocate(name, len).await?;
+        self.checked(name, len, || give(&|bytes| self.write(&buffer, bytes))).await?;
         Ok(buffer)
+    }
+
+    /// Writes to the start of a buffer; errors are those of the scope around this.
+    fn write(&self, buffer: &wgpu::Buffer, bytes: &[u8]) {
+        let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
+        // every write is staged by wgpu until it is submitted and done: one of all there is would double it
+        for (n, part) in whole.chunks(UPLOAD_PART).enumerate() {
+            self.queue().write_buffer(buffer, (n * UPLOAD_PART) as u64, part);
+            if whole.len() > UPLOAD_PART {
+                self.queue().submit([]);
+            }
+        }
+        if !rest.is_empty() {
+            let mut word = [0u8; 4];
+            word[..rest.len()].copy_from_slice(rest);
+            self.queue().write_buffer(buffer, whole.len() as u64, &word);
+        }
     }
 
     /// Copies a tensor's elements to a new buffer.

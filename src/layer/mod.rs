@@ -30,8 +30,6 @@
 mod config;
 mod error;
 mod names;
-mod on_cpu;
-mod on_gpu;
 
 use std::sync::Arc;
 
@@ -39,11 +37,12 @@ pub use config::{Biases, LayerConfig, LayerWeights, Norm, NormKind, NormWeights,
 pub use error::LayerError;
 pub use names::{LoadError, Names, ProjectionNames, Role, Source};
 
-use crate::device::Device;
+use crate::device::{Device, KernelChoice};
+use crate::engine::{self, Inputs, Kind, Linear, Outputs, Recording, RowNorm, Tensor};
 use crate::error::Error;
-use crate::inputs::AttentionInputs;
 use crate::problem::{AttentionProblem, AttentionSpec, Diagonal};
-use crate::tensor::{Element, Layout, TensorRef, TensorSpec};
+use crate::tensor::{Element, Layout, TensorSpec};
+use crate::terms::Terms;
 
 /// A cross-attention layer: a shape and weights that fit it. Cheap to clone.
 ///
@@ -105,13 +104,10 @@ impl CrossAttention {
     /// # Errors
     /// [`LayerError::Oracle`] for the oracle, [`Error::Gpu`].
     pub async fn on(&self, device: &Device) -> Result<LayerOn, Error> {
-        let weights = match device {
-            Device::Cpu => Weights::Cpu(Arc::new(on_cpu::CpuWeights::new(&self.model.weights))),
-            Device::Gpu(context) => {
-                Weights::Gpu(Arc::new(on_gpu::GpuWeights::new(context, &self.model.config, &self.model.weights).await?))
-            }
-            Device::Oracle => return Err(LayerError::Oracle.into()),
-        };
+        if matches!(device, Device::Oracle) {
+            return Err(LayerError::Oracle.into());
+        }
+        let weights = Arc::new(Prepared::new(device, &self.model.config, &self.model.weights).await?);
         Ok(LayerOn { model: Arc::clone(&self.model), device: device.clone(), weights })
     }
 
@@ -130,17 +126,48 @@ impl CrossAttention {
 pub struct LayerOn {
     model: Arc<Model>,
     device: Device,
-    weights: Weights,
+    weights: Arc<Prepared>,
 }
 
-#[derive(Clone, Debug)]
-enum Weights {
-    Cpu(Arc<on_cpu::CpuWeights>),
-    Gpu(Arc<on_gpu::GpuWeights>),
+/// Projections and norms, where they run.
+#[derive(Debug)]
+struct Prepared {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    query_norm: Option<RowNorm>,
+    key_norm: Option<RowNorm>,
+}
+
+impl Prepared {
+    async fn new(device: &Device, config: &LayerConfig, weights: &LayerWeights) -> Result<Self, Error> {
+        let linear = async |role: Role| {
+            let projection = weights.projection(role);
+            Linear::new(device, projection.weight.as_ref(), projection.bias.as_deref(), config.shape(role)).await
+        };
+        let norm = async |norm: Option<Norm>, weights: &Option<NormWeights>| {
+            let (Some(norm), Some(weights)) = (norm, weights) else { return Ok(None) };
+            let centred = match norm.kind {
+                NormKind::Rms => false,
+                NormKind::Layer => true,
+            };
+            let (weight, bias) = (&weights.weight, weights.bias.as_deref());
+            Ok::<_, Error>(Some(RowNorm::new(device, weight, bias, centred, norm.epsilon).await?))
+        };
+        Ok(Self {
+            query: linear(Role::Query).await?,
+            key: linear(Role::Key).await?,
+            value: linear(Role::Value).await?,
+            output: linear(Role::Output).await?,
+            query_norm: norm(config.query_norm, &weights.query_norm).await?,
+            key_norm: norm(config.key_norm, &weights.key_norm).await?,
+        })
+    }
 }
 
 /// What else is said of one call; the default is no mask at all.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct LayerOptions<'a> {
     /// Causal mask along this diagonal.
     pub causal: Option<Diagonal>,
@@ -149,16 +176,16 @@ pub struct LayerOptions<'a> {
     /// Tokens of the context that a row sees behind the diagonal.
     pub window_right: Option<u32>,
     /// `[batch]`: tokens of each context that count.
-    pub kv_lens: Option<&'a [u32]>,
+    pub kv_lens: Option<Tensor<'a>>,
     /// Which token sees which.
     pub mask: Option<LayerMask<'a>>,
 }
 
 /// A boolean mask without gaps, true = attend.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LayerMask<'a> {
     /// Row after row.
-    pub data: &'a [bool],
+    pub data: Tensor<'a>,
     /// `[batch, heads, q_len, kv_len]`, each axis may also be 1: `[batch, 1, 1, kv_len]` for padding.
     pub shape: [usize; 4],
 }
@@ -185,47 +212,72 @@ impl LayerOn {
     ///
     /// # Errors
     /// [`Error::Layer`], [`Error::Problem`] and [`Error::Input`] if the data or options do not fit, [`Error::Gpu`].
-    pub async fn forward(
+    pub async fn forward<'a>(
         &self,
         batch: usize,
-        states: &[f32],
-        context: &[f32],
+        states: impl Into<Tensor<'a>>,
+        context: impl Into<Tensor<'a>>,
         options: &LayerOptions<'_>,
     ) -> Result<Vec<f32>, Error> {
-        let kv_len = tokens("context", batch, self.config().context_width, context.len())?;
-        let call = Call::new(self.config(), batch, states, [batch, kv_len], Element::F32, options)?;
-        match &self.weights {
-            Weights::Cpu(weights) => {
-                let (key, value) = weights.context(self.config(), context, Element::F32);
-                weights.forward(self.config(), states, key.as_ref(), value.as_ref(), &call)
-            }
-            Weights::Gpu(weights) => weights.forward_raw(self.config(), states, context, &call).await,
-        }
+        let mut recording = Recording::new(&self.device);
+        let output = self.record(&mut recording, batch, states, context, options).await?;
+        recording.submit().await?;
+        output.read_f32("output").await
+    }
+
+    /// The same in a recording: nothing is submitted or read. The output is f32 `[batch, q_len, width]`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and [`Error::Place`].
+    pub async fn record<'a>(
+        &self,
+        recording: &mut Recording<'_>,
+        batch: usize,
+        states: impl Into<Tensor<'a>>,
+        context: impl Into<Tensor<'a>>,
+        options: &LayerOptions<'_>,
+    ) -> Result<Tensor<'static>, Error> {
+        recording.check_device(&self.device)?;
+        let (states, context) = (states.into(), context.into());
+        let kv_len = tokens("context", batch, self.config().context_width, &context)?;
+        let call = Call::new(self.config(), batch, &states, [batch, kv_len], Element::F32, options)?;
+        let kept = self.project_context(recording, &context, Element::F32).await?;
+        self.attend(recording, &states, &kept, &call).await
     }
 
     /// Projects keys and values of a context `[batch, kv_len, context_width]`, to be kept for any number of calls.
     ///
     /// # Errors
     /// [`Error::Layer`] if the context is no whole number of tokens, [`Error::Gpu`].
-    pub async fn prepare_context(
+    pub async fn prepare_context<'a>(
         &self,
         batch: usize,
-        context: &[f32],
+        context: impl Into<Tensor<'a>>,
         element: Element,
     ) -> Result<LayerContext, Error> {
-        let kv_len = tokens("context", batch, self.config().context_width, context.len())?;
-        let store = match &self.weights {
-            Weights::Cpu(weights) => {
-                let (key, value) = weights.context(self.config(), context, element);
-                Store::Cpu { key, value }
-            }
-            Weights::Gpu(weights) => {
-                let [key, value] = weights.context(self.config(), context, element).await?;
-                Store::Gpu { device: weights.device().clone(), key, value }
-            }
-        };
-        let kept = Kept { model: Arc::clone(&self.model), batch, kv_len, element, store };
-        Ok(LayerContext { kept: Arc::new(kept) })
+        let mut recording = Recording::new(&self.device);
+        let kept = self.record_context(&mut recording, batch, context, element).await?;
+        recording.submit().await?;
+        Ok(kept)
+    }
+
+    /// The same in a recording. The context is there for what is recorded, or submitted, behind.
+    ///
+    /// # Errors
+    /// As [`prepare_context`](Self::prepare_context), and [`Error::Place`].
+    pub async fn record_context<'a>(
+        &self,
+        recording: &mut Recording<'_>,
+        batch: usize,
+        context: impl Into<Tensor<'a>>,
+        element: Element,
+    ) -> Result<LayerContext, Error> {
+        recording.check_device(&self.device)?;
+        let context = context.into();
+        let kv_len = tokens("context", batch, self.config().context_width, &context)?;
+        let tensors = self.project_context(recording, &context, element).await?;
+        let (model, device) = (Arc::clone(&self.model), self.device.clone());
+        Ok(LayerContext { kept: Arc::new(Kept { model, device, batch, kv_len, element, tensors }) })
     }
 
     /// The layer's output `[batch, q_len, width]` for `states` `[batch, q_len, width]` and a prepared context, whose batch
@@ -234,29 +286,77 @@ impl LayerOn {
     /// # Errors
     /// [`LayerError::OtherLayer`] and [`LayerError::OtherDevice`] if the context is not of this layer on this device;
     /// otherwise as [`forward`](Self::forward).
-    pub async fn forward_prepared(
+    pub async fn forward_prepared<'a>(
         &self,
         batch: usize,
-        states: &[f32],
+        states: impl Into<Tensor<'a>>,
         context: &LayerContext,
         options: &LayerOptions<'_>,
     ) -> Result<Vec<f32>, Error> {
-        let kept = &*context.kept;
+        let mut recording = Recording::new(&self.device);
+        let output = self.record_prepared(&mut recording, batch, states, context, options).await?;
+        recording.submit().await?;
+        output.read_f32("output").await
+    }
+
+    /// The same in a recording: nothing is submitted or read.
+    ///
+    /// # Errors
+    /// As [`forward_prepared`](Self::forward_prepared), and [`Error::Place`].
+    pub async fn record_prepared<'a>(
+        &self,
+        recording: &mut Recording<'_>,
+        batch: usize,
+        states: impl Into<Tensor<'a>>,
+        context: &LayerContext,
+        options: &LayerOptions<'_>,
+    ) -> Result<Tensor<'static>, Error> {
+        recording.check_device(&self.device)?;
+        let (kept, states) = (&*context.kept, states.into());
         if !Arc::ptr_eq(&kept.model, &self.model) {
             return Err(LayerError::OtherLayer.into());
         }
-        let other = |found: String| LayerError::OtherDevice { wanted: self.device.name(), found };
-        let call = Call::new(self.config(), batch, states, [kept.batch, kept.kv_len], kept.element, options)?;
-        match (&self.weights, &kept.store) {
-            (Weights::Cpu(weights), Store::Cpu { key, value }) => {
-                weights.forward(self.config(), states, key.as_ref(), value.as_ref(), &call)
-            }
-            (Weights::Gpu(weights), Store::Gpu { device, key, value }) if device.is_clone_of(weights.device()) => {
-                weights.forward(self.config(), states, [key, value], &call).await
-            }
-            (_, Store::Cpu { .. }) => Err(other(Device::Cpu.name()).into()),
-            (_, Store::Gpu { device, .. }) => Err(other(Device::Gpu(device.clone()).name()).into()),
+        if Recording::new(&kept.device).check_device(&self.device).is_err() {
+            return Err(LayerError::OtherDevice { wanted: self.device.name(), found: kept.device.name() }.into());
         }
+        let call = Call::new(self.config(), batch, &states, [kept.batch, kept.kv_len], kept.element, options)?;
+        self.attend(recording, &states, &kept.tensors, &call).await
+    }
+
+    /// Keys and values of a context.
+    async fn project_context(
+        &self,
+        recording: &mut Recording<'_>,
+        context: &Tensor<'_>,
+        element: Element,
+    ) -> Result<[Tensor<'static>; 2], Error> {
+        let Prepared { key, value, key_norm, .. } = &*self.weights;
+        let rows = context.len() / self.config().context_width;
+        let context = recording.place("context", context).await?;
+        let key = recording.project(key, key_norm.as_ref(), (&context, rows), element).await?;
+        let value = recording.project(value, None, (&context, rows), element).await?;
+        Ok([key, value])
+    }
+
+    /// Queries, attention and output.
+    async fn attend(
+        &self,
+        recording: &mut Recording<'_>,
+        states: &Tensor<'_>,
+        [key, value]: &[Tensor<'static>; 2],
+        call: &Call<'_>,
+    ) -> Result<Tensor<'static>, Error> {
+        let Prepared { query, output, query_norm, .. } = &*self.weights;
+        let rows = states.len() / self.config().width;
+        let states = recording.place("states", states).await?;
+        let query = recording.project(query, query_norm.as_ref(), (&states, rows), Element::F32).await?;
+        let attention = self.device.prepare(&call.problem, KernelChoice::Auto).await?;
+        let terms = recording.place_terms(&call.terms).await?;
+        let inputs = Inputs { query, key: key.clone(), value: value.clone(), terms };
+        let [_, inner] = self.config().shape(Role::Output);
+        let heads = recording.allocate("heads", Kind::F32, rows * inner).await?;
+        recording.attend(&attention, &inputs, &Outputs { output: heads.clone(), rows: None, scores: None })?;
+        recording.project(output, None, (&heads, rows), Element::F32).await
     }
 
     /// [`forward`](Self::forward), blocking.
@@ -264,11 +364,11 @@ impl LayerOn {
     /// # Errors
     /// As [`forward`](Self::forward).
     #[cfg(feature = "native")]
-    pub fn forward_blocking(
+    pub fn forward_blocking<'a>(
         &self,
         batch: usize,
-        states: &[f32],
-        context: &[f32],
+        states: impl Into<Tensor<'a>>,
+        context: impl Into<Tensor<'a>>,
         options: &LayerOptions<'_>,
     ) -> Result<Vec<f32>, Error> {
         self.device.block_on(self.forward(batch, states, context, options))
@@ -279,10 +379,10 @@ impl LayerOn {
     /// # Errors
     /// As [`prepare_context`](Self::prepare_context).
     #[cfg(feature = "native")]
-    pub fn prepare_context_blocking(
+    pub fn prepare_context_blocking<'a>(
         &self,
         batch: usize,
-        context: &[f32],
+        context: impl Into<Tensor<'a>>,
         element: Element,
     ) -> Result<LayerContext, Error> {
         self.device.block_on(self.prepare_context(batch, context, element))
@@ -293,10 +393,10 @@ impl LayerOn {
     /// # Errors
     /// As [`forward_prepared`](Self::forward_prepared).
     #[cfg(feature = "native")]
-    pub fn forward_prepared_blocking(
+    pub fn forward_prepared_blocking<'a>(
         &self,
         batch: usize,
-        states: &[f32],
+        states: impl Into<Tensor<'a>>,
         context: &LayerContext,
         options: &LayerOptions<'_>,
     ) -> Result<Vec<f32>, Error> {
@@ -313,16 +413,12 @@ pub struct LayerContext {
 #[derive(Debug)]
 struct Kept {
     model: Arc<Model>,
+    device: Device,
     batch: usize,
     kv_len: usize,
     element: Element,
-    store: Store,
-}
-
-#[derive(Debug)]
-enum Store {
-    Cpu { key: crate::tensor::TensorData, value: crate::tensor::TensorData },
-    Gpu { device: crate::gpu::Context, key: wgpu::Buffer, value: wgpu::Buffer },
+    /// Keys and values.
+    tensors: [Tensor<'static>; 2],
 }
 
 impl LayerContext {
@@ -357,19 +453,19 @@ impl LayerContext {
 #[derive(Debug)]
 struct Call<'a> {
     problem: AttentionProblem,
-    options: LayerOptions<'a>,
+    terms: Terms<Tensor<'a>>,
 }
 
 impl<'a> Call<'a> {
     fn new(
         config: &LayerConfig,
         batch: usize,
-        states: &[f32],
+        states: &Tensor<'_>,
         [kv_batch, kv_len]: [usize; 2],
         element: Element,
         options: &LayerOptions<'a>,
     ) -> Result<Self, Error> {
-        let q_len = tokens("states", batch, config.width, states.len())?;
+        let q_len = tokens("states", batch, config.width, states)?;
         let &LayerConfig { heads, kv_heads, head_dim, v_head_dim, .. } = config;
         let tensor = |element, shape| TensorSpec { element, layout: Layout::blhd(shape) };
         let mut spec = AttentionSpec::from_tensors(
@@ -383,56 +479,31 @@ impl<'a> Call<'a> {
         spec.window_left = options.window_left;
         spec.window_right = options.window_right;
         spec.kv_lens = options.kv_lens.is_some();
-        spec.mask = options.mask.map(|mask| Layout::bhld(mask.shape));
+        spec.mask = options.mask.as_ref().map(|mask| Layout::bhld(mask.shape));
         let problem = AttentionProblem::new(spec)?;
-        if let Some(mask) = options.mask {
+        if let Some(mask) = &options.mask {
             let wanted = mask.shape.iter().try_fold(1usize, |n, &m| n.checked_mul(m)).unwrap_or(usize::MAX);
             if mask.data.len() != wanted {
                 return Err(LayerError::Mask { shape: mask.shape, wanted, found: mask.data.len() }.into());
             }
         }
-        let call = Self { problem, options: *options };
-        call.check_lens()?;
-        Ok(call)
-    }
-
-    /// Key lengths are compared before anything is computed.
-    fn check_lens(&self) -> Result<(), Error> {
-        let Some(kv_lens) = self.options.kv_lens else { return Ok(()) };
-        let (batch, kv_len) = (self.problem.batch(), self.problem.kv_len());
-        if kv_lens.len() != batch {
-            return Err(crate::InputError::Len { name: "kv_lens", wanted: batch, found: kv_lens.len() }.into());
-        }
-        match (0..).zip(kv_lens).find(|(_, len)| **len as usize > kv_len) {
-            Some((batch, &found)) => Err(crate::InputError::KvLen { batch, found, kv_len }.into()),
-            None => Ok(()),
-        }
-    }
-
-    fn inputs<'b>(
-        &self,
-        query: impl Into<TensorRef<'b>>,
-        key: TensorRef<'b>,
-        value: TensorRef<'b>,
-    ) -> AttentionInputs<'b>
-    where
-        'a: 'b,
-    {
-        let mut inputs = AttentionInputs::new(query, key, value);
-        inputs.kv_lens = self.options.kv_lens;
-        inputs.mask = self.options.mask.map(|mask| mask.data);
-        inputs
+        let mask = options.mask.as_ref().map(|mask| mask.data.clone());
+        let terms = Terms { mask, kv_lens: options.kv_lens.clone(), ..Terms::default() };
+        engine::check_terms(&terms, &problem)?;
+        Ok(Self { problem, terms })
     }
 }
 
-/// Tokens of each batch entry, of `width` elements each.
-fn tokens(name: &'static str, batch: usize, width: usize, found: usize) -> Result<usize, LayerError> {
+/// Tokens of each entry of the batch.
+fn tokens(name: &'static str, batch: usize, width: usize, of: &Tensor<'_>) -> Result<usize, Error> {
+    engine::is_a(name, of, Kind::F32)?;
+    let found = of.len();
     let token = batch.saturating_mul(width);
     if token == 0 && found == 0 {
         return Ok(0);
     }
     if token == 0 || !found.is_multiple_of(token) {
-        return Err(LayerError::Tokens { name, batch, width, found });
+        return Err(LayerError::Tokens { name, batch, width, found }.into());
     }
     Ok(found / token)
 }

@@ -3,22 +3,20 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use super::slabs::{Page, elements, zeros};
-use super::{Backend, PassageId, PassagePool, PoolError};
-use crate::cpu::{MergedStates, StatePart, merge_states};
-use crate::device::{Device, PreparedOn};
+use super::{PassageId, PassagePool, PoolError};
+use crate::device::{Device, KernelChoice};
+use crate::engine::{Inputs, Kind, Outputs, PlaceError, Recording, Tensor};
 use crate::error::Error;
-use crate::gpu::{AttentionBuffers, Context, MergeBuffers, PreparedAttention};
-use crate::inputs::{AttentionInputs, RowState};
-use crate::kept::Kept;
+use crate::inputs::RowState;
 use crate::problem::{AttentionProblem, AttentionSpec};
-use crate::tensor::{Layout, TensorRef, TensorSpec};
+use crate::tensor::{Element, Layout, TensorData, TensorSpec};
+use crate::terms::Terms;
 
 /// Query rows and the passages they attend to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct GroupQuery<'a> {
     /// `[q_heads, q_len, head_dim]`, without gaps, f32 or f16 whatever the pool stores.
-    pub query: TensorRef<'a>,
+    pub query: Tensor<'a>,
     /// Rows of each head.
     pub q_len: usize,
     /// Each at most once, in any order; none gives rows of zeros.
@@ -65,16 +63,17 @@ struct Part {
     tokens: usize,
 }
 
-/// The state of all parts so far, and the rows of each part.
-struct Partials {
-    merged: MergedStates,
-    /// `[parts, rows]`
-    parts: RowState,
-}
-
-/// Rows that saw no key.
-fn empty_rows(rows: usize) -> RowState {
-    RowState { row_max: vec![f32::NEG_INFINITY; rows], row_sum: vec![0.0; rows] }
+/// What a group's queries gather, where it was recorded; f32 without gaps.
+#[derive(Clone, Debug)]
+pub struct GroupTensors {
+    /// `[q_heads, q_len, v_head_dim]`.
+    pub output: Tensor<'static>,
+    /// `[q_heads, q_len, 2]`, maximum and sum of each row over all passages.
+    pub row_state: Tensor<'static>,
+    /// `[parts, q_heads, q_len, 2]`, maximum and sum of each row over each part of a passage.
+    pub part_row_state: Tensor<'static>,
+    /// Which of the list's passages each part is of; those of more tokens than are staged at once have several.
+    pub part_passages: Vec<usize>,
 }
 
 impl PassagePool {
@@ -85,14 +84,39 @@ impl PassagePool {
     /// [`PoolError::Removed`], [`PoolError::Twice`]; [`Error::Problem`] for a scale or cap that is refused; [`Error::Plan`],
     /// [`Error::Gpu`], [`Error::HostMemory`].
     pub async fn attend(&self, groups: &[GroupQuery<'_>], options: &PoolAttention) -> Result<Vec<GroupOutput>, Error> {
+        let mut recording = Recording::new(&self.device);
+        let recorded = self.record(&mut recording, groups, options).await?;
+        recording.submit().await?;
+        let mut outputs = Vec::with_capacity(groups.len());
+        for (group, tensors) in groups.iter().zip(recorded) {
+            let state = RowState::from_pairs(&tensors.row_state.read_f32("row_state").await?);
+            let parts = RowState::from_pairs(&tensors.part_row_state.read_f32("part_row_state").await?);
+            let output = tensors.output.read_f32("output").await?;
+            outputs.push(shares(&tensors.part_passages, group.passages.len(), output, &state, &parts));
+        }
+        Ok(outputs)
+    }
+
+    /// The same in a recording, whose results stay where it runs. One of its own is submitted after each round of passages;
+    /// in an encoder of the caller's pages that lie in host memory take staging memory for each round.
+    ///
+    /// # Errors
+    /// As [`attend`](Self::attend), and [`Error::Place`].
+    pub async fn record(
+        &self,
+        recording: &mut Recording<'_>,
+        groups: &[GroupQuery<'_>],
+        options: &PoolAttention,
+    ) -> Result<Vec<GroupTensors>, Error> {
+        recording.check_device(&self.device)?;
         for (n, group) in groups.iter().enumerate() {
             self.check(n, group, options)?;
         }
-        let mut outputs = Vec::with_capacity(groups.len());
+        let mut recorded = Vec::with_capacity(groups.len());
         for group in groups {
-            outputs.push(self.attend_group(group, options).await?);
+            recorded.push(self.record_group(recording, group, options).await?);
         }
-        Ok(outputs)
+        Ok(recorded)
     }
 
     /// [`attend`](Self::attend), blocking.
@@ -105,7 +129,7 @@ impl PassagePool {
         groups: &[GroupQuery<'_>],
         options: &PoolAttention,
     ) -> Result<Vec<GroupOutput>, Error> {
-        self.device().block_on(self.attend(groups, options))
+        self.device.block_on(self.attend(groups, options))
     }
 
     fn check(&self, number: usize, group: &GroupQuery<'_>, options: &PoolAttention) -> Result<(), Error> {
@@ -136,19 +160,106 @@ impl PassagePool {
         Ok(())
     }
 
-    async fn attend_group(&self, group: &GroupQuery<'_>, options: &PoolAttention) -> Result<GroupOutput, Error> {
+    async fn record_group(
+        &self,
+        recording: &mut Recording<'_>,
+        group: &GroupQuery<'_>,
+        options: &PoolAttention,
+    ) -> Result<GroupTensors, Error> {
+        let width = self.spec.v_head_dim;
         let rows = options.q_heads * group.q_len;
         let parts = self.parts(group.passages)?;
-        let partials = if parts.is_empty() || rows == 0 {
-            let merged = MergedStates { output: vec![0.0; rows * self.spec.v_head_dim], state: empty_rows(rows) };
-            Partials { merged, parts: empty_rows(rows * parts.len()) }
-        } else {
-            match &self.backend {
-                Backend::Host { device, kept } => self.on_host(device, kept, &parts, group, options).await?,
-                Backend::Gpu { context, kept } => self.on_gpu(context, kept, &parts, group, options).await?,
+        let part_passages = parts.iter().map(|part| part.passage).collect();
+        if parts.is_empty() || rows == 0 {
+            let nothing = |count: usize| {
+                let state = RowState { row_max: vec![f32::NEG_INFINITY; count], row_sum: vec![0.0; count] };
+                Tensor::held(TensorData::F32(state.to_pairs()))
+            };
+            return Ok(GroupTensors {
+                output: recording.allocate("output", Kind::F32, rows * width).await?,
+                row_state: recording.place("row_state", &nothing(rows)).await?,
+                part_row_state: recording.place("part_row_state", &nothing(rows * parts.len())).await?,
+                part_passages,
+            });
+        }
+        // the partial outputs of a round, and the state so far behind them, are one binding
+        let output_bytes = (rows * width * 4) as u64;
+        let most = self.device.max_binding_bytes() / output_bytes;
+        let most = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(1);
+        let largest = parts.len().min(self.staging_pages).min(most.max(1));
+        // no later part is longer than the first, and no round is larger than the staging memory
+        let padded = parts.len().saturating_mul(parts[0].pages.len()).min(self.staging_pages);
+        let kind = self.spec.element.into();
+        let [key_elements, value_elements] = self.slabs.page_elements();
+        let query = recording.place("query", &group.query).await?;
+        // side by side where they lie
+        let beside = Recording::new(self.slabs.device());
+        let staging = [
+            beside.allocate("staged keys", kind, padded * key_elements).await?,
+            beside.allocate("staged values", kind, padded * value_elements).await?,
+        ];
+        let part_output = recording.allocate("part_output", Kind::F32, (largest + 1) * rows * width).await?;
+        let part_rows = recording.allocate("part_row_state", Kind::F32, (largest + 1) * rows * 2).await?;
+        let all_rows = recording.allocate("row_state of all parts", Kind::F32, parts.len() * rows * 2).await?;
+        let output = recording.allocate("output", Kind::F32, rows * width).await?;
+        let row_state = recording.allocate("row_state", Kind::F32, rows * 2).await?;
+        let (mut left, mut done) = (&parts[..], 0);
+        while !left.is_empty() {
+            let (now, later) = left.split_at(self.round(left, most));
+            left = later;
+            let problem = self.problem([now.len(), now[0].pages.len()], group, options)?;
+            let prepared = self.kept.get(&problem, self.device.prepare(&problem, KernelChoice::Auto)).await?;
+            let [key, value] = self.stage(recording, now, group.passages, &staging).await?;
+            let lens = kv_lens(now);
+            let kv_lens = recording.place("kv_lens", &Tensor::from(&lens)).await?;
+            let terms = Terms { kv_lens: Some(kv_lens), ..Terms::default() };
+            let inputs = Inputs { query: query.clone(), key, value, terms };
+            let to = Outputs { output: part_output.clone(), rows: Some(part_rows.clone()), scores: None };
+            recording.attend(&prepared, &inputs, &to)?;
+            recording.copy(&part_rows.cut(0..now.len() * rows * 2), &all_rows, done * rows * 2)?;
+            let mut states = now.len();
+            if done > 0 {
+                recording.copy(&output, &part_output, states * rows * width)?;
+                recording.copy(&row_state, &part_rows, states * rows * 2)?;
+                states += 1;
             }
-        };
-        Ok(self.shares(&parts, group.passages.len(), partials))
+            recording.merge([states, rows, width], [&part_output, &part_rows], [&output, &row_state]).await?;
+            recording.flush("the submission of a round of passages").await?;
+            done += now.len();
+        }
+        Ok(GroupTensors { output, row_state, part_row_state: all_rows, part_passages })
+    }
+
+    /// Keys and values of a round, `[parts, longest, kv_heads, width]`, where the recording runs.
+    async fn stage(
+        &self,
+        recording: &mut Recording<'_>,
+        parts: &[Part],
+        passages: &[PassageId],
+        staging: &[Tensor<'static>; 2],
+    ) -> Result<[Tensor<'static>; 2], Error> {
+        let longest = parts.first().map_or(0, |part| part.pages.len());
+        let on_host = matches!(self.slabs.device(), Device::Cpu | Device::Oracle);
+        let mut host = Recording::new(self.slabs.device());
+        let mut staged = vec![];
+        for (tensor, to) in staging.iter().enumerate() {
+            let elements = self.slabs.page_elements()[tensor];
+            for (n, part) in parts.iter().enumerate() {
+                for (at, &page) in self.pages_of(part, passages)?.iter().enumerate() {
+                    let page = self.slabs.page(tensor, page);
+                    let at = (n * longest + at) * elements;
+                    if on_host {
+                        host.copy(&page, to, at)?;
+                    } else {
+                        recording.copy(&page, to, at)?;
+                    }
+                }
+            }
+            let used = to.cut(0..parts.len() * longest * elements);
+            staged.push(recording.place(["staged keys", "staged values"][tensor], &used).await?);
+        }
+        let [key, value] = [0, 1].map(|n| staged[n].clone());
+        Ok([key, value])
     }
 
     /// The passages in parts that fit the staging memory, the longest first, so that little of it is padding.
@@ -185,10 +296,15 @@ impl PassagePool {
         options: &PoolAttention,
     ) -> Result<AttentionProblem, Error> {
         let spec = &self.spec;
+        let element = match group.query.kind() {
+            Kind::F32 => Element::F32,
+            Kind::F16 => Element::F16,
+            found => return Err(PlaceError::Kind { name: "query", wanted: Kind::F32, found }.into()),
+        };
         let tensor = |layout| TensorSpec { element: spec.element, layout };
         let query = Layout::bhld([parts, options.q_heads, group.q_len, spec.head_dim]);
         let layout = query.with_strides([0, query.strides[1], query.strides[2], 1]);
-        let query = TensorSpec { element: group.query.element(), layout };
+        let query = TensorSpec { element, layout };
         let held = |width| tensor(Layout::blhd([parts, spec.kv_heads, pages * spec.page_len, width]));
         let mut asked = AttentionSpec::from_tensors(query, held(spec.head_dim), held(spec.v_head_dim));
         asked.output = TensorSpec::f32(asked.output.layout);
@@ -198,200 +314,43 @@ impl PassagePool {
         asked.row_state = true;
         Ok(AttentionProblem::new(asked)?)
     }
-
-    async fn on_host(
-        &self,
-        device: &Device,
-        kept: &Kept<PreparedOn>,
-        parts: &[Part],
-        group: &GroupQuery<'_>,
-        options: &PoolAttention,
-    ) -> Result<Partials, Error> {
-        let width = self.spec.v_head_dim;
-        let rows = options.q_heads * group.q_len;
-        let mut merged = MergedStates { output: vec![0.0; rows * width], state: empty_rows(rows) };
-        let mut of_parts = RowState::default();
-        let mut left = parts;
-        while !left.is_empty() {
-            let (now, later) = left.split_at(self.round(left, usize::MAX));
-            left = later;
-            let problem = self.problem([now.len(), now[0].pages.len()], group, options)?;
-            let prepared = kept.get(&problem, device.prepare(&problem, crate::KernelChoice::Auto)).await?;
-            let [key, value] = self.staged(now, group.passages)?;
-            let kv_lens = kv_lens(now);
-            let element = self.spec.element;
-            let mut inputs = AttentionInputs::new(group.query, elements(&key, element), elements(&value, element));
-            inputs.kv_lens = Some(&kv_lens);
-            let result = prepared.run(&inputs).await?;
-            let (output, state) = (result.output.to_f32(), result.row_state.unwrap_or_default());
-            let rows_of_parts = state.row_max.chunks_exact(rows).zip(state.row_sum.chunks_exact(rows));
-            let new = rows_of_parts.zip(output.chunks_exact(rows * width));
-            let states: Vec<_> = std::iter::once(StatePart::new(&merged.output, &merged.state))
-                .chain(new.map(|((row_max, row_sum), output)| StatePart { output, row_max, row_sum }))
-                .collect();
-            merged = merge_states(&states, width)?;
-            of_parts.row_max.extend(&state.row_max);
-            of_parts.row_sum.extend(&state.row_sum);
-        }
-        Ok(Partials { merged, parts: of_parts })
-    }
-
-    /// Keys and values of a round, `[parts, longest, kv_heads, width]`, from host memory.
-    fn staged(&self, parts: &[Part], passages: &[PassageId]) -> Result<[Vec<u32>; 2], Error> {
-        let longest = parts.first().map_or(0, |part| part.pages.len());
-        let mut both = [vec![], vec![]];
-        for (tensor, staged) in both.iter_mut().enumerate() {
-            let page_words = self.slabs.page_words[tensor];
-            *staged = zeros(parts.len() * longest * page_words)?;
-            for (part, to) in parts.iter().zip(staged.chunks_exact_mut(longest * page_words)) {
-                let pages = self.slabs.each(tensor, self.pages_of(part, passages)?);
-                for (page, to) in pages.zip(to.chunks_exact_mut(page_words)) {
-                    if let Page::Host(words) = page {
-                        to.copy_from_slice(words);
-                    }
-                }
-            }
-        }
-        Ok(both)
-    }
-
-    async fn on_gpu(
-        &self,
-        context: &Context,
-        kept: &Kept<PreparedAttention>,
-        parts: &[Part],
-        group: &GroupQuery<'_>,
-        options: &PoolAttention,
-    ) -> Result<Partials, Error> {
-        let width = self.spec.v_head_dim;
-        let rows = options.q_heads * group.q_len;
-        let (output_bytes, row_bytes) = ((rows * width * 4) as u64, (rows * 8) as u64);
-        // the partial outputs of a round, and the state so far behind them, are one binding
-        let binding = context.caps().max_storage_buffer_binding_size.min(context.caps().max_buffer_size);
-        let most = usize::try_from(binding / output_bytes).unwrap_or(usize::MAX).saturating_sub(1);
-        let largest = parts.len().min(self.staging_pages).min(most.max(1)) as u64;
-        // no later part is longer than the first, and no round is larger than the staging memory
-        let padded = parts.len().saturating_mul(parts[0].pages.len()).min(self.staging_pages) as u64;
-        let [key_words, value_words] = self.slabs.page_words.map(|words| words as u64 * 4);
-        let query = context.upload_tensor("query", group.query).await?;
-        let key = context.allocate("staged keys", padded * key_words).await?;
-        let value = context.allocate("staged values", padded * value_words).await?;
-        let part_output = context.allocate("part_output", (largest + 1) * output_bytes).await?;
-        let part_rows = context.allocate("part_row_state", (largest + 1) * row_bytes).await?;
-        let all_rows = context.allocate("row_state of all parts", parts.len() as u64 * row_bytes).await?;
-        let output = context.allocate("output", output_bytes).await?;
-        let row_state = context.allocate("row_state", row_bytes).await?;
-        let (mut left, mut done) = (parts, 0u64);
-        while !left.is_empty() {
-            let (now, later) = left.split_at(self.round(left, most));
-            left = later;
-            let count = now.len() as u64;
-            let problem = self.problem([now.len(), now[0].pages.len()], group, options)?;
-            let prepared = kept.get(&problem, context.prepare(&problem, None)).await?;
-            let kv_lens = context.upload("kv_lens", &kv_lens(now)).await?;
-            let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            self.stage(context, &mut encoder, now, group.passages, [&key, &value]).await?;
-            let mut buffers =
-                AttentionBuffers::new(query.slice(..), key.slice(..), value.slice(..), part_output.slice(..));
-            (buffers.kv_lens, buffers.lse) = (Some(kv_lens.slice(..)), Some(part_rows.slice(..)));
-            prepared.encode(&mut encoder, &buffers)?;
-            encoder.copy_buffer_to_buffer(&part_rows, 0, &all_rows, done * row_bytes, count * row_bytes);
-            let mut states = now.len();
-            if done > 0 {
-                encoder.copy_buffer_to_buffer(&output, 0, &part_output, count * output_bytes, output_bytes);
-                encoder.copy_buffer_to_buffer(&row_state, 0, &part_rows, count * row_bytes, row_bytes);
-                states += 1;
-            }
-            let buffers =
-                MergeBuffers { part_output: &part_output, part_lse: &part_rows, output: &output, lse: &row_state };
-            context.encode_merge_states(&mut encoder, states, rows, width, &buffers).await?;
-            context.check_faults()?;
-            context
-                .checked("the submission of a round of passages", 0, || context.queue().submit([encoder.finish()]))
-                .await?;
-            done += count;
-        }
-        let merged_output = context.read("output", output.slice(..), rows * width).await?;
-        let merged_rows: Vec<f32> = context.read("row_state", row_state.slice(..), rows * 2).await?;
-        let of_parts: Vec<f32> =
-            context.read("row_state of all parts", all_rows.slice(..), parts.len() * rows * 2).await?;
-        Ok(Partials {
-            merged: MergedStates { output: merged_output, state: RowState::from_pairs(&merged_rows) },
-            parts: RowState::from_pairs(&of_parts),
-        })
-    }
-
-    /// Puts the pages of a round where the attention reads them.
-    async fn stage(
-        &self,
-        context: &Context,
-        encoder: &mut wgpu::CommandEncoder,
-        parts: &[Part],
-        passages: &[PassageId],
-        to: [&wgpu::Buffer; 2],
-    ) -> Result<(), Error> {
-        let longest = parts.first().map_or(0, |part| part.pages.len());
-        let mut from_host = false;
-        for (tensor, to) in to.into_iter().enumerate() {
-            let page_bytes = self.slabs.page_words[tensor] as u64 * 4;
-            for (n, part) in parts.iter().enumerate() {
-                let pages = self.slabs.each(tensor, self.pages_of(part, passages)?);
-                for (at, page) in pages.enumerate() {
-                    match page {
-                        Page::Host(_) => from_host = true,
-                        Page::Device { slab, start_bytes } => {
-                            let at = (n * longest + at) as u64 * page_bytes;
-                            encoder.copy_buffer_to_buffer(slab, start_bytes, to, at, page_bytes);
-                        }
-                    }
-                }
-            }
-        }
-        if from_host {
-            // written when the next submission begins: that of this round
-            let staged = self.staged(parts, passages)?;
-            context
-                .checked("staged passages", 0, || {
-                    for (to, words) in to.into_iter().zip(&staged) {
-                        context.queue().write_buffer(to, 0, bytemuck::cast_slice(words));
-                    }
-                })
-                .await?;
-        }
-        Ok(())
-    }
-
-    /// What each passage has of the softmax, from maxima and sums of its parts; in f64, so that the shares add up to 1.
-    #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
-    fn shares(&self, parts: &[Part], passages: usize, partials: Partials) -> GroupOutput {
-        let Partials { merged: MergedStates { output, state }, parts: part_rows } = partials;
-        let lse = state.lse();
-        let rows = lse.len();
-        let mut passage_lse = vec![f32::NEG_INFINITY; passages * rows];
-        let mut mass = vec![0.0; passages * rows];
-        for row in 0..rows {
-            let of = |n: usize| [part_rows.row_max[n * rows + row], part_rows.row_sum[n * rows + row]].map(f64::from);
-            let live = || (0..parts.len()).filter(|&n| of(n)[1] != 0.0);
-            let top = live().map(|n| of(n)[0]).fold(f64::NEG_INFINITY, f64::max);
-            let mut sums = vec![0.0; passages];
-            for n in live() {
-                let [row_max, row_sum] = of(n);
-                sums[parts[n].passage] += (row_max - top).exp() * row_sum;
-            }
-            if live().next().is_none() {
-                continue;
-            }
-            let total: f64 = sums.iter().sum();
-            for (n, sum) in sums.into_iter().enumerate() {
-                passage_lse[n * rows + row] = (top + sum.ln()) as f32;
-                mass[n * rows + row] = (sum / total) as f32;
-            }
-        }
-        GroupOutput { output, lse, passage_lse, mass }
-    }
 }
 
-/// The key length of each part.
+/// Log-sum-exp and mass of each passage out of the states of its parts.
+#[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
+fn shares(
+    part_passages: &[usize],
+    passages: usize,
+    output: Vec<f32>,
+    state: &RowState,
+    part_rows: &RowState,
+) -> GroupOutput {
+    let lse = state.lse();
+    let (rows, parts) = (lse.len(), part_passages.len());
+    let mut passage_lse = vec![f32::NEG_INFINITY; passages * rows];
+    let mut mass = vec![0.0; passages * rows];
+    for row in 0..rows {
+        let of = |n: usize| [part_rows.row_max[n * rows + row], part_rows.row_sum[n * rows + row]].map(f64::from);
+        // a sum of NaN is not 0
+        let live = || (0..parts).filter(|&n| of(n)[1] != 0.0);
+        let top = live().map(|n| of(n)[0]).fold(f64::NEG_INFINITY, f64::max);
+        let mut sums = vec![0.0; passages];
+        for n in live() {
+            let [row_max, row_sum] = of(n);
+            sums[part_passages[n]] += (row_max - top).exp() * row_sum;
+        }
+        if live().next().is_none() {
+            continue;
+        }
+        let total: f64 = sums.iter().sum();
+        for (n, sum) in sums.into_iter().enumerate() {
+            passage_lse[n * rows + row] = (top + sum.ln()) as f32;
+            mass[n * rows + row] = (sum / total) as f32;
+        }
+    }
+    GroupOutput { output, lse, passage_lse, mass }
+}
+
 fn kv_lens(parts: &[Part]) -> Vec<u32> {
     parts.iter().map(|part| u32::try_from(part.tokens).unwrap_or(u32::MAX)).collect()
 }

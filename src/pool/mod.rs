@@ -16,12 +16,11 @@ mod slabs;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use attend::{GroupOutput, GroupQuery, PoolAttention};
+pub use attend::{GroupOutput, GroupQuery, GroupTensors, PoolAttention};
 pub use error::PoolError;
 
 use crate::device::{Device, PreparedOn};
 use crate::error::Error;
-use crate::gpu::PreparedAttention;
 use crate::kept::Kept;
 use crate::problem::MAX_LEN;
 use crate::tensor::{Element, TensorRef};
@@ -105,7 +104,7 @@ struct Passage {
 /// let b = pool.append(&vec![1.0f32, 0.0], &vec![3.0f32, 5.0], 1).await?;
 /// let query = vec![0.5f32, 0.5];
 /// let group = GroupQuery { query: (&query).into(), q_len: 1, passages: &[a, b] };
-/// let result = pool.attend(&[group], &PoolAttention::new(1)).await?;
+/// let result = pool.attend(std::slice::from_ref(&group), &PoolAttention::new(1)).await?;
 /// assert_eq!(result[0].output, [2.0, 3.0]);
 /// assert_eq!(result[0].mass, [0.5, 0.5]);
 /// pool.remove(a)?;
@@ -116,20 +115,14 @@ struct Passage {
 #[derive(Debug)]
 pub struct PassagePool {
     spec: PoolSpec,
-    backend: Backend,
+    device: Device,
+    kept: Kept<PreparedOn>,
     slabs: Slabs,
     /// Most pages that are staged at once.
     staging_pages: usize,
     passages: HashMap<u64, Passage>,
     number: u64,
     next: u64,
-}
-
-/// What computes, and what it has prepared.
-#[derive(Debug)]
-enum Backend {
-    Host { device: Device, kept: Kept<PreparedOn> },
-    Gpu { context: crate::gpu::Context, kept: Kept<PreparedAttention> },
 }
 
 impl PassagePool {
@@ -148,18 +141,9 @@ impl PassagePool {
         if let Some((name, _)) = counts.into_iter().find(|(_, n)| *n == 0) {
             return Err(PoolError::Zero { name }.into());
         }
-        let (backend, context, limit) = match device {
-            Device::Cpu | Device::Oracle => {
-                (Backend::Host { device: device.clone(), kept: Kept::default() }, None, u64::MAX)
-            }
-            Device::Gpu(context) => {
-                let limit = context.caps().max_storage_buffer_binding_size.min(context.caps().max_buffer_size);
-                let backend = Backend::Gpu { context: context.clone(), kept: Kept::default() };
-                (backend, Some(context.clone()), limit)
-            }
-        };
-        let slabs = Slabs::new(&spec, context, limit)?;
-        let [key, value] = slabs.page_words.map(|words| words as u64 * 4);
+        let limit = device.max_binding_bytes();
+        let slabs = Slabs::new(&spec, device, limit)?;
+        let [key, value] = slabs.page_bytes();
         let both = key.saturating_add(value);
         if both > spec.staging_bytes {
             let max = spec.staging_bytes;
@@ -168,7 +152,8 @@ impl PassagePool {
         let staging_pages = (spec.staging_bytes / both).min(limit / key.max(value));
         let staging_pages = usize::try_from(staging_pages).unwrap_or(usize::MAX).min(MAX_LEN / spec.page_len).max(1);
         let number = POOLS.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { spec, backend, slabs, staging_pages, passages: HashMap::new(), number, next: 0 })
+        let (device, kept) = (device.clone(), Kept::default());
+        Ok(Self { spec, device, kept, slabs, staging_pages, passages: HashMap::new(), number, next: 0 })
     }
 
     /// What it holds and how.
@@ -245,7 +230,7 @@ impl PassagePool {
         let count = len.div_ceil(page_len);
         self.slabs.reserve(count).await?;
         let pages = self.slabs.next(count);
-        self.slabs.write(&pages, [&key, &value]).await?;
+        self.slabs.write(&pages, [key.as_ref(), value.as_ref()]).await?;
         // nothing can fail from here on
         self.slabs.take(count);
         let number = self.next;
@@ -265,7 +250,7 @@ impl PassagePool {
         value: impl Into<TensorRef<'a>>,
         len: usize,
     ) -> Result<PassageId, Error> {
-        let device = self.device();
+        let device = self.device.clone();
         device.block_on(self.append(key, value, len))
     }
 
@@ -286,13 +271,5 @@ impl PassagePool {
             return Err(PoolError::Unknown { id });
         }
         self.passages.get(&id.number).ok_or(PoolError::Removed { id })
-    }
-
-    #[cfg(feature = "native")]
-    fn device(&self) -> Device {
-        match &self.backend {
-            Backend::Host { device, .. } => device.clone(),
-            Backend::Gpu { context, .. } => Device::Gpu(context.clone()),
-        }
     }
 }

@@ -10,16 +10,15 @@
 //! stays exactly zero.
 
 mod error;
-mod gpu;
 mod run;
 
 pub use error::SourcesError;
-pub use gpu::{SourceBuffers, SourcesBuffers, SourcesOnGpu};
 pub use run::PreparedSources;
 
-use crate::inputs::AttentionInputs;
+use crate::engine::Tensor;
 use crate::problem::{AttentionProblem, AttentionSpec};
-use crate::tensor::{Layout, TensorRef, TensorSpec};
+use crate::tensor::{Layout, TensorSpec};
+use crate::terms::Terms;
 
 /// How the attentions to the sources become one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -78,68 +77,46 @@ impl Source {
     }
 }
 
-/// Data of one source in host memory. What is given must be what the [`Source`] says is given.
-#[derive(Clone, Copy, Debug)]
+/// Data of one source, on the host or on the device. What is given must be what the [`Source`] says is given.
+#[derive(Clone, Debug)]
 pub struct SourceInputs<'a> {
     /// `[batch, kv_heads, kv_len, head_dim]`.
-    pub key: TensorRef<'a>,
-    /// `[batch, kv_heads, kv_len, v_head_dim]`.
-    pub value: TensorRef<'a>,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says.
-    pub bias: Option<TensorRef<'a>>,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says; true = attend.
-    pub mask: Option<&'a [bool]>,
-    /// `[batch]`, in tokens.
-    pub kv_lens: Option<&'a [u32]>,
-    /// `[batch, q_len]`.
-    pub row_start: Option<&'a [i32]>,
-    /// `[batch, q_len]`.
-    pub row_end: Option<&'a [i32]>,
-    /// `[q_heads]`.
-    pub alibi_slopes: Option<&'a [f32]>,
-    /// `[q_heads]`.
-    pub sinks: Option<&'a [f32]>,
+    pub key: Tensor<'a>,
+    /// `[batch, kv_heads, kv_len, v_head_dim]`; in host memory where there are `after_weights`.
+    pub value: Tensor<'a>,
+    /// The rest.
+    pub terms: Terms<Tensor<'a>>,
     /// `[batch, kv_len]`, at least 0.
     pub key_weights: Option<&'a [f32]>,
     /// `[batch, kv_len]`.
     pub after_weights: Option<&'a [f32]>,
-    /// `[batch, q_len]`.
-    pub row_weights: Option<&'a [f32]>,
+    /// f32 `[batch, q_len]`.
+    pub row_weights: Option<Tensor<'a>>,
 }
 
 impl<'a> SourceInputs<'a> {
     /// Key and value, and nothing else.
-    pub fn new(key: impl Into<TensorRef<'a>>, value: impl Into<TensorRef<'a>>) -> Self {
+    pub fn new(key: impl Into<Tensor<'a>>, value: impl Into<Tensor<'a>>) -> Self {
         Self {
             key: key.into(),
             value: value.into(),
-            bias: None,
-            mask: None,
-            kv_lens: None,
-            row_start: None,
-            row_end: None,
-            alibi_slopes: None,
-            sinks: None,
+            terms: Terms::default(),
             key_weights: None,
             after_weights: None,
             row_weights: None,
         }
     }
+}
 
-    fn with_query(&self, query: TensorRef<'a>) -> AttentionInputs<'a> {
-        AttentionInputs {
-            query,
-            key: self.key,
-            value: self.value,
-            bias: self.bias,
-            mask: self.mask,
-            kv_lens: self.kv_lens,
-            row_start: self.row_start,
-            row_end: self.row_end,
-            alibi_slopes: self.alibi_slopes,
-            sinks: self.sinks,
-        }
-    }
+/// What comes back from sources, where it was recorded; f32 without gaps.
+#[derive(Clone, Debug)]
+pub struct SourcesTensors {
+    /// `[batch, q_heads, q_len, v_head_dim]`.
+    pub output: Tensor<'static>,
+    /// `[batch, q_heads, q_len, 2]`, maximum and sum of each row over all sources; `None` for a sum.
+    pub row_state: Option<Tensor<'static>>,
+    /// `[sources, batch, q_heads, q_len, 2]`, maximum and sum of each row over each source alone.
+    pub source_row_state: Tensor<'static>,
 }
 
 /// What comes back from sources, in host memory.
@@ -167,7 +144,7 @@ pub struct SourcesOutput {
 /// let (query, keys) = (vec![0.5f32, 0.5], vec![0.0f32; 4]);
 /// let (of_text, of_image) = (vec![1.0f32, 2.0, 3.0, 4.0], vec![8.0f32, 9.0]);
 /// let inputs = [SourceInputs::new(&keys, &of_text), SourceInputs::new(&keys[..2], &of_image)];
-/// let result = sources.prepare(&Device::Cpu).await?.run((&query).into(), &inputs, None).await?;
+/// let result = sources.prepare(&Device::Cpu).await?.run(&query, &inputs, None).await?;
 /// // equal scores: the mean over all three keys
 /// assert!((result.output[0] - 4.0).abs() < 1e-6 && (result.output[1] - 5.0).abs() < 1e-6);
 /// # Ok::<(), cross_attention::Error>(())
@@ -176,7 +153,7 @@ pub struct SourcesOutput {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sources {
     sources: Vec<Source>,
-    /// One for each source, f32 outputs without gaps, with lse; weights before the softmax are a bias.
+    /// One for each source, f32 outputs side by side, with maximum and sum; weights before the softmax are a bias.
     problems: Vec<AttentionProblem>,
     combine: Combine,
     gate: Gate,

@@ -1,67 +1,47 @@
-//! Sources in host memory: checked, weighted, attended to one by one, combined.
+//! Sources: checked, weighted, attended to one by one, combined.
 
-use super::gpu::SourcesOnGpu;
-use super::{Combine, Gate, Source, SourceInputs, Sources, SourcesError, SourcesOutput};
-use crate::cpu::{MergedStates, StatePart, merge_states};
+use super::{Combine, Gate, Source, SourceInputs, Sources, SourcesError, SourcesOutput, SourcesTensors};
 use crate::device::{Device, KernelChoice, PreparedOn};
+use crate::engine::{self, Combining, Inputs, Kind, Outputs, PlaceError, Recording, Tensor};
 use crate::error::Error;
+use crate::inputs::RowState;
 use crate::problem::AttentionProblem;
-use crate::tensor::TensorRef;
+use crate::tensor::{Layout, TensorData, TensorRef};
 
 /// Sources that are planned and prepared on a device; any number of calls can follow.
 #[derive(Clone, Debug)]
 pub struct PreparedSources {
     sources: Sources,
-    backend: Backend,
-}
-
-#[derive(Clone, Debug)]
-enum Backend {
-    Host(Vec<PreparedOn>),
-    Gpu(Box<SourcesOnGpu>),
-}
-
-/// The data of a source, weights worked in.
-pub(super) struct Ready<'a> {
-    pub(super) inputs: SourceInputs<'a>,
-    /// `[batch, kv_len]`, the logarithm of the weights.
-    bias: Option<Vec<f32>>,
-    /// The values times their weights.
-    value: Option<Vec<f32>>,
-    pub(super) row_weights: Option<&'a [f32]>,
-}
-
-impl Ready<'_> {
-    /// What the attention to this source takes.
-    pub(super) fn inputs<'b>(&'b self, query: TensorRef<'b>) -> crate::AttentionInputs<'b> {
-        let mut inputs = self.inputs.with_query(query);
-        if let Some(bias) = &self.bias {
-            inputs.bias = Some(bias.into());
-        }
-        if let Some(value) = &self.value {
-            inputs.value = value.into();
-        }
-        inputs
-    }
+    device: Device,
+    /// One for each source; the output of each lies behind those before it.
+    attentions: Vec<PreparedOn>,
+    /// Factors of a sum, or 1.
+    scales: Tensor<'static>,
 }
 
 impl Sources {
     /// Plans the attention to every source and makes what is needed.
     ///
     /// # Errors
-    /// [`Error::Plan`], [`Error::Gpu`], [`Error::MergePlan`] if there are more elements than the device can count.
+    /// [`Error::Plan`], [`Error::Gpu`], [`Error::Sources`] for outputs beyond what can be counted.
     pub async fn prepare(&self, device: &Device) -> Result<PreparedSources, Error> {
-        let backend = match device {
-            Device::Cpu | Device::Oracle => {
-                let mut prepared = vec![];
-                for problem in &self.problems {
-                    prepared.push(device.prepare(problem, KernelChoice::Auto).await?);
-                }
-                Backend::Host(prepared)
-            }
-            Device::Gpu(context) => Backend::Gpu(Box::new(SourcesOnGpu::new(context, self).await?)),
+        let mut attentions = vec![];
+        for (part, problem) in self.problems.iter().enumerate() {
+            let mut spec = problem.spec().clone();
+            let before = part * problem.rows() * problem.v_head_dim();
+            spec.output.layout = Layout::bhld(spec.output.layout.shape).with_offset(before);
+            let placed = AttentionProblem::new(spec).map_err(|error| SourcesError::Problem {
+                source_name: self.sources[part].name.clone(),
+                error: error.into(),
+            })?;
+            attentions.push(device.prepare(&placed, KernelChoice::Auto).await?);
+        }
+        let scales = match self.combine {
+            Combine::Softmax => vec![1.0],
+            Combine::Sum => self.sources.iter().map(|source| source.scale).collect(),
         };
-        Ok(PreparedSources { sources: self.clone(), backend })
+        let scales = Recording::new(device).place("scales", &Tensor::held(TensorData::F32(scales))).await?;
+        Ok(PreparedSources { sources: self.clone(), device: device.clone(), attentions, scales })
     }
 
     /// [`prepare`](Self::prepare), blocking.
@@ -76,14 +56,14 @@ impl Sources {
     /// Compares the data with the description, and works weights in.
     fn ready<'a>(
         &self,
-        query: TensorRef<'a>,
+        query: &Tensor<'a>,
         inputs: &[SourceInputs<'a>],
-        gate: Option<&[f32]>,
-    ) -> Result<Vec<Ready<'a>>, SourcesError> {
+        gate: Option<&Tensor<'_>>,
+    ) -> Result<Vec<Inputs<'a>>, Error> {
         if inputs.len() != self.sources.len() {
-            return Err(SourcesError::Count { wanted: self.sources.len(), found: inputs.len() });
+            return Err(SourcesError::Count { wanted: self.sources.len(), found: inputs.len() }.into());
         }
-        numbers("gate", "the output", gate, self.gates(), false)?;
+        tensor_of_numbers("gate", "the output", gate, self.gates())?;
         let each = self.sources.iter().zip(&self.problems).zip(inputs);
         each.map(|((source, problem), inputs)| ready(source, problem, query, inputs)).collect()
     }
@@ -93,27 +73,43 @@ impl Sources {
 fn ready<'a>(
     source: &Source,
     problem: &AttentionProblem,
-    query: TensorRef<'a>,
+    query: &Tensor<'a>,
     inputs: &SourceInputs<'a>,
-) -> Result<Ready<'a>, SourcesError> {
+) -> Result<Inputs<'a>, Error> {
     let [batch, _, q_len, kv_len] = problem.score_shape();
-    let weights = |name, given, asked: bool, wanted: usize, non_negative| {
-        numbers(name, &source.name, given, if asked { wanted } else { 0 }, non_negative)
+    let weights = |name, given, asked: bool, non_negative| {
+        numbers(name, &source.name, given, if asked { batch * kv_len } else { 0 }, non_negative)
     };
-    weights("key_weights", inputs.key_weights, source.key_weights, batch * kv_len, true)?;
-    weights("after_weights", inputs.after_weights, source.after_weights, batch * kv_len, false)?;
-    weights("row_weights", inputs.row_weights, source.row_weights, batch * q_len, false)?;
-    let of_input = |error| SourcesError::Input { source_name: source.name.clone(), error };
+    weights("key_weights", inputs.key_weights, source.key_weights, true)?;
+    weights("after_weights", inputs.after_weights, source.after_weights, false)?;
+    let row_weights = if source.row_weights { batch * q_len } else { 0 };
+    tensor_of_numbers("row_weights", &source.name, inputs.row_weights.as_ref(), row_weights)?;
     // as it was described, before weights are worked in
     let described = AttentionProblem::new(source.spec.clone())
         .map_err(|error| SourcesError::Problem { source_name: source.name.clone(), error: error.into() })?;
-    inputs.with_query(query).check(&described).map_err(of_input)?;
-    let bias = source.key_weights.then(|| inputs.key_weights.unwrap_or_default().iter().map(|w| w.ln()).collect());
-    let value = source.after_weights.then(|| {
-        let weights = inputs.after_weights.unwrap_or_default();
-        weighted(&described, inputs.value, weights)
-    });
-    Ok(Ready { inputs: *inputs, bias, value, row_weights: inputs.row_weights })
+    let mut ready = Inputs {
+        query: query.clone(),
+        key: inputs.key.clone(),
+        value: inputs.value.clone(),
+        terms: inputs.terms.clone(),
+    };
+    ready.check(&described).map_err(|error| match error {
+        Error::Input(error) => SourcesError::Input { source_name: source.name.clone(), error }.into(),
+        other => other,
+    })?;
+    if source.key_weights {
+        let bias = inputs.key_weights.unwrap_or_default().iter().map(|w| w.ln()).collect();
+        ready.terms.bias = Some(Tensor::held(TensorData::F32(bias)));
+    }
+    if source.after_weights {
+        let value = inputs.value.host().ok_or(PlaceError::NeedsHost {
+            name: "value",
+            reason: "its rows are multiplied with after_weights there",
+        })?;
+        let scaled = weighted(&described, value.tensor(), inputs.after_weights.unwrap_or_default());
+        ready.value = Tensor::held(TensorData::F32(scaled));
+    }
+    Ok(ready)
 }
 
 /// Values times the weights of their keys, `[batch, kv_heads, kv_len, v_head_dim]`.
@@ -147,6 +143,21 @@ fn numbers(
     bad.map_or(Ok(()), |at| Err(SourcesError::Weight { name, of: of.to_owned(), at, value: numbers[at], non_negative }))
 }
 
+/// The same for a tensor, whose numbers are looked at where they are on the host.
+fn tensor_of_numbers(name: &'static str, of: &str, given: Option<&Tensor<'_>>, wanted: usize) -> Result<(), Error> {
+    let found = given.map_or(0, Tensor::len);
+    if let Some(tensor) = given {
+        engine::is_a(name, tensor, Kind::F32)?;
+        if let Some(read) = tensor.host() {
+            return Ok(numbers(name, of, Some(read.f32()), wanted, false)?);
+        }
+    }
+    if found != wanted {
+        return Err(SourcesError::Len { name, of: of.to_owned(), wanted, found }.into());
+    }
+    Ok(())
+}
+
 impl PreparedSources {
     /// What it was prepared for.
     #[must_use]
@@ -154,22 +165,134 @@ impl PreparedSources {
         &self.sources
     }
 
-    /// One call from host memory to host memory; on a GPU one submission. `query` is
-    /// `[batch, q_heads, q_len, head_dim]` in the layout of the specs, `gate` is `[1]` or `[q_heads]`.
+    /// Where it was prepared.
+    #[must_use]
+    pub const fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The prepared attention of each source, to see its plan and problem.
+    #[must_use]
+    pub fn attentions(&self) -> &[PreparedOn] {
+        &self.attentions
+    }
+
+    /// One call with its results in host memory; on a GPU one submission. `query` is `[batch, q_heads, q_len, head_dim]` in the
+    /// layout of the specs, `gate` is f32 `[1]` or `[q_heads]`.
     ///
     /// # Errors
-    /// [`Error::Sources`] if the data is not what was described, [`Error::Gpu`].
-    pub async fn run(
+    /// As [`record`](Self::record), and [`Error::Gpu`].
+    pub async fn run<'a>(
         &self,
-        query: TensorRef<'_>,
-        inputs: &[SourceInputs<'_>],
-        gate: Option<&[f32]>,
+        query: impl Into<Tensor<'a>>,
+        inputs: &[SourceInputs<'a>],
+        gate: Option<Tensor<'_>>,
     ) -> Result<SourcesOutput, Error> {
-        let ready = self.sources.ready(query, inputs, gate)?;
-        match &self.backend {
-            Backend::Host(prepared) => on_host(&self.sources, prepared, query, &ready, gate).await,
-            Backend::Gpu(prepared) => prepared.run(&self.sources, query, &ready, gate).await,
+        let mut recording = Recording::new(&self.device);
+        let tensors = self.record(&mut recording, query, inputs, gate).await?;
+        recording.submit().await?;
+        let mut lse = None;
+        if let Some(state) = &tensors.row_state {
+            lse = Some(RowState::from_pairs(&state.read_f32("row_state").await?).lse());
         }
+        Ok(SourcesOutput {
+            output: tensors.output.read_f32("output").await?,
+            lse,
+            source_lse: RowState::from_pairs(&tensors.source_row_state.read_f32("source_row_state").await?).lse(),
+        })
+    }
+
+    /// The same in a recording: nothing is submitted or read.
+    ///
+    /// # Errors
+    /// [`Error::Sources`], [`Error::Place`] if the data is not what was described, [`Error::MergePlan`] if there are more
+    /// elements than the device can count, [`Error::Gpu`].
+    pub async fn record<'a>(
+        &self,
+        recording: &mut Recording<'_>,
+        query: impl Into<Tensor<'a>>,
+        inputs: &[SourceInputs<'a>],
+        gate: Option<Tensor<'_>>,
+    ) -> Result<SourcesTensors, Error> {
+        recording.check_device(&self.device)?;
+        let query = query.into();
+        let ready = self.sources.ready(&query, inputs, gate.as_ref())?;
+        let problem = &self.sources.problems[0];
+        let (parts, rows, width) = (self.attentions.len(), problem.rows(), problem.v_head_dim());
+        let query = recording.place("query", &query).await?;
+        // what a call writes belongs to the call: two of them may be on their way at once
+        let output = recording.allocate("output", Kind::F32, rows * width).await?;
+        let part_output = recording.allocate("part_output", Kind::F32, parts * rows * width).await?;
+        let row_state = recording.allocate("row_state", Kind::F32, rows * 2).await?;
+        let source_row_state = recording.allocate("source_row_state", Kind::F32, parts * rows * 2).await?;
+        let softmax = self.sources.combine == Combine::Softmax;
+        let tensors = SourcesTensors {
+            output: output.clone(),
+            row_state: softmax.then(|| row_state.clone()),
+            source_row_state: source_row_state.clone(),
+        };
+        if rows == 0 {
+            return Ok(tensors);
+        }
+        for (part, (attention, ready)) in self.attentions.iter().zip(&ready).enumerate() {
+            let inputs = Inputs {
+                query: query.clone(),
+                key: recording.place("key", &ready.key).await?,
+                value: recording.place("value", &ready.value).await?,
+                terms: recording.place_terms(&ready.terms).await?,
+            };
+            let to = Outputs { output: part_output.clone(), rows: Some(row_state.clone()), scores: None };
+            recording.attend(attention, &inputs, &to)?;
+            recording.copy(&row_state, &source_row_state, part * rows * 2)?;
+        }
+        let gate = match &gate {
+            Some(gate) => Some(recording.place("gate", gate).await?),
+            None => None,
+        };
+        let mut parts_to_add = parts;
+        let mut added = part_output.clone();
+        if softmax {
+            let merged = match &gate {
+                Some(_) => recording.allocate("merged output", Kind::F32, rows * width).await?,
+                None => output.clone(),
+            };
+            let from = [&part_output, &source_row_state];
+            recording.merge([parts, rows, width], from, [&merged, &row_state]).await?;
+            (parts_to_add, added) = (1, merged);
+            if self.sources.gate == Gate::None {
+                return Ok(tensors);
+            }
+        }
+        let row_weights = self.row_weights(recording, inputs).await?;
+        let combining = Combining {
+            parts: parts_to_add,
+            shape: [problem.batch(), problem.q_heads(), problem.q_len(), width],
+            scales: &self.scales,
+            row_weights: row_weights.as_ref(),
+            gate: gate.as_ref(),
+        };
+        recording.combine(&combining, &added, &output).await?;
+        Ok(tensors)
+    }
+
+    /// `[sources, batch, q_len]`, 1 where a source has none; where any has them.
+    async fn row_weights(
+        &self,
+        recording: &mut Recording<'_>,
+        inputs: &[SourceInputs<'_>],
+    ) -> Result<Option<Tensor<'static>>, Error> {
+        if !self.sources.any_row_weights() {
+            return Ok(None);
+        }
+        let problem = &self.sources.problems[0];
+        let places = problem.batch() * problem.q_len();
+        let all = recording.allocate("row_weights", Kind::F32, inputs.len() * places).await?;
+        let ones = Tensor::held(TensorData::F32(vec![1.0; places]));
+        for (n, inputs) in inputs.iter().enumerate() {
+            let weights = recording.place("row_weights", inputs.row_weights.as_ref().unwrap_or(&ones)).await?;
+            recording.copy(&weights, &all, n * places)?;
+        }
+        Ok(Some(all))
     }
 
     /// [`run`](Self::run), blocking.
@@ -177,78 +300,12 @@ impl PreparedSources {
     /// # Errors
     /// As [`run`](Self::run).
     #[cfg(feature = "native")]
-    pub fn run_blocking(
+    pub fn run_blocking<'a>(
         &self,
-        query: TensorRef<'_>,
-        inputs: &[SourceInputs<'_>],
-        gate: Option<&[f32]>,
+        query: impl Into<Tensor<'a>>,
+        inputs: &[SourceInputs<'a>],
+        gate: Option<Tensor<'_>>,
     ) -> Result<SourcesOutput, Error> {
-        match &self.backend {
-            Backend::Host(_) => pollster::block_on(self.run(query, inputs, gate)),
-            Backend::Gpu(prepared) => prepared.context().block_on(self.run(query, inputs, gate)),
-        }
+        self.device.block_on(self.run(query, inputs, gate))
     }
-
-    /// The sources on their device, to record; `None` where that is the CPU.
-    #[must_use]
-    pub fn on_gpu(&self) -> Option<&SourcesOnGpu> {
-        match &self.backend {
-            Backend::Host(_) => None,
-            Backend::Gpu(prepared) => Some(prepared),
-        }
-    }
-}
-
-async fn on_host(
-    sources: &Sources,
-    prepared: &[PreparedOn],
-    query: TensorRef<'_>,
-    ready: &[Ready<'_>],
-    gate: Option<&[f32]>,
-) -> Result<SourcesOutput, Error> {
-    let problem = &sources.problems[0];
-    let width = problem.v_head_dim();
-    let mut states = vec![];
-    for (prepared, ready) in prepared.iter().zip(ready) {
-        let result = prepared.run(&ready.inputs(query)).await?;
-        states.push((result.output.to_f32(), result.row_state.unwrap_or_default()));
-    }
-    let (mut output, lse) = match sources.combine {
-        Combine::Softmax => {
-            let parts: Vec<_> = states.iter().map(|(output, state)| StatePart::new(output, state)).collect();
-            let MergedStates { output, state } = merge_states(&parts, width)?;
-            (output, Some(state.lse()))
-        }
-        Combine::Sum => {
-            let mut output = vec![0.0; problem.rows() * width];
-            for ((source, ready), (part, _)) in sources.sources.iter().zip(ready).zip(&states) {
-                for (row, (to, from)) in output.chunks_exact_mut(width).zip(part.chunks_exact(width)).enumerate() {
-                    let (b, i) = (row / (problem.q_len() * problem.q_heads()), row % problem.q_len());
-                    let by_row = ready.row_weights.map_or(1.0, |weights| weights[b * problem.q_len() + i]);
-                    let weight = source.scale * by_row;
-                    if weight != 0.0 {
-                        to.iter_mut().zip(from).for_each(|(to, from)| *to += weight * from);
-                    }
-                }
-            }
-            (output, None)
-        }
-    };
-    let gates = gate.unwrap_or_default();
-    for (row, output) in output.chunks_exact_mut(width).enumerate() {
-        let head = row / problem.q_len() % problem.q_heads();
-        let factor = match sources.gate {
-            Gate::None => 1.0,
-            Gate::Scalar => gates[0].tanh(),
-            Gate::Heads => gates[head].tanh(),
-        };
-        for x in output {
-            *x *= factor;
-            if *x == 0.0 {
-                // without a sign
-                *x = 0.0;
-            }
-        }
-    }
-    Ok(SourcesOutput { output, lse, source_lse: states.iter().flat_map(|(_, state)| state.lse()).collect() })
 }

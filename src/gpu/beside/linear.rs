@@ -1,6 +1,5 @@
 //! Linear maps on the device: weights that stay there, applied to rows.
 
-use super::record::Uniform;
 use crate::dispatch::Variant;
 use crate::error::Error;
 use crate::gpu::context::Context;
@@ -129,7 +128,7 @@ impl PreparedLinear {
             (output.buffer, bytes(plan.extent, output.element)),
         ];
         let variant = Variant::linear(plan.shader, input.element, self.element, output.element);
-        let params = Uniform::Once(bytemuck::bytes_of(&plan.params));
+        let params = bytemuck::bytes_of(&plan.params);
         self.context.encode_beside(encoder, &variant, params, &bound, plan.grid).await?;
         Ok(())
     }

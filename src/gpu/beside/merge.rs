@@ -1,6 +1,5 @@
 //! Merging of partial attentions on the device.
 
-use super::record::Uniform;
 use crate::cpu::{MergeError, MergedState, PartialState, check_parts};
 use crate::dispatch::Variant;
 use crate::error::Error;
@@ -100,7 +99,7 @@ impl Context {
             (buffers.output, rows * width * 4),
             (buffers.lse, rows * row_words * 4),
         ];
-        let params = Uniform::Once(bytemuck::bytes_of(&plan.params));
+        let params = bytemuck::bytes_of(&plan.params);
         self.encode_beside(encoder, &Variant::merge(row_states), params, &bound, plan.grid).await?;
         Ok(())
     }

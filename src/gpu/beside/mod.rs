@@ -11,5 +11,4 @@ pub use linear::{LinearError, LinearInput, LinearOutput, PreparedLinear};
 pub use merge::MergeBuffers;
 #[cfg(feature = "layer")]
 pub(crate) use norm::PreparedNorm;
-pub(crate) use record::Uniform;
 pub use weights::{PreparedWeights, WeightsBuffers};

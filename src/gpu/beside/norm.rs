@@ -1,6 +1,5 @@
 //! Norms of rows of heads on the device.
 
-use super::record::Uniform;
 use crate::dispatch::{Shader, Variant};
 use crate::error::Error;
 use crate::gpu::context::Context;
@@ -65,7 +64,7 @@ impl PreparedNorm {
             (output, (elements * element.size_bytes() as u64).next_multiple_of(4)),
         ];
         let variant = Variant::linear(Shader::HeadNorm, Element::F32, Element::F32, element);
-        let params = Uniform::Once(bytemuck::bytes_of(&plan.params));
+        let params = bytemuck::bytes_of(&plan.params);
         self.context.encode_beside(encoder, &variant, params, &bound, plan.grid).await?;
         Ok(())
     }

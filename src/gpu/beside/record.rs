@@ -5,35 +5,19 @@ use crate::gpu::context::Context;
 use crate::gpu::error::GpuError;
 use crate::gpu::pipelines::Interface;
 
-/// The parameters of a dispatch.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Uniform<'a> {
-    /// They are on the device.
-    Kept(&'a wgpu::Buffer),
-    /// They are this dispatch's own.
-    Once(&'a [u8]),
-}
-
 impl Context {
-    /// A uniform with its contents.
-    pub(crate) async fn uniform(&self, name: &str, bytes: &[u8]) -> Result<wgpu::Buffer, GpuError> {
-        let buffer = self.empty_uniform(name, bytes).await?;
-        self.checked(name, 0, || self.queue().write_buffer(&buffer, 0, bytes)).await?;
-        Ok(buffer)
-    }
-
     async fn empty_uniform(&self, name: &str, bytes: &[u8]) -> Result<wgpu::Buffer, GpuError> {
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         self.buffer(name, bytes.len() as u64, uses).await
     }
 
-    /// Records one dispatch over these buffers, each with the bytes that are needed of it, in the order of the shader's
+    /// Records one dispatch with these parameters over these buffers, each with the bytes that are needed of it, in the order of the shader's
     /// ports.
     pub(crate) async fn encode_beside(
         &self,
         encoder: &mut wgpu::CommandEncoder,
         variant: &Variant,
-        params: Uniform<'_>,
+        params: &[u8],
         buffers: &[(&wgpu::Buffer, u64)],
         grid: [u32; 3],
     ) -> Result<(), GpuError> {
@@ -59,14 +43,9 @@ impl Context {
         }
         let interface = variant.shader.ports().iter().map(|port| (port.binding, port.written)).collect();
         let pipeline = self.pipeline(variant, &Interface(interface)).await?;
-        let (uniform, contents) = match params {
-            Uniform::Kept(buffer) => (buffer.clone(), None),
-            Uniform::Once(bytes) => (self.empty_uniform("params", bytes).await?, Some(bytes)),
-        };
+        let uniform = self.empty_uniform("params", params).await?;
         self.checked(variant.shader.name(), 0, || {
-            if let Some(bytes) = contents {
-                self.queue().write_buffer(&uniform, 0, bytes);
-            }
+            self.queue().write_buffer(&uniform, 0, params);
             let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];
             for (port, (buffer, needed)) in bound() {
                 let resource = wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(needed) };

@@ -1,0 +1,205 @@
+//! Commands in order, recorded for a device or computed on the host.
+
+use super::PlaceError;
+use super::tensor::{HostData, Kind, Tensor};
+use crate::device::Device;
+use crate::error::Error;
+use crate::gpu::Context;
+use crate::tensor::{Element, TensorData};
+use crate::terms::Terms;
+
+/// Commands in order: on a device recorded into an encoder, on the host computed at once.
+///
+/// What a recording's commands write can be read, or given to others, once it is submitted. One that records into the
+/// caller's encoder is submitted by the caller.
+#[derive(Debug)]
+pub struct Recording<'e> {
+    on: On<'e>,
+}
+
+#[derive(Debug)]
+enum On<'e> {
+    Host(Device),
+    Gpu { context: Context, encoder: Encoder<'e> },
+}
+
+#[derive(Debug)]
+enum Encoder<'e> {
+    Own(wgpu::CommandEncoder),
+    Callers(&'e mut wgpu::CommandEncoder),
+}
+
+impl Recording<'static> {
+    /// A recording that [`submit`](Self::submit) runs.
+    #[must_use]
+    pub fn new(device: &Device) -> Self {
+        let on = match device {
+            Device::Cpu | Device::Oracle => On::Host(device.clone()),
+            Device::Gpu(context) => On::Gpu { context: context.clone(), encoder: Encoder::Own(encoder(context)) },
+        };
+        Self { on }
+    }
+}
+
+impl<'e> Recording<'e> {
+    /// Records into an encoder of the context's device, between commands of the caller's. Nothing is submitted.
+    pub fn in_encoder(context: &Context, encoder: &'e mut wgpu::CommandEncoder) -> Self {
+        Self { on: On::Gpu { context: context.clone(), encoder: Encoder::Callers(encoder) } }
+    }
+
+    /// The place that it is for.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        match &self.on {
+            On::Host(device) => device.clone(),
+            On::Gpu { context, .. } => Device::Gpu(context.clone()),
+        }
+    }
+
+    /// Refuses to record what was prepared elsewhere.
+    pub(crate) fn check_device(&self, prepared: &Device) -> Result<(), PlaceError> {
+        let same = match (&self.on, prepared) {
+            (On::Host(Device::Cpu), Device::Cpu) | (On::Host(Device::Oracle), Device::Oracle) => true,
+            (On::Gpu { context, .. }, Device::Gpu(other)) => context.is_clone_of(other),
+            _ => false,
+        };
+        if same {
+            return Ok(());
+        }
+        Err(PlaceError::OtherRecording { prepared: prepared.name(), recording: self.device().name() })
+    }
+
+    /// The context and the encoder, where it is for a device.
+    pub(super) fn gpu(&mut self) -> Option<(&Context, &mut wgpu::CommandEncoder)> {
+        match &mut self.on {
+            On::Host(_) => None,
+            On::Gpu { context, encoder: Encoder::Own(encoder) } => Some((context, encoder)),
+            On::Gpu { context, encoder: Encoder::Callers(encoder) } => Some((context, encoder)),
+        }
+    }
+
+    /// The tensor where this recording runs: what is on the host is copied to a device.
+    pub(crate) async fn place<'a>(&self, name: &'static str, tensor: &Tensor<'a>) -> Result<Tensor<'a>, Error> {
+        match (&self.on, tensor.context()) {
+            (On::Host(_), None) => Ok(tensor.clone()),
+            (On::Host(device), Some(_)) => Err(PlaceError::OnDevice { name, device: device.name() }.into()),
+            (On::Gpu { context, .. }, Some(of)) if context.is_clone_of(of) => Ok(tensor.clone()),
+            (On::Gpu { context, .. }, Some(_)) => {
+                Err(PlaceError::OtherDevice { name, device: context.info().name.clone() }.into())
+            }
+            (On::Gpu { context, .. }, None) => {
+                // what is read may be held by a lock, which must not be waited with
+                let upload = |write: &dyn Fn(&[u8])| {
+                    if let Some(read) = tensor.host() {
+                        write(read.slice().bytes());
+                    }
+                };
+                let buffer = context.upload_from(name, tensor.bytes(), upload).await?;
+                Ok(Tensor::on_device(context, buffer.slice(..), tensor.kind(), tensor.len())?)
+            }
+        }
+    }
+
+    /// All terms where this recording runs.
+    pub(crate) async fn place_terms<'a>(&self, terms: &Terms<Tensor<'a>>) -> Result<Terms<Tensor<'a>>, Error> {
+        let mut placed = terms.clone();
+        let Terms { bias, mask, kv_lens, row_start, row_end, alibi_slopes, sinks } = &mut placed;
+        let all = [
+            ("bias", bias),
+            ("mask", mask),
+            ("kv_lens", kv_lens),
+            ("row_start", row_start),
+            ("row_end", row_end),
+            ("alibi_slopes", alibi_slopes),
+            ("sinks", sinks),
+        ];
+        for (name, term) in all {
+            if let Some(tensor) = term {
+                *tensor = self.place(name, tensor).await?;
+            }
+        }
+        Ok(placed)
+    }
+
+    /// A tensor of zeros to be written.
+    pub(crate) async fn allocate(&self, name: &'static str, kind: Kind, len: usize) -> Result<Tensor<'static>, Error> {
+        match &self.on {
+            On::Gpu { context, .. } => {
+                let buffer = context.allocate(name, len as u64 * kind.size_bytes() as u64).await?;
+                Ok(Tensor::on_device(context, buffer.slice(..), kind, len)?)
+            }
+            On::Host(_) => {
+                let element = if kind == Kind::F16 { Element::F16 } else { Element::F32 };
+                let bytes = len as u128 * element.size_bytes() as u128;
+                // asked for and given back: what cannot be allocated would end the process
+                if usize::try_from(bytes).map_or(true, |n| Vec::<u8>::new().try_reserve_exact(n).is_err()) {
+                    return Err(Error::HostMemory { bytes });
+                }
+                Ok(Tensor::of_host(HostData::Tensor(TensorData::zeros(element, len))))
+            }
+        }
+    }
+
+    /// Runs what is recorded; later commands go into a new recording. In an encoder of the caller's nothing happens: what
+    /// follows is recorded behind.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`].
+    pub(crate) async fn flush(&mut self, what: &str) -> Result<(), Error> {
+        if let On::Gpu { context, encoder: Encoder::Own(own) } = &mut self.on {
+            let full = std::mem::replace(own, encoder(context));
+            submit(context, full, what).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs what was recorded, where the encoder is its own.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`].
+    pub async fn submit(self) -> Result<(), Error> {
+        match self.on {
+            On::Gpu { context, encoder: Encoder::Own(encoder) } => submit(&context, encoder, "a submission").await,
+            On::Host(_) | On::Gpu { .. } => Ok(()),
+        }
+    }
+}
+
+fn encoder(context: &Context) -> wgpu::CommandEncoder {
+    context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+}
+
+async fn submit(context: &Context, encoder: wgpu::CommandEncoder, what: &str) -> Result<(), Error> {
+    context.check_faults()?;
+    context.checked(what, 0, || context.queue().submit([encoder.finish()])).await?;
+    Ok(())
+}
+
+impl Tensor<'_> {
+    /// All elements in host memory. Those of a device are there once what writes them is submitted.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`]; [`PlaceError::Kind`] where the elements are neither f32 nor f16.
+    pub async fn read(&self, name: &'static str) -> Result<TensorData, Error> {
+        let element = match self.kind() {
+            Kind::F32 => Element::F32,
+            Kind::F16 => Element::F16,
+            found => return Err(PlaceError::Kind { name, wanted: Kind::F32, found }.into()),
+        };
+        let (Some(context), Some(slice)) = (self.context(), self.buffer_slice()) else {
+            let data = self.host().map(|read| match read.tensor() {
+                crate::tensor::TensorRef::F32(data) => TensorData::F32(data.to_vec()),
+                crate::tensor::TensorRef::F16(data) => TensorData::F16(data.to_vec()),
+            });
+            return Ok(data.unwrap_or_else(|| TensorData::zeros(element, 0)));
+        };
+        Ok(match element {
+            Element::F32 => TensorData::F32(context.read(name, slice, self.len()).await?),
+            Element::F16 => TensorData::F16(context.read(name, slice, self.len()).await?),
+        })
+    }
+
+    pub(crate) async fn read_f32(&self, name: &'static str) -> Result<Vec<f32>, Error> {
+        Ok(self.read(name).await?.into_f32())
+    }
+}
