@@ -76,6 +76,14 @@ pub enum SourcesError {
         /// What was found.
         scale: f32,
     },
+    /// A tensor of a source is of another type.
+    #[error("source {source_name}: {error}")]
+    Place {
+        /// Which source.
+        source_name: String,
+        /// Why.
+        error: crate::engine::PlaceError,
+    },
     /// Data of another number of sources is given.
     #[error("data of {found} sources is given, needs {wanted}")]
     Count {

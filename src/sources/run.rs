@@ -95,6 +95,7 @@ fn ready<'a>(
     };
     ready.check(&described).map_err(|error| match error {
         Error::Input(error) => SourcesError::Input { source_name: source.name.clone(), error }.into(),
+        Error::Place(error) => SourcesError::Place { source_name: source.name.clone(), error }.into(),
         other => other,
     })?;
     if source.key_weights {

@@ -184,16 +184,7 @@ fn attend(
     if with_terms {
         terms.give(&mut inputs);
     }
-    let call = ContextInputs {
-        query: inputs.query,
-        context_index: index,
-        bias: inputs.bias,
-        mask: inputs.mask,
-        row_start: inputs.row_start,
-        row_end: inputs.row_end,
-        alibi_slopes: inputs.alibi_slopes,
-        sinks: inputs.sinks,
-    };
+    let call = ContextInputs { context_index: index, terms: inputs.terms(), ..ContextInputs::new(inputs.query) };
     let got = context.attend_blocking(&asked, &call).map_err(text)?;
     let prepared = context.prepared();
     same_bits(&got, &context.attend_blocking(&asked, &call).map_err(text)?)?;

@@ -338,7 +338,7 @@ impl Prepared for Several {
         Box::pin(async move {
             let [query, key, value, other_key, other_value] = &self.data[n];
             let inputs = [SourceInputs::new(key, value), SourceInputs::new(other_key, other_value)];
-            let result = self.prepared.run(query.into(), &inputs, Some(&self.gates[n])).await?;
+            let result = self.prepared.run(query, &inputs, Some((&self.gates[n]).into())).await?;
             Ok(bits(&[&result.output, result.lse.as_deref().unwrap_or_default(), &result.source_lse]))
         })
     }
@@ -398,7 +398,7 @@ impl Prepared for Layer {
     fn call(&self, n: usize) -> Call<'_> {
         Box::pin(async move {
             let lens = if n == 0 { [40, 13] } else { [25, 31] };
-            let options = LayerOptions { kv_lens: Some(&lens), ..LayerOptions::default() };
+            let options = LayerOptions { kv_lens: Some((&lens).into()), ..LayerOptions::default() };
             let output = match &self.kept {
                 Some(kept) => self.layer.forward_prepared(2, &self.states[n], kept, &options).await?,
                 None => self.layer.forward(2, &self.states[n], &self.contexts[n], &options).await?,

@@ -248,17 +248,19 @@ fn check(device: &Device, config: &LayerConfig, element: Element) -> Result<(), 
         let context = numbers(6, batch * kv_len * config.context_width);
         let kv_lens: Vec<u32> = (0..batch).map(|b| if b == 1 { 0 } else { half }).collect();
         let bits: Vec<bool> = (0..batch * kv_len).map(|n| n % 3 != 1).collect();
-        let mask = LayerMask { data: &bits, shape: [batch, 1, 1, kv_len] };
-        let none = LayerOptions::default();
+        let mask = LayerMask { data: (&bits).into(), shape: [batch, 1, 1, kv_len] };
+        let none = LayerOptions::default;
         type Allowed<'a> = &'a dyn Fn(usize, usize, usize, usize) -> bool;
-        let window = |left, right| LayerOptions { window_left: left, window_right: right, ..none };
+        let window = |left, right| LayerOptions { window_left: left, window_right: right, ..none() };
         let at_end = Some(Diagonal::BottomRight);
         let ends = |i: usize| i + kv_len - q_len.min(kv_len);
         let cases: [(&str, LayerOptions<'_>, Allowed<'_>); 7] = [
-            ("no mask", none, &|_, _, _, _| true),
-            ("causal", LayerOptions { causal: Some(Diagonal::TopLeft), ..none }, &|_, _, i, j| j <= i),
-            ("kv_lens", LayerOptions { kv_lens: Some(&kv_lens), ..none }, &|b, _, _, j| j < kv_lens[b] as usize),
-            ("mask", LayerOptions { mask: Some(mask), ..none }, &|b, _, _, j| bits[b * kv_len + j]),
+            ("no mask", none(), &|_, _, _, _| true),
+            ("causal", LayerOptions { causal: Some(Diagonal::TopLeft), ..none() }, &|_, _, i, j| j <= i),
+            ("kv_lens", LayerOptions { kv_lens: Some((&kv_lens).into()), ..none() }, &|b, _, _, j| {
+                j < kv_lens[b] as usize
+            }),
+            ("mask", LayerOptions { mask: Some(mask.clone()), ..none() }, &|b, _, _, j| bits[b * kv_len + j]),
             ("window before", window(Some(1), None), &|_, _, i, j| j + 1 >= i),
             ("window behind", window(None, Some(2)), &|_, _, i, j| j <= i + 2),
             (
@@ -324,7 +326,7 @@ fn annalog(device: &Device) -> Result<(), String> {
     };
     let keep = file.tensor("key_keep").map_err(|error| error.to_string())?;
     let keep: Vec<bool> = keep.data().iter().map(|&byte| byte != 0).collect();
-    let mask = LayerMask { data: &keep, shape: [2, 1, 1, 36] };
+    let mask = LayerMask { data: (&keep).into(), shape: [2, 1, 1, 36] };
     let options = LayerOptions { mask: Some(mask), ..LayerOptions::default() };
     let (states, context, want) = (tensor("x")?, tensor("encoder_output")?, wide(&tensor("proj")?));
     let found =
@@ -346,17 +348,17 @@ fn refusals(device: &Device) -> Result<(), String> {
         CrossAttention::new(config.clone(), weights).map_err(|error| error.to_string())
     };
     let (layer, other) = (on(&new(0.0)?, device)?, on(&new(1.0)?, device)?);
-    let none = LayerOptions::default();
+    let none = LayerOptions::default;
     let (states, context) = (vec![0.0; 16], vec![0.0; 18]);
     let kept = other.prepare_context_blocking(1, &context, Element::F32).map_err(|error| error.to_string())?;
-    let mask = LayerMask { data: &[true; 5], shape: [1, 1, 1, 3] };
+    let mask = LayerMask { data: (&[true; 5]).into(), shape: [1, 1, 1, 3] };
     let found = [
-        layer.forward_blocking(1, &states[1..], &context, &none).err(),
-        layer.forward_blocking(3, &states, &context, &none).err(),
-        layer.forward_blocking(0, &states, &context, &none).err(),
-        layer.forward_blocking(1, &states, &context[1..], &none).err(),
-        layer.forward_blocking(1, &states, &context, &LayerOptions { mask: Some(mask), ..none }).err(),
-        layer.forward_prepared_blocking(1, &states, &kept, &none).err(),
+        layer.forward_blocking(1, &states[1..], &context, &none()).err(),
+        layer.forward_blocking(3, &states, &context, &none()).err(),
+        layer.forward_blocking(0, &states, &context, &none()).err(),
+        layer.forward_blocking(1, &states, &context[1..], &none()).err(),
+        layer.forward_blocking(1, &states, &context, &LayerOptions { mask: Some(mask), ..none() }).err(),
+        layer.forward_prepared_blocking(1, &states, &kept, &none()).err(),
     ];
     let tokens = |name, batch, width, found| LayerError::Tokens { name, batch, width, found };
     let wanted = [
@@ -372,7 +374,7 @@ fn refusals(device: &Device) -> Result<(), String> {
             return Err(format!("{found:?}, not {wanted:?}"));
         }
     }
-    let long = layer.forward_blocking(1, &states, &context, &LayerOptions { kv_lens: Some(&[4]), ..none });
+    let long = layer.forward_blocking(1, &states, &context, &LayerOptions { kv_lens: Some((&[4]).into()), ..none() });
     if !matches!(long, Err(Error::Input(_))) {
         return Err(format!("{long:?}"));
     }

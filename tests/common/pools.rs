@@ -80,8 +80,8 @@ impl Pool {
         }
         let reversed: Vec<_> = passages.iter().rev().copied().collect();
         let groups = [
-            GroupQuery { query: queries[0].1.as_ref(), q_len: queries[0].0, passages },
-            GroupQuery { query: queries[1].1.as_ref(), q_len: queries[1].0, passages: &reversed },
+            GroupQuery { query: queries[0].1.as_ref().into(), q_len: queries[0].0, passages },
+            GroupQuery { query: queries[1].1.as_ref().into(), q_len: queries[1].0, passages: &reversed },
         ];
         let options = PoolAttention { softcap: self.softcap, ..PoolAttention::new(q_heads) };
         let results = self.pool.attend_blocking(&groups, &options).map_err(text)?;
@@ -127,7 +127,7 @@ impl Pool {
         if lens != [rows * spec.v_head_dim, rows, rows * count, rows * count] {
             return Err(format!("lengths {lens:?}"));
         }
-        let query: Vec<f32> = (0..group.query.len()).map(|n| group.query.get(n)).collect();
+        let query = pollster::block_on(group.query.read("query")).map_err(text)?.into_f32();
         for (n, query) in query.chunks_exact(spec.head_dim).enumerate() {
             let kv_head = n / group.q_len / (q_heads / spec.kv_heads);
             let whole = self.row(query, group.passages, kv_head);

@@ -11,7 +11,7 @@ use cross_attention::sources::{Combine, Gate, Source, SourceInputs, Sources, Sou
 use cross_attention::verify::verify;
 use cross_attention::{
     AttentionData, AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Element, Error, Layout,
-    TensorData, TensorSpec,
+    TensorData, TensorSpec, Terms,
 };
 
 use super::plain::{Row, Seen, numbers, row};
@@ -109,14 +109,18 @@ impl Held {
 
     fn inputs(&self) -> SourceInputs<'_> {
         let Source { spec, key_weights, after_weights, row_weights, .. } = &self.source;
+        let terms = Terms {
+            kv_lens: spec.kv_lens.then_some((&self.kv_lens).into()),
+            mask: spec.mask.is_some().then_some((&self.mask).into()),
+            row_start: spec.row_ranges.then_some((&self.row_start).into()),
+            row_end: spec.row_ranges.then_some((&self.row_end).into()),
+            ..Terms::default()
+        };
         SourceInputs {
-            kv_lens: spec.kv_lens.then_some(&self.kv_lens),
-            mask: spec.mask.is_some().then_some(&self.mask),
-            row_start: spec.row_ranges.then_some(&self.row_start),
-            row_end: spec.row_ranges.then_some(&self.row_end),
+            terms,
             key_weights: key_weights.then_some(&self.key_weights),
             after_weights: after_weights.then_some(&self.after_weights),
-            row_weights: row_weights.then_some(&self.row_weights),
+            row_weights: row_weights.then_some((&self.row_weights).into()),
             ..SourceInputs::new(self.key.as_ref(), self.value.as_ref())
         }
     }
@@ -170,7 +174,7 @@ pub(crate) fn check(device: &Device, asked: &Asked) -> Result<(), String> {
     let described = held.iter().map(|held| held.source.clone()).collect();
     let sources = Sources::new(described, asked.combine, asked.gate).map_err(|error| error.to_string())?;
     let prepared = sources.prepare_blocking(device).map_err(|error| error.to_string())?;
-    let run = || prepared.run_blocking((&query).into(), &inputs, gate).map_err(|error| error.to_string());
+    let run = || prepared.run_blocking(&query, &inputs, gate.map(Into::into)).map_err(|error| error.to_string());
     let result = run()?;
     if result != run()? {
         return Err("another call gives other bits".to_owned());
@@ -276,23 +280,27 @@ pub(crate) fn terms(device: &Device) -> Result<(), String> {
                 source
             };
             let inputs = |n: usize| SourceInputs {
-                bias: Some((&biases[n]).into()),
-                alibi_slopes: (n == 0).then_some(&slopes[..]),
-                sinks: (n == 1 && combine == Combine::Sum).then_some(&sinks[..]),
+                terms: Terms {
+                    bias: Some((&biases[n]).into()),
+                    alibi_slopes: (n == 0).then_some((&slopes).into()),
+                    sinks: (n == 1 && combine == Combine::Sum).then_some((&sinks).into()),
+                    ..Terms::default()
+                },
                 ..SourceInputs::new(&keys[n], &values[n])
             };
             let text = |error: Error| error.to_string();
             let sources = Sources::new(vec![source(0), source(1)], combine, Gate::None).map_err(|e| e.to_string())?;
             let prepared = sources.prepare_blocking(device).map_err(text)?;
-            let got = prepared.run_blocking((&query).into(), &[inputs(0), inputs(1)], None).map_err(text)?;
+            let got = prepared.run_blocking(&query, &[inputs(0), inputs(1)], None).map_err(text)?;
             let at = |error: String| format!("{combine:?}, {common}: {error}");
             let alone = [0, 1].map(|n| {
                 let mut spec = source(n).spec;
                 spec.lse = true;
                 let problem = AttentionProblem::new(spec).expect("sound");
-                let SourceInputs { bias, alibi_slopes, sinks, .. } = inputs(n);
                 let mut of = AttentionInputs::new(&query, &keys[n], &values[n]);
-                (of.bias, of.alibi_slopes, of.sinks) = (bias, alibi_slopes, sinks);
+                of.bias = Some((&biases[n]).into());
+                of.alibi_slopes = (n == 0).then_some(&slopes);
+                of.sinks = (n == 1 && combine == Combine::Sum).then_some(&sinks);
                 reference::attention(&problem, &of).expect("the data fits")
             });
             match combine {
@@ -416,10 +424,10 @@ pub(crate) fn refusals(device: &Device) -> Result<(), String> {
     let sources = Sources::new(described, Combine::Sum, Gate::Heads).map_err(|error| error.to_string())?;
     let prepared = sources.prepare_blocking(device).map_err(|error| error.to_string())?;
     let query = numbers(7, BATCH * HEADS[0] * Q_LEN * DIM, 1.0);
-    let run = |inputs: &[SourceInputs<'_>], gate: Option<&[f32]>| match prepared.run_blocking(
-        (&query).into(),
-        inputs,
-        gate,
+    let run = |inputs: &[&SourceInputs<'_>], gate: Option<&[f32]>| match prepared.run_blocking(
+        &query,
+        &inputs.iter().map(|&inputs| inputs.clone()).collect::<Vec<_>>(),
+        gate.map(Into::into),
     ) {
         Err(Error::Sources(error)) => Err(error),
         Ok(_) => Ok(()),
@@ -429,22 +437,22 @@ pub(crate) fn refusals(device: &Device) -> Result<(), String> {
     let weights = held[0].key_weights.clone();
     let first = SourceInputs { key_weights: Some(&weights), ..held[0].inputs() };
     let second = held[1].inputs();
-    wanted(run(&[first], Some(&gate)), "data of 1 sources is given, needs 2")?;
-    wanted(run(&[first, second], None), "gate of the output: 0 numbers are given, needs 4")?;
-    wanted(run(&[first, second], Some(&[0.0, f32::NAN, 0.0, 0.0])), "gate[1] of the output is NaN")?;
-    wanted(run(&[held[0].inputs(), second], Some(&gate)), "key_weights of number 0: 0 numbers are given, needs 154")?;
+    wanted(run(&[&first], Some(&gate)), "data of 1 sources is given, needs 2")?;
+    wanted(run(&[&first, &second], None), "gate of the output: 0 numbers are given, needs 4")?;
+    wanted(run(&[&first, &second], Some(&[0.0, f32::NAN, 0.0, 0.0])), "gate[1] of the output is NaN")?;
+    wanted(run(&[&held[0].inputs(), &second], Some(&gate)), "key_weights of number 0: 0 numbers are given, needs 154")?;
     for bad in [-1.0, f32::NAN, f32::INFINITY] {
         let mut weights = weights.clone();
         weights[3] = bad;
         let first = SourceInputs { key_weights: Some(&weights), ..held[0].inputs() };
         wanted(
-            run(&[first, second], Some(&gate)),
+            run(&[&first, &second], Some(&gate)),
             &format!("key_weights[3] of number 0 is {bad}, needs a finite number"),
         )?;
     }
-    let short = SourceInputs { row_weights: Some(&held[1].row_weights[1..]), ..second };
-    wanted(run(&[first, short], Some(&gate)), "row_weights of number 1: 5 numbers are given, needs 6")?;
-    let typed = SourceInputs { key: first.key, ..second };
-    wanted(run(&[first, typed], Some(&gate)), "source number 1: key holds f32")?;
-    run(&[first, second], Some(&gate)).map_err(|error| error.to_string())
+    let short = SourceInputs { row_weights: Some(held[1].row_weights[1..].into()), ..second.clone() };
+    wanted(run(&[&first, &short], Some(&gate)), "row_weights of number 1: 5 numbers are given, needs 6")?;
+    let typed = SourceInputs { key: first.key.clone(), ..second.clone() };
+    wanted(run(&[&first, &typed], Some(&gate)), "source number 1: key holds f32")?;
+    run(&[&first, &second], Some(&gate)).map_err(|error| error.to_string())
 }

@@ -1,15 +1,15 @@
 //! Numbers from a seed, with a liking for edges.
 
-pub struct Draw {
+pub(crate) struct Draw {
     state: u64,
 }
 
 impl Draw {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { state: seed.wrapping_mul(0xd134_2543_de82_ef95) }
     }
 
-    pub fn bits(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -17,24 +17,24 @@ impl Draw {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.bits() % n.max(1) as u64) as usize
     }
 
-    pub fn one_in(&mut self, n: usize) -> bool {
+    pub(crate) fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 0
     }
 
-    pub fn of<T: Clone>(&mut self, choices: &[T]) -> T {
+    pub(crate) fn of<T: Clone>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())].clone()
     }
 
-    pub fn maybe<T>(&mut self, of: impl FnOnce(&mut Self) -> T) -> Option<T> {
+    pub(crate) fn maybe<T>(&mut self, of: impl FnOnce(&mut Self) -> T) -> Option<T> {
         self.one_in(2).then(|| of(self))
     }
 
     /// A length: mostly small, sometimes where something overflows.
-    pub fn len(&mut self, usual: usize) -> usize {
+    pub(crate) fn len(&mut self, usual: usize) -> usize {
         match self.below(24) {
             0 => 0,
             1 => 1,
@@ -48,7 +48,7 @@ impl Draw {
     }
 
     /// A limit of a device.
-    pub fn limit(&mut self, usual: u64) -> u64 {
+    pub(crate) fn limit(&mut self, usual: u64) -> u64 {
         match self.below(8) {
             0 => 0,
             1 => u64::MAX,
@@ -59,11 +59,11 @@ impl Draw {
         }
     }
 
-    pub fn limit_u32(&mut self, usual: u32) -> u32 {
+    pub(crate) fn limit_u32(&mut self, usual: u32) -> u32 {
         self.limit(u64::from(usual)).min(u64::from(u32::MAX)) as u32
     }
 
-    pub fn float(&mut self) -> f32 {
+    pub(crate) fn float(&mut self) -> f32 {
         match self.below(12) {
             0 => 0.0,
             1 => self.of(&[
@@ -81,12 +81,12 @@ impl Draw {
         }
     }
 
-    pub fn floats(&mut self, len: usize) -> Vec<f32> {
+    pub(crate) fn floats(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.float()).collect()
     }
 
     /// Changes a few bytes: flipped, put in, left out, cut, or a number of eight bytes.
-    pub fn spoil(&mut self, bytes: &mut Vec<u8>) {
+    pub(crate) fn spoil(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..1 + self.below(6) {
             let at = self.below(bytes.len().max(1));
             match self.below(7) {

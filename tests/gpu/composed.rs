@@ -3,10 +3,8 @@
 use cross_attention::context::{ContextInputs, ContextSpec, PreparedContext};
 use cross_attention::gpu::{AdapterRequest, Context, GpuError, choose};
 use cross_attention::pool::{GroupQuery, PassagePool, PoolAttention, PoolSpec, Storage};
-use cross_attention::sources::{
-    Combine, Gate, Source, SourceBuffers, SourceInputs, Sources, SourcesBuffers, SourcesError,
-};
-use cross_attention::{Device, Element, Error, Layout, RowState, TensorSpec};
+use cross_attention::sources::{Combine, Gate, Source, SourceInputs, Sources};
+use cross_attention::{Device, Element, Error, Layout, TensorSpec};
 use libtest_mimic::Trial;
 
 use super::adapters::Adapter;
@@ -34,8 +32,6 @@ const POOL: [(&str, Check); 10] = [
 const CONTEXTS: [(&str, Check); 3] =
     [("all", contexts::all), ("fifty_calls", contexts::fifty_calls), ("refusals", contexts::refusals)];
 
-type Encode = fn(&Context) -> Result<(), String>;
-
 /// Appends, removals and calls in turns that return nowhere soon.
 fn steps() -> Vec<Step> {
     let step = |n: usize| match n * n % 7 {
@@ -57,11 +53,8 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
     let mut trials = group("pool", &POOL);
     trials.extend(group("sources", &[("refusals", several::refusals), ("terms", several::terms)]));
     trials.extend(group("contexts", &CONTEXTS));
-    let on_device: [(&str, Encode); 2] = [("in_a_callers_encoder", in_a_callers_encoder), ("lost_device", lost_device)];
-    for (name, check) in on_device {
-        let context = adapter.context.clone();
-        trials.push(trial(adapter, "sources", name, move || check(&context)));
-    }
+    let context = adapter.context.clone();
+    trials.push(trial(adapter, "sources", "lost_device", move || lost_device(&context)));
     for combine in [Combine::Softmax, Combine::Sum] {
         for gate in [Gate::None, Gate::Scalar, Gate::Heads] {
             let device = Device::Gpu(adapter.context.clone());
@@ -82,95 +75,6 @@ fn of(shape: [usize; 4]) -> TensorSpec {
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
-}
-
-/// Two sources that are slices of one buffer, recorded between copies of the caller's; as from host memory.
-fn in_a_callers_encoder(context: &Context) -> Result<(), String> {
-    // 2 heads of 64: 5 and 3 keys
-    let (query, lens, width) = (numbers(1, 2 * 2 * 3 * 64, 1.0), [5, 3], 64);
-    let held = numbers(2, 2 * 2 * 2 * (5 + 3) * width, 2.0);
-    let gate = [0.7f32, -0.4];
-    let of_len = |len| of([2, 2, len, width]);
-    let described = lens.map(|len| Source::new(format!("{len} keys"), of([2, 2, 3, width]), of_len(len), of_len(len)));
-    // key and value of the first, then of the second
-    let mut starts = vec![0usize];
-    for len in [5, 5, 3, 3] {
-        starts.push(starts[starts.len() - 1] + 2 * 2 * len * width);
-    }
-    let part = |n: usize| &held[starts[n]..starts[n + 1]];
-    let inputs = [SourceInputs::new(part(0), part(1)), SourceInputs::new(part(2), part(3))];
-    for combine in [Combine::Softmax, Combine::Sum] {
-        let sources = Sources::new(described.to_vec(), combine, Gate::Heads).map_err(text)?;
-        let prepared = sources.prepare_blocking(&Device::Gpu(context.clone())).map_err(text)?;
-        let wanted = prepared.run_blocking((&query).into(), &inputs, Some(&gate)).map_err(text)?;
-        let on_gpu = prepared.on_gpu().ok_or("it is on a GPU")?;
-        let upload = |name, data: &[f32]| context.upload_blocking(name, data).map_err(text);
-        let (query, held, gate) = (upload("query", &query)?, upload("held", &held)?, upload("gate", &gate)?);
-        let rows = 2 * 2 * 3;
-        let output = context.allocate_blocking("output", (rows * width * 4) as u64).map_err(text)?;
-        let row_state = context.allocate_blocking("row_state", rows as u64 * 8).map_err(text)?;
-        let source_row_state = context.allocate_blocking("source_row_state", 2 * rows as u64 * 8).map_err(text)?;
-        let slice = |n: usize| held.slice(starts[n] as u64 * 4..starts[n + 1] as u64 * 4);
-        let source = |n: usize| SourceBuffers {
-            key: slice(2 * n),
-            value: slice(2 * n + 1),
-            bias: None,
-            mask: None,
-            kv_lens: None,
-            row_start: None,
-            row_end: None,
-            alibi_slopes: None,
-            sinks: None,
-        };
-        let shared = SourcesBuffers {
-            query: query.slice(..),
-            row_weights: None,
-            gate: Some(&gate),
-            output: &output,
-            row_state: &row_state,
-            source_row_state: &source_row_state,
-        };
-        let new_encoder = || context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        let mut encoder = new_encoder();
-        pollster::block_on(on_gpu.encode(&mut encoder, &[source(0), source(1)], &shared)).map_err(text)?;
-        context.queue().submit([encoder.finish()]);
-        let got: Vec<f32> = context.read_blocking("output", output.slice(..), rows * width).map_err(text)?;
-        if got != wanted.output {
-            return Err(format!("{combine:?}: {got:?}\nwanted {:?}", wanted.output));
-        }
-        if let Some(wanted) = &wanted.lse {
-            let pairs: Vec<f32> = context.read_blocking("row_state", row_state.slice(..), 2 * rows).map_err(text)?;
-            let (row_max, row_sum) = pairs.chunks_exact(2).map(|pair| (pair[0], pair[1])).unzip();
-            let got = RowState { row_max, row_sum }.lse();
-            if got != *wanted {
-                return Err(format!("lse {got:?}, wanted {wanted:?}"));
-            }
-        }
-        let refused =
-            |sources: &[SourceBuffers<'_>], shared: SourcesBuffers<'_>, wanted: Error| match pollster::block_on(
-                on_gpu.encode(&mut new_encoder(), sources, &shared),
-            ) {
-                Err(error) if error == wanted => Ok(()),
-                found => Err(format!("wanted {wanted:?}, found {found:?}")),
-            };
-        let both = [source(0), source(1)];
-        refused(&both[..1], shared, SourcesError::Count { wanted: 2, found: 1 }.into())?;
-        refused(&both, SourcesBuffers { gate: None, ..shared }, GpuError::Missing { name: "gate" }.into())?;
-        let unexpected = SourcesBuffers { row_weights: Some(&gate), ..shared };
-        refused(&both, unexpected, GpuError::Unexpected { name: "row_weights" }.into())?;
-        let small = GpuError::BufferTooSmall { name: "output", needed: (rows * width * 4) as u64, found: 96 };
-        let short = context.allocate_blocking("output", 96).map_err(text)?;
-        refused(&both, SourcesBuffers { output: &short, ..shared }, small.into())?;
-        // what is written may be nothing else of the call
-        for (written, read, twice) in [
-            ("row_state", "source_row_state", SourcesBuffers { row_state: &source_row_state, ..shared }),
-            ("output", "query", SourcesBuffers { query: output.slice(..), ..shared }),
-            ("output", "source_row_state", SourcesBuffers { source_row_state: &output, ..shared }),
-        ] {
-            refused(&both, twice, GpuError::Aliased { written, read }.into())?;
-        }
-    }
-    Ok(())
 }
 
 /// Everything that is built on attention says so when its device is gone, and a pool stays as it was.
@@ -195,7 +99,7 @@ fn lost_device(context: &Context) -> Result<(), String> {
         ("append", pool.append_blocking(&numbers, &numbers, 4).map(drop)),
         ("attend", pool.attend_blocking(&[group], &PoolAttention::new(1)).map(drop)),
         ("context", prompt.attend_blocking(&prompt.attention(of(shape)), &ContextInputs::new(&numbers)).map(drop)),
-        ("sources", sources.run_blocking((&numbers).into(), &[inputs], None).map(drop)),
+        ("sources", sources.run_blocking(&numbers, &[inputs], None).map(drop)),
     ];
     for (call, result) in results {
         match result {

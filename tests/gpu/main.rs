@@ -25,6 +25,7 @@ mod levels;
 mod linear;
 mod merging;
 mod parts;
+mod places;
 mod shared;
 mod trials;
 #[cfg(feature = "tune")]

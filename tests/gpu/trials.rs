@@ -6,7 +6,7 @@ use cross_attention::{AttentionInputs, AttentionOutput, AttentionProblem, Elemen
 use libtest_mimic::{Completion, Failed, Trial};
 
 use super::adapters::Adapter;
-use super::{composed, executors, keys, known_faults, levels, linear, merging, parts, shared, weights};
+use super::{composed, executors, keys, known_faults, levels, linear, merging, parts, places, shared, weights};
 use crate::common::case::Case;
 use crate::common::check::{self, Run};
 use crate::common::{cases, meaning, onnx, random, real};
@@ -89,6 +89,7 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
     trials.extend(shared::trials(adapter));
     trials.extend(linear::trials(adapter));
     trials.extend(executors::trials(adapter));
+    trials.extend(places::trials(adapter));
     trials.extend(levels::trials(adapter));
     #[cfg(feature = "tune")]
     trials.extend(super::tuning::trials(adapter));
