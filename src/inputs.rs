@@ -1,9 +1,7 @@
 //! The host side of one call: borrowed inputs, compared with the problem they are for, and owned outputs.
 
-use crate::engine::Tensor;
 use crate::problem::AttentionProblem;
 use crate::tensor::{Element, Layout, TensorData, TensorRef};
-use crate::terms::Terms;
 
 /// Data of one attention in host memory. What is given must be what the spec says is given.
 ///
@@ -93,20 +91,6 @@ impl<'a> AttentionInputs<'a> {
             }
         }
         Ok(())
-    }
-
-    /// What is given beside query, key and value, as tensors.
-    #[must_use]
-    pub fn terms(&self) -> Terms<Tensor<'a>> {
-        Terms {
-            bias: self.bias.map(Tensor::from),
-            mask: self.mask.map(Tensor::from),
-            kv_lens: self.kv_lens.map(Tensor::from),
-            row_start: self.row_start.map(Tensor::from),
-            row_end: self.row_end.map(Tensor::from),
-            alibi_slopes: self.alibi_slopes.map(Tensor::from),
-            sinks: self.sinks.map(Tensor::from),
-        }
     }
 
     /// Number of keys of batch entry `b`: its key length where given, else `kv_len`.

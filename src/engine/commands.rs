@@ -70,7 +70,11 @@ impl Recording<'_> {
                 let name = device.name();
                 let result = {
                     let read = HostInputs::new(inputs, &name)?;
-                    prepared.run_on_host(&read.get())?
+                    prepared.run_on_host(&read.get())
+                };
+                let Some(result) = result.transpose()? else {
+                    let prepared = prepared.kernel_name().to_owned();
+                    return Err(super::PlaceError::OtherRecording { prepared, recording: name }.into());
                 };
                 let offset = prepared.problem().spec().output.layout.offset;
                 let output = result.output.as_ref();

@@ -101,6 +101,22 @@ fn both<D, S>(name: &'static str, data: Option<D>, spec: Option<S>) -> Result<Op
     }
 }
 
+impl<'a> AttentionInputs<'a> {
+    /// What is given beside query, key and value, as tensors.
+    #[must_use]
+    pub fn terms(&self) -> Terms<Tensor<'a>> {
+        Terms {
+            bias: self.bias.map(Tensor::from),
+            mask: self.mask.map(Tensor::from),
+            kv_lens: self.kv_lens.map(Tensor::from),
+            row_start: self.row_start.map(Tensor::from),
+            row_end: self.row_end.map(Tensor::from),
+            alibi_slopes: self.alibi_slopes.map(Tensor::from),
+            sinks: self.sinks.map(Tensor::from),
+        }
+    }
+}
+
 /// All tensors of an attention for as long as they are read on the host.
 #[derive(Debug)]
 pub(super) struct HostInputs<'r> {

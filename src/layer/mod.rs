@@ -204,8 +204,7 @@ impl LayerOn {
     }
 
     /// The layer's output `[batch, q_len, width]` for `states` `[batch, q_len, width]` and `context`
-    /// `[batch, kv_len, context_width]`. On a GPU everything is one submission, and natively somebody must poll the
-    /// device meanwhile.
+    /// `[batch, kv_len, context_width]`. On a GPU everything is one submission.
     ///
     /// Gives the bits that [`prepare_context`](Self::prepare_context) as f32 and
     /// [`forward_prepared`](Self::forward_prepared) give.

@@ -58,7 +58,7 @@ fn everywhere(context: &Context, make: Make) -> Result<(), String> {
     let device = Device::Gpu(context.clone());
     let of = make(&device).map_err(text)?;
     let on_host = run(&device, &*of, of.tensors())?;
-    let on_device = of.tensors().iter().enumerate().map(|(n, tensor)| moved(context, n, tensor));
+    let on_device = of.tensors().into_iter().enumerate().map(|(n, tensor)| moved(context, n, &tensor));
     let on_device = on_device.collect::<Result<Vec<_>, String>>()?;
     if run(&device, &*of, on_device.clone())? != on_host {
         return Err("other bits from tensors of the device".to_owned());
