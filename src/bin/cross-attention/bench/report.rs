@@ -1,7 +1,7 @@
 //! What `bench` says: a table for people, a line of JSON for programs.
 
 use cross_attention::workload::Workload;
-use cross_attention::{Device, Element, Timing};
+use cross_attention::{Device, Timing};
 use serde_json::{Value, json};
 
 use super::{Common, Row, software};
@@ -89,7 +89,7 @@ pub(super) fn add_row(table: &mut Table, workload: &Workload, common: &Common<'_
             *text += &format!("\n{:.3}", shader.timing.quantile(share));
         }
     }
-    cells.extend([kernel, Element::from(common.args.element).to_string()]);
+    cells.extend([kernel, common.args.element.to_string()]);
     cells.extend(times);
     cells.extend([
         format!("{gflops:.1}"),
@@ -132,7 +132,7 @@ pub(super) fn as_json(workload: &Workload, common: &Common<'_>, result: &Result<
         "driver": device.driver(),
         "backend": device.backend(),
         "software": software(device),
-        "element": Element::from(common.args.element).name(),
+        "element": common.args.element.name(),
         "batch": batch,
         "q_heads": q_heads,
         "kv_heads": kv_heads,
