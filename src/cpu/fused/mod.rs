@@ -4,6 +4,7 @@
 //! problem is cut up is in [`plan`] and depends on its shape and the vector unit alone, so the bits do not depend on the
 //! threads.
 
+mod handful;
 mod plan;
 mod rows;
 mod scratch;
@@ -256,8 +257,13 @@ impl CpuAttention {
         let (plan, chunks) = (&self.plan, self.plan.map.chunks());
         if plan.splits == 1 {
             self.for_each(chunks, |chunk, scratch| {
+                let (mut output, ends) = (output.claim(chunk), ends.map(|ends| ends.claim(chunk)));
+                if plan.strategy() == CpuStrategy::HandfulOfKeys {
+                    job.handful(chunk, scratch, &mut output, ends);
+                    return;
+                }
                 job.attend(chunk, 0, scratch);
-                job.finish(chunk, scratch, &mut output.claim(chunk), ends.map(|ends| ends.claim(chunk)));
+                job.finish(chunk, scratch, &mut output, ends);
             });
             return;
         }

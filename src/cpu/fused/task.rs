@@ -9,6 +9,9 @@ use super::plan::{CpuPlan, CpuStrategy};
 use super::rows::{self, Seen};
 use super::scratch::{Buffer, Scratch, borrowed};
 
+/// No rows.
+pub(super) const NONE: Strided<'static> = Strided { data: &[], stride: 0 };
+
 /// What is computed, by which plan, from what.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
@@ -73,6 +76,23 @@ impl Job<'_> {
         rows::turn_query(plan.level(), problem, inputs.query, places, tile.rows, tile.width, out, lines);
     }
 
+    /// The queries of a tile as [`dots`](Self::dots) takes them: rows if they are few or keys are, else `[column][row]`.
+    /// Other rows than those of a handful of keys must be in place.
+    pub(super) fn query<'b>(&'b self, chunk: usize, tile: Tile, buffer: &'b mut [f32]) -> Strided<'b> {
+        let (plan, dim) = (self.plan, self.problem.head_dim());
+        match plan.strategy() {
+            CpuStrategy::FewQueries => Strided { data: buffer, stride: dim },
+            CpuStrategy::HandfulOfKeys => {
+                let of = plan.map.chunk(chunk);
+                let places = |r| plan.map.place_in(of, tile.first_row + r);
+                rows::query_rows(self.problem, self.inputs.query, places, tile.rows, buffer)
+            }
+            CpuStrategy::ManyQueries | CpuStrategy::FewKeys => {
+                Strided { data: &buffer[tile.number * plan.tile_rows * dim..], stride: 0 }
+            }
+        }
+    }
+
     /// Asks for the queries of the next tile while this one is computed: rows are read once, so no cache holds them yet.
     fn ask_for_next(&self, chunk: usize, tile: Tile, parts: [usize; 2]) {
         let Self { plan, problem, inputs } = *self;
@@ -108,7 +128,7 @@ impl Job<'_> {
         chunk: usize,
         tile: Tile,
         keys: &std::ops::Range<usize>,
-        query: &[f32],
+        query: Strided<'_>,
         key: Strided<'_>,
         value: Strided<'_>,
         scratch: &mut Scoring<'_>,
@@ -170,23 +190,28 @@ impl Job<'_> {
         Some(full && seen == Seen::Everything)
     }
 
-    /// `scale * dot(query, key)` for the rows of a tile; the rows of `value` are needed next.
+    /// `scale * dot(query, key)` for the rows of a tile, given by [`query`](Self::query); the rows of `value` are needed
+    /// next.
     pub(super) fn dots(
         &self,
         tile: Tile,
-        query: &[f32],
+        query: Strided<'_>,
         key: Strided<'_>,
         n: usize,
         value: Strided<'_>,
         scratch: &mut Scoring<'_>,
     ) {
         let (level, dim, scale) = (self.plan.level(), self.problem.head_dim(), scratch.scale);
-        if self.few() {
-            let query = Strided { data: query, stride: dim };
-            simd::dots(level, query, tile.rows, key, n, dim, scale, scratch.scores, tile.width, value);
-        } else {
-            let query = &query[tile.number * self.plan.tile_rows * dim..];
-            simd::scores(level, tile.vectors, query, key, n, dim, scale, scratch.scores, value);
+        match self.plan.strategy() {
+            CpuStrategy::FewQueries => {
+                simd::dots(level, query, tile.rows, key, n, dim, scale, scratch.scores, tile.width, value);
+            }
+            CpuStrategy::HandfulOfKeys => {
+                simd::products(level, key, n, query, tile.rows, dim, scale, scratch.scores, tile.width, NONE);
+            }
+            CpuStrategy::ManyQueries | CpuStrategy::FewKeys => {
+                simd::scores(level, tile.vectors, query.data, key, n, dim, scale, scratch.scores, value);
+            }
         }
     }
 
@@ -234,12 +259,12 @@ impl Job<'_> {
                     loaded |= 1 << tile.number;
                 }
                 // what comes next is asked for by the first tile, on behalf of all
-                let first = |of| if tile.number == 0 { of } else { Strided { data: &[], stride: 0 } };
+                let first = |of| if tile.number == 0 { of } else { NONE };
                 let skip = keys.start - block.start;
                 let original = value.from(skip);
                 let key = key.from(skip);
-                let Some(full) = self.score(chunk, tile, &keys, &scratch.query, key, first(original), &mut scoring)
-                else {
+                let query = self.query(chunk, tile, &mut scratch.query);
+                let Some(full) = self.score(chunk, tile, &keys, query, key, first(original), &mut scoring) else {
                     continue;
                 };
                 let at = tile.number * plan.tile_rows;
@@ -318,7 +343,7 @@ impl Job<'_> {
     }
 
     /// Whether boolean mask and bias let a row see a key.
-    fn allows(&self, [b, h, i]: [usize; 3], j: usize) -> bool {
+    pub(super) fn allows(&self, [b, h, i]: [usize; 3], j: usize) -> bool {
         let (inputs, spec) = (self.inputs, self.problem.spec());
         let at = [b, h, i, j];
         inputs.mask.zip(spec.mask.as_ref()).is_none_or(|(mask, layout)| mask[layout.index(at)])
@@ -353,7 +378,7 @@ pub(super) fn union(keys: &[[usize; 2]]) -> [usize; 2] {
 }
 
 /// The block with zeros in the places of what is not finite: 0 * NaN would carry it to rows that must not see it.
-fn clean<'a>(value: Strided<'_>, n: usize, dim: usize, buffer: &'a mut [f32]) -> Strided<'a> {
+pub(super) fn clean<'a>(value: Strided<'_>, n: usize, dim: usize, buffer: &'a mut [f32]) -> Strided<'a> {
     for (j, row) in buffer.chunks_exact_mut(dim).take(n).enumerate() {
         for (x, &v) in row.iter_mut().zip(&value.data[j * value.stride..]) {
             *x = if v.is_finite() { v } else { 0.0 };
@@ -364,7 +389,7 @@ fn clean<'a>(value: Strided<'_>, n: usize, dim: usize, buffer: &'a mut [f32]) ->
 
 /// Adds what [`clean`] left out to the rows that see it. Slow, and rare.
 #[expect(clippy::too_many_arguments, reason = "sizes and strides")]
-fn add_rest(
+pub(super) fn add_rest(
     value: Strided<'_>,
     n: usize,
     dim: usize,

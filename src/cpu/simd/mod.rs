@@ -11,6 +11,7 @@
 #![allow(clippy::needless_range_loop, reason = "what is indexed are registers, by a number that the compiler knows")]
 #![allow(clippy::inline_always, reason = "instructions are switched on in the caller")]
 
+mod direct;
 mod exp;
 mod few;
 mod masks;
@@ -26,6 +27,7 @@ mod turn;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(super) use direct::{products, weigh_rows};
 pub(super) use exp::Exponents;
 pub(super) use few::{dots, rescale_rows, weigh};
 pub(super) use masks::{all_finite, ask_for, count, forbid, permit, row_bits};
