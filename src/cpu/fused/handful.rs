@@ -31,6 +31,8 @@ impl Job<'_> {
         let value = block(inputs.value, &spec.value, &mut scratch.value_block);
         let mut finite = None;
         for tile in self.tiles(chunk) {
+            // no cache holds where the rows go
+            output.ask_for(level, tile.first_row, tile.rows);
             let [first, last] = union(&scratch.keys[tile.first_row..][..tile.rows]);
             let (keys, n) = (first..last, last - first);
             let (key, value_of) = (key.from(first.saturating_sub(start)), value.from(first.saturating_sub(start)));

@@ -25,7 +25,7 @@ use crate::problem::{AttentionProblem, ScoreStage};
 use crate::tensor::{Element, Layout, TensorData};
 
 use super::simd::SimdLevel;
-use super::simd::shared::{Consecutive, Shared, TensorRows};
+use super::simd::shared::{Consecutive, Shared, TensorRows, written};
 use super::simd::{self};
 use scratch::{Buffer, Scratch};
 use stages::RowEnd;
@@ -71,6 +71,20 @@ pub struct CpuOutputs<'a> {
     pub row_state: Option<&'a mut RowState>,
     /// `[batch, q_heads, q_len, kv_len]`; needed if the spec asks for it.
     pub scores: Option<&'a mut [f32]>,
+}
+
+/// [`CpuOutputs`] within.
+struct Results<'a> {
+    output: Target<'a>,
+    lse: Option<&'a mut [f32]>,
+    row_state: Option<&'a mut RowState>,
+    scores: Option<&'a mut [f32]>,
+}
+
+enum Target<'a> {
+    Given(TensorMut<'a>),
+    /// To be replaced by a tensor of the same element.
+    New(&'a mut TensorData),
 }
 
 impl<'a> From<&'a mut AttentionOutput> for CpuOutputs<'a> {
@@ -139,13 +153,27 @@ impl CpuAttention {
         super::check_memory(&self.problem, size_of::<f32>())?;
         let spec = self.problem.spec();
         let rows = self.problem.rows();
+        let written = !self.problem.is_empty() && self.rows.is_some_and(|rows| rows.is_whole());
+        let len = if written { 0 } else { spec.output.layout.extent().unwrap_or(0) };
         let mut result = AttentionOutput {
-            output: TensorData::zeros(spec.output.element, spec.output.layout.extent().unwrap_or(0)),
+            output: TensorData::zeros(spec.output.element, len),
             lse: spec.lse.then(|| vec![0.0; rows]),
             row_state: spec.row_state.then(|| RowState { row_max: vec![0.0; rows], row_sum: vec![0.0; rows] }),
             scores: spec.scores.map(|_| vec![0.0; rows * self.problem.kv_len()]),
         };
-        self.run_into(inputs, (&mut result).into())?;
+        if !written {
+            self.run_into(inputs, (&mut result).into())?;
+            return Ok(result);
+        }
+        inputs.check(&self.problem)?;
+        let AttentionOutput { output, lse, row_state, scores } = &mut result;
+        let results = Results {
+            output: Target::New(output),
+            lse: lse.as_deref_mut(),
+            row_state: row_state.as_mut(),
+            scores: scores.as_deref_mut(),
+        };
+        self.with_shared(|shared| self.compute(inputs, results, shared))?;
         Ok(result)
     }
 
@@ -159,6 +187,13 @@ impl CpuAttention {
         if self.problem.is_empty() {
             return Ok(());
         }
+        let CpuOutputs { output, lse, row_state, scores } = outputs;
+        let results = Results { output: Target::Given(output), lse, row_state, scores };
+        self.with_shared(|shared| self.compute(inputs, results, shared))
+    }
+
+    /// Calls with the state that is held, or with one of its own.
+    fn with_shared(&self, call: impl FnOnce(&mut SharedState)) -> Result<(), InputError> {
         let mut fresh = None;
         let mut held;
         // a call that overlaps another gets a state of its own; waiting here could block a thread of the pool
@@ -177,7 +212,7 @@ impl CpuAttention {
             Some(shared) => shared,
             none => none.insert(SharedState::new(&self.problem, &self.plan, self.rows.is_some())?),
         };
-        self.compute(inputs, outputs, shared);
+        call(shared);
         Ok(())
     }
 
@@ -208,25 +243,36 @@ impl CpuAttention {
         exactly("scores", spec.scores.is_some(), scores, rows.saturating_mul(self.problem.kv_len()))
     }
 
-    fn compute(&self, inputs: &AttentionInputs<'_>, outputs: CpuOutputs<'_>, shared: &mut SharedState) {
+    fn compute(&self, inputs: &AttentionInputs<'_>, results: Results<'_>, shared: &mut SharedState) {
         let Self { problem, plan, .. } = self;
         let job = Job { plan, problem, inputs };
-        let CpuOutputs { mut output, lse, row_state, scores } = outputs;
+        let Results { output, lse, row_state, scores } = results;
         let SharedState { partial, gathered, ends, flags: [of_output, of_ends, of_partial, of_scores] } = shared;
         {
             let wanted = !ends.is_empty();
             let ends = Shared::new(ends, TensorRows::new_dense(plan.map, 1), of_ends);
             let ends = wanted.then_some(&ends);
-            match (self.rows, &mut output) {
-                (Some(rows), TensorMut::F32(data)) => {
-                    self.attend(job, Shared::new(data, rows, of_output), ends, partial, of_partial);
+            match (self.rows, output) {
+                (Some(rows), Target::Given(TensorMut::F32(data))) => {
+                    self.attend(job, &Shared::new(data, rows, of_output), ends, partial, of_partial);
                 }
-                (Some(rows), TensorMut::F16(data)) => {
-                    self.attend(job, Shared::new(data, rows, of_output), ends, partial, of_partial);
+                (Some(rows), Target::Given(TensorMut::F16(data))) => {
+                    self.attend(job, &Shared::new(data, rows, of_output), ends, partial, of_partial);
+                }
+                (Some(rows), Target::New(TensorData::F32(data))) => {
+                    *data = written(rows, of_output, |output| self.attend(job, output, ends, partial, of_partial));
+                }
+                (Some(rows), Target::New(TensorData::F16(data))) => {
+                    *data = written(rows, of_output, |output| self.attend(job, output, ends, partial, of_partial));
                 }
                 (None, output) => {
                     let dense = TensorRows::new_dense(plan.map, problem.v_head_dim());
-                    self.attend(job, Shared::new(gathered, dense, of_output), ends, partial, of_partial);
+                    self.attend(job, &Shared::new(gathered, dense, of_output), ends, partial, of_partial);
+                    let output = match output {
+                        Target::Given(output) => output,
+                        Target::New(TensorData::F32(data)) => TensorMut::F32(data),
+                        Target::New(TensorData::F16(data)) => TensorMut::F16(data),
+                    };
                     scatter(&problem.spec().output.layout, gathered, output);
                 }
             }
@@ -249,7 +295,7 @@ impl CpuAttention {
     fn attend<T: Store>(
         &self,
         job: Job<'_>,
-        output: Shared<'_, T, TensorRows>,
+        output: &Shared<'_, T, TensorRows>,
         ends: Option<&Shared<'_, RowEnd, TensorRows>>,
         partial: &mut Buffer,
         flags: &mut [AtomicBool],
@@ -257,13 +303,13 @@ impl CpuAttention {
         let (plan, chunks) = (&self.plan, self.plan.map.chunks());
         if plan.splits == 1 {
             self.for_each(chunks, |chunk, scratch| {
-                let (mut output, ends) = (output.claim(chunk), ends.map(|ends| ends.claim(chunk)));
+                let ends = ends.map(|ends| ends.claim(chunk));
                 if plan.strategy() == CpuStrategy::HandfulOfKeys {
-                    job.handful(chunk, scratch, &mut output, ends);
+                    job.handful(chunk, scratch, &mut output.claim(chunk), ends);
                     return;
                 }
                 job.attend(chunk, 0, scratch);
-                job.finish(chunk, scratch, &mut output, ends);
+                job.finish(chunk, scratch, &mut output.claim(chunk), ends);
             });
             return;
         }
@@ -402,7 +448,7 @@ impl SharedState {
 }
 
 /// An element that rows of f32 are stored as.
-pub(super) trait Store: Copy + Send + bytemuck::NoUninit {
+pub(super) trait Store: Copy + Send + bytemuck::Zeroable {
     fn store(row: &[f32], to: &mut [Self]);
     /// The elements, if they are f32.
     fn as_f32(of: &mut [Self]) -> Option<&mut [f32]>;
@@ -430,13 +476,13 @@ impl Store for f16 {
 }
 
 /// Puts rows without gaps where a layout says.
-fn scatter(layout: &Layout, dense: &[f32], to: &mut TensorMut<'_>) {
+fn scatter(layout: &Layout, dense: &[f32], mut to: TensorMut<'_>) {
     let [_, heads, len, dim] = layout.shape;
     for (row, values) in dense.chunks_exact(dim).enumerate() {
         let start = layout.index([row / (heads * len), row / len % heads, row % len, 0]);
         for (d, &value) in values.iter().enumerate() {
             let at = start + d * layout.strides[3];
-            match to {
+            match &mut to {
                 TensorMut::F32(data) => data[at] = value,
                 TensorMut::F16(data) => data[at] = f16::from_f32(value),
             }

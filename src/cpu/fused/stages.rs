@@ -35,12 +35,7 @@ impl Job<'_> {
                 let ahead = tile.first_row + first + 2 * lanes;
                 let end = (ahead + lanes).min(plan.map.rows(chunk));
                 if ahead < end {
-                    match output.run(ahead, end - ahead) {
-                        Some(rows) => simd::ask_for(plan.level(), bytemuck::cast_slice(rows)),
-                        None => {
-                            (ahead..end).for_each(|r| simd::ask_for(plan.level(), bytemuck::cast_slice(output.row(r))));
-                        }
-                    }
+                    output.ask_for(plan.level(), ahead, end - ahead);
                 }
                 let sums = &scratch.row_sum[at + first..][..n];
                 let rescale = &scratch.rescale;

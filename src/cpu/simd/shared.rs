@@ -2,10 +2,12 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::problem::AttentionProblem;
 use crate::tensor::Layout;
+
+use super::{SimdLevel, masks::ask_for_at};
 
 /// Says which elements belong to a unit: a run of `len(unit)` rows, each a range of elements.
 ///
@@ -16,6 +18,9 @@ pub(in crate::cpu) unsafe trait Units: Sync {
     type Origin: Copy;
 
     fn origin(&self, unit: usize) -> Self::Origin;
+
+    /// Rows of a unit.
+    fn rows(&self, origin: Self::Origin) -> usize;
 
     /// The elements of a row of a unit.
     fn range(&self, origin: Self::Origin, row: usize) -> Range<usize>;
@@ -40,6 +45,10 @@ unsafe impl Units for Consecutive {
         unit
     }
 
+    fn rows(&self, _unit: usize) -> usize {
+        1
+    }
+
     fn range(&self, unit: usize, _row: usize) -> Range<usize> {
         unit * self.unit_len..(unit + 1) * self.unit_len
     }
@@ -51,6 +60,8 @@ pub(in crate::cpu) struct Shared<'a, T, U> {
     len: usize,
     units: U,
     claimed: &'a [AtomicBool],
+    /// `None` if all elements are values from the start; else counts the units all of whose rows have become zeros.
+    ready: Option<&'a AtomicUsize>,
     buffer: PhantomData<&'a mut [T]>,
 }
 
@@ -61,7 +72,7 @@ impl<'a, T, U: Units> Shared<'a, T, U> {
     /// Takes the buffer; there are as many units as flags, which are cleared.
     pub(in crate::cpu) fn new(buffer: &'a mut [T], units: U, claimed: &'a mut [AtomicBool]) -> Self {
         claimed.iter_mut().for_each(|flag| *flag.get_mut() = false);
-        Self { start: buffer.as_mut_ptr(), len: buffer.len(), units, claimed, buffer: PhantomData }
+        Self { start: buffer.as_mut_ptr(), len: buffer.len(), units, claimed, ready: None, buffer: PhantomData }
     }
 
     /// The unit, for the first who asks.
@@ -70,21 +81,51 @@ impl<'a, T, U: Units> Shared<'a, T, U> {
     /// If the unit was claimed before.
     pub(in crate::cpu) fn claim(&self, unit: usize) -> Unit<'_, 'a, T, U> {
         assert!(!self.claimed[unit].swap(true, Ordering::AcqRel), "a unit has one writer");
-        Unit { shared: self, origin: self.units.origin(unit) }
+        Unit { shared: self, origin: self.units.origin(unit), ready: 0 }
     }
+}
+
+/// A vector of what `write` puts into all rows of a tensor without gaps, zeros where it puts nothing. Memory is touched right
+/// before a row is written, by who writes it: a vector of zeros would be written once more, by one thread, before that.
+pub(in crate::cpu) fn written<T: bytemuck::Zeroable>(
+    rows: TensorRows,
+    claimed: &mut [AtomicBool],
+    write: impl FnOnce(&Shared<'_, T, TensorRows>),
+) -> Vec<T> {
+    let len = rows.layout.extent().unwrap_or(0);
+    assert!(rows.is_whole() && claimed.len() == rows.map.chunks());
+    let mut data = Vec::with_capacity(len);
+    claimed.iter_mut().for_each(|flag| *flag.get_mut() = false);
+    let claimed: &[AtomicBool] = claimed;
+    let ready = AtomicUsize::new(0);
+    let start = data.as_mut_ptr();
+    let shared = Shared { start, len, units: rows, claimed, ready: Some(&ready), buffer: PhantomData };
+    write(&shared);
+    for (unit, flag) in claimed.iter().enumerate() {
+        if !flag.load(Ordering::Acquire) {
+            shared.claim(unit);
+        }
+    }
+    assert_eq!(ready.load(Ordering::Acquire), claimed.len(), "every unit was given back");
+    // SAFETY: there is room for so many; each is in a row of some unit, as there are no gaps, and every row was set to zero
+    // before its unit was counted; zero is a value of the type
+    unsafe { data.set_len(len) };
+    data
 }
 
 /// A unit that was claimed.
 pub(in crate::cpu) struct Unit<'s, 'a, T, U: Units> {
     shared: &'s Shared<'a, T, U>,
     origin: U::Origin,
+    /// Rows that are values, where they are not from the start.
+    ready: usize,
 }
 
 impl<T, U: Units> Unit<'_, '_, T, U> {
     /// A row of the unit.
     pub(in crate::cpu) fn row(&mut self, row: usize) -> &mut [T] {
-        let range = self.shared.units.range(self.origin, row);
-        assert!(range.start <= range.end && range.end <= self.shared.len);
+        self.prepare(row + 1);
+        let range = self.range(row);
         // SAFETY: within the buffer; rows of other units do not overlap it, and this unit is borrowed mutably
         unsafe { std::slice::from_raw_parts_mut(self.shared.start.add(range.start), range.len()) }
     }
@@ -93,8 +134,49 @@ impl<T, U: Units> Unit<'_, '_, T, U> {
     pub(in crate::cpu) fn run(&mut self, first: usize, n: usize) -> Option<&mut [T]> {
         let range = self.shared.units.run(self.origin, first, n)?;
         assert!(range.start <= range.end && range.end <= self.shared.len);
+        self.prepare(first + n);
         // SAFETY: as above, for all rows of the run
         Some(unsafe { std::slice::from_raw_parts_mut(self.shared.start.add(range.start), range.len()) })
+    }
+
+    /// Asks for rows `first..first + n`, at least one, which will be written.
+    pub(in crate::cpu) fn ask_for(&self, level: SimdLevel, first: usize, n: usize) {
+        let ask = |range: Range<usize>| {
+            ask_for_at(level, self.shared.start.wrapping_add(range.start).cast_const().cast(), size_of::<T>() * range.len());
+        };
+        match self.shared.units.run(self.origin, first, n) {
+            Some(range) => ask(range),
+            None => (first..first + n).for_each(|row| ask(self.shared.units.range(self.origin, row))),
+        }
+    }
+
+    fn range(&self, row: usize) -> Range<usize> {
+        let range = self.shared.units.range(self.origin, row);
+        assert!(range.start <= range.end && range.end <= self.shared.len);
+        range
+    }
+
+    /// Makes values of all rows before `end`.
+    fn prepare(&mut self, end: usize) {
+        if self.shared.ready.is_none() || end <= self.ready {
+            return;
+        }
+        let end = end.min(self.shared.units.rows(self.origin));
+        for row in self.ready..end {
+            let range = self.range(row);
+            // SAFETY: within the buffer; rows of other units do not overlap it, and this unit is borrowed mutably
+            unsafe { self.shared.start.add(range.start).write_bytes(0, range.len()) };
+        }
+        self.ready = end;
+    }
+}
+
+impl<T, U: Units> Drop for Unit<'_, '_, T, U> {
+    fn drop(&mut self) {
+        if let Some(ready) = self.shared.ready {
+            self.prepare(self.shared.units.rows(self.origin));
+            ready.fetch_add(1, Ordering::AcqRel);
+        }
     }
 }
 
@@ -216,6 +298,13 @@ impl TensorRows {
         (fits && layout.is_injective()).then_some(Self { map, layout: *layout })
     }
 
+    /// Whether every element from the first to the last is in a row.
+    pub(in crate::cpu) fn is_whole(&self) -> bool {
+        // no two elements are in one place, so as many as there are places take them all
+        let elements = self.layout.shape.iter().try_fold(1usize, |n, &axis| n.checked_mul(axis));
+        elements.is_some() && elements == self.layout.extent()
+    }
+
     /// Rows of a tensor without gaps, `[batch, q_heads, q_len, width]`.
     pub(in crate::cpu) fn new_dense(map: RowMap, width: usize) -> Self {
         let layout = Layout::bhld([map.batch, map.q_heads, map.q_len, width]);
@@ -229,6 +318,10 @@ unsafe impl Units for TensorRows {
 
     fn origin(&self, chunk: usize) -> Chunk {
         self.map.chunk(chunk)
+    }
+
+    fn rows(&self, chunk: Chunk) -> usize {
+        chunk.rows
     }
 
     fn range(&self, chunk: Chunk, row: usize) -> Range<usize> {
