@@ -92,7 +92,8 @@ impl Job<'_> {
                     let place = plan.map.place(chunk, tile.first_row + r);
                     (start..end).contains(&(first + j)) && self.allows(place, first + j)
                 };
-                add_rest(value_of, n, v_dim, weights, tile, seen, acc, [v_dim, 1]);
+                let weights = (weights, [tile.width, 1]);
+                add_rest(value_of, n, v_dim, weights, tile.rows, seen, acc, [v_dim, 1]);
                 for ((line, &factor), &sum) in acc.chunks_exact_mut(v_dim).zip(&*factors).zip(sums) {
                     line.iter_mut().for_each(|x| *x = if sum == 0.0 { 0.0 } else { *x * factor });
                 }

@@ -64,7 +64,7 @@ impl CpuPlan {
         // keys and values of a block are 128 KiB at most, and stay in the second cache
         let mut block_kv = (BLOCK_KV * 128 / width.max(128)).next_multiple_of(16).max(16);
         // below this, most lanes would be empty
-        let few_queries = group_rows <= 3 * level.lanes() / 8;
+        let few_queries = group_rows <= level.lanes() / 2;
         let strategy = if few_queries {
             CpuStrategy::FewQueries
         } else if kv_len <= HANDFUL {

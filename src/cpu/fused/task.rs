@@ -190,6 +190,49 @@ impl Job<'_> {
         Some(full && seen == Seen::Everything)
     }
 
+    /// Whether scores of few queries may stand as `[row][key]`: nothing that differs from row to row goes into them.
+    fn in_lines(&self, tile: Tile) -> bool {
+        let spec = self.problem.spec();
+        let alike = spec.mask.is_none() && spec.bias.is_none();
+        self.few() && !spec.alibi_slopes && (alike || tile.rows == 1)
+    }
+
+    /// [`score`](Self::score) for few queries [in lines](Self::in_lines) of one block, all of which see all of `keys`.
+    #[expect(clippy::too_many_arguments, reason = "what is scored, and by what")]
+    fn score_lines(
+        &self,
+        chunk: usize,
+        tile: Tile,
+        keys: &std::ops::Range<usize>,
+        query: Strided<'_>,
+        key: Strided<'_>,
+        value: Strided<'_>,
+        scratch: &mut Scoring<'_>,
+    ) -> Option<bool> {
+        let Self { plan, problem, inputs } = *self;
+        let (level, n, lanes) = (plan.level(), keys.len(), plan.level().lanes());
+        let places = |r| plan.map.place(chunk, tile.first_row + r);
+        let Scoring { scale, scores, extra, bits, lines, .. } = scratch;
+        let (rows, width) = (tile.rows, tile.width);
+        let seen =
+            rows::fill_extra(level, problem, inputs, places, rows, keys.clone(), width, extra, bits, lines);
+        if seen == Seen::Nothing {
+            return None;
+        }
+        simd::products(level, query, rows, key, n, problem.head_dim(), *scale, scores, plan.block_kv, value);
+        let softcap = problem.spec().softcap.unwrap_or(0.0);
+        let padded = n.next_multiple_of(lanes);
+        extra.iter_mut().take(padded).skip(n).for_each(|x| *x = 0.0);
+        let extra: &[f32] = if seen == Seen::Alike { extra } else { &[] };
+        for line in scores.chunks_exact_mut(plan.block_kv).take(rows) {
+            if softcap > 0.0 || !extra.is_empty() {
+                simd::add_terms(level, padded / lanes, 1, line, softcap, extra, false, &[], &[], &[]);
+            }
+            line[n..padded].fill(f32::NEG_INFINITY);
+        }
+        Some(seen == Seen::Everything)
+    }
+
     /// `scale * dot(query, key)` for the rows of a tile, given by [`query`](Self::query); the rows of `value` are needed
     /// next.
     pub(super) fn dots(
@@ -264,7 +307,14 @@ impl Job<'_> {
                 let original = value.from(skip);
                 let key = key.from(skip);
                 let query = self.query(chunk, tile, &mut scratch.query);
-                let Some(full) = self.score(chunk, tile, &keys, query, key, first(original), &mut scoring) else {
+                let row_keys = &scoring.keys[tile.first_row..][..tile.rows];
+                let lines = self.in_lines(tile) && row_keys.iter().all(|seen| *seen == row_keys[0]);
+                let full = if lines {
+                    self.score_lines(chunk, tile, &keys, query, key, first(original), &mut scoring)
+                } else {
+                    self.score(chunk, tile, &keys, query, key, first(original), &mut scoring)
+                };
+                let Some(full) = full else {
                     continue;
                 };
                 let at = tile.number * plan.tile_rows;
@@ -279,7 +329,13 @@ impl Job<'_> {
                 }
                 let n = keys.len();
                 let next = first(key.from(n));
-                let grew = simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state, plan.exponents);
+                let grew = if lines {
+                    simd::soften_lines(level, tile.rows, n, scoring.scores, plan.block_kv, state, plan.exponents)
+                } else {
+                    simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state, plan.exponents)
+                };
+                // of weights, from key to key and from row to row
+                let steps = if lines { [1, plan.block_kv] } else { [tile.width, 1] };
                 if fetch {
                     self.ask_for_next(chunk, tile, [1, 2]);
                 }
@@ -294,7 +350,7 @@ impl Job<'_> {
                         simd::rescale_rows(&mut scratch.acc, padded, &scratch.rescale[..tile.rows]);
                     }
                     let acc = &mut scratch.acc;
-                    simd::weigh(level, weights, tile.width, tile.rows, weighed, n, v_dim, acc, padded);
+                    simd::weigh(level, weights, steps, tile.rows, weighed, n, v_dim, acc, padded);
                 } else {
                     let acc = &mut scratch.acc[at * v_dim..];
                     if grew && !fresh {
@@ -310,7 +366,7 @@ impl Job<'_> {
                         let place = plan.map.place(chunk, tile.first_row + r);
                         (start..end).contains(&(keys.start + j)) && self.allows(place, keys.start + j)
                     };
-                    add_rest(original, n, v_dim, weights, tile, seen, acc, strides);
+                    add_rest(original, n, v_dim, (weights, steps), tile.rows, seen, acc, strides);
                 }
             }
         }
@@ -393,16 +449,16 @@ pub(super) fn add_rest(
     value: Strided<'_>,
     n: usize,
     dim: usize,
-    weights: &[f32],
-    tile: Tile,
+    (weights, [of_key, of_row]): (&[f32], [usize; 2]),
+    rows: usize,
     seen: impl Fn(usize, usize) -> bool,
     acc: &mut [f32],
     [row_stride, column_stride]: [usize; 2],
 ) {
     for j in 0..n {
         for (d, &v) in value.data[j * value.stride..][..dim].iter().enumerate().filter(|(_, v)| !v.is_finite()) {
-            for r in (0..tile.rows).filter(|&r| seen(r, j)) {
-                acc[r * row_stride + d * column_stride] += weights[j * tile.width + r] * v;
+            for r in (0..rows).filter(|&r| seen(r, j)) {
+                acc[r * row_stride + d * column_stride] += weights[j * of_key + r * of_row] * v;
             }
         }
     }
