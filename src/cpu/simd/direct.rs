@@ -35,17 +35,24 @@ fn products_on<S: Simd>(
     let (x, y, o) = (a.data.as_ptr(), b.data.as_ptr(), out.as_mut_ptr());
     // strides may be anything where there is one row, and any address will do
     let next = ahead.data.as_ptr();
+    let (stride, dense) = (b.stride, b.stride == dim && ahead.stride == dim);
+    // rows of a line or less that follow each other are seen coming by any processor
+    let ask = !ahead.data.is_empty() && (dim > 16 || !dense);
     // SAFETY: the lengths were compared above; tiles stay within rows, n and dim
     unsafe {
         let mut j = 0;
         macro_rules! by {
             ($columns:literal: $($rows:literal)*) => {
                 while n - j >= $columns {
-                    if !ahead.data.is_empty() {
-                        for k in 0..$columns {
-                            let b = y.wrapping_add((j + 2 * $columns + k).wrapping_mul(b.stride));
-                            let next = next.wrapping_add((j + k).wrapping_mul(ahead.stride));
-                            for d in (0..dim).step_by(16) {
+                    if ask {
+                        let b = y.wrapping_add((j + 2 * $columns).wrapping_mul(b.stride));
+                        let next = next.wrapping_add(j.wrapping_mul(ahead.stride));
+                        // rows that follow each other are one
+                        let (runs, width): (usize, usize) = if dense { (1, $columns * dim) } else { ($columns, dim) };
+                        for k in 0..runs {
+                            let b = b.wrapping_add(k.wrapping_mul(stride));
+                            let next = next.wrapping_add(k.wrapping_mul(ahead.stride));
+                            for d in (0..width).step_by(16) {
                                 s.prefetch(b.wrapping_add(d));
                                 s.prefetch(next.wrapping_add(d));
                             }
