@@ -1,7 +1,7 @@
 //! A handful of keys: the scores of a tile, its weights and its finished rows, from the queries where they lie to the output
 //! where it lies.
 
-use crate::cpu::simd::shared::{TensorRows, Unit};
+use crate::cpu::simd::shared::{Fresh, TensorRows, Unit, writer};
 use crate::cpu::simd::{self, RowState};
 
 use super::Store;
@@ -68,25 +68,25 @@ impl Job<'_> {
             // of the whole block, once for all tiles
             let hidden = full == Some(false)
                 && !*finite.get_or_insert_with(|| simd::all_finite(level, value, end - start, v_dim));
-            let weigh = |out: &mut [f32]| {
-                if full.is_some() {
-                    simd::weigh_rows(level, weights, tile.width, tile.rows, value_of, n, v_dim, factors, out, v_dim);
-                }
+            let of_keys = if full.is_some() { n } else { 0 };
+            let weigh = writer(|out| {
+                let rows =
+                    simd::weigh_rows(level, weights, tile.width, tile.rows, value_of, of_keys, v_dim, factors, out);
                 // a row that saw no mass; a NaN that it saw all the same has no weight
-                for (line, _) in out.chunks_exact_mut(v_dim).zip(sums).filter(|(_, sum)| **sum == 0.0) {
+                for (line, _) in rows.chunks_exact_mut(v_dim).zip(sums).filter(|(_, sum)| **sum == 0.0) {
                     line.fill(0.0);
                 }
-            };
-            if !hidden && let Some(out) = output.run(tile.first_row, tile.rows).and_then(T::as_f32) {
-                weigh(out);
+                rows
+            });
+            if !hidden && T::fill(output, tile.first_row, tile.rows, &weigh) {
                 continue;
             }
-            let acc = &mut scratch.acc;
+            let acc = &mut scratch.acc[..tile.rows * v_dim];
             if hidden {
                 let ones = &mut scoring.low[..tile.rows];
                 ones.fill(1.0);
                 let cleaned = clean(value_of, n, v_dim, &mut scratch.clean_block);
-                simd::weigh_rows(level, weights, tile.width, tile.rows, cleaned, n, v_dim, ones, acc, v_dim);
+                simd::weigh_rows(level, weights, tile.width, tile.rows, cleaned, n, v_dim, ones, Fresh::of(acc));
                 let seen = |r: usize, j: usize| {
                     let [start, end] = scoring.keys[tile.first_row + r];
                     let place = plan.map.place(chunk, tile.first_row + r);
@@ -98,7 +98,7 @@ impl Job<'_> {
                     line.iter_mut().for_each(|x| *x = if sum == 0.0 { 0.0 } else { *x * factor });
                 }
             } else {
-                weigh(acc);
+                weigh(Fresh::of(acc));
             }
             for (r, line) in acc.chunks_exact(v_dim).take(tile.rows).enumerate() {
                 T::store(line, output.row(tile.first_row + r));

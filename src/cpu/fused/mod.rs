@@ -25,7 +25,7 @@ use crate::problem::{AttentionProblem, ScoreStage};
 use crate::tensor::{Element, Layout, TensorData};
 
 use super::simd::SimdLevel;
-use super::simd::shared::{Consecutive, Shared, TensorRows, written};
+use super::simd::shared::{Consecutive, Fresh, Shared, TensorRows, Unit, written};
 use super::simd::{self};
 use scratch::{Buffer, Scratch};
 use stages::RowEnd;
@@ -450,8 +450,13 @@ impl SharedState {
 /// An element that rows of f32 are stored as.
 pub(super) trait Store: Copy + Send + bytemuck::Zeroable {
     fn store(row: &[f32], to: &mut [Self]);
-    /// The elements, if they are f32.
-    fn as_f32(of: &mut [Self]) -> Option<&mut [f32]>;
+    /// Has `n` rows from `first` on written where they lie, if they are f32 and lie one behind the other. Whether they do.
+    fn fill(
+        unit: &mut Unit<'_, '_, Self, TensorRows>,
+        first: usize,
+        n: usize,
+        write: impl for<'b> FnOnce(Fresh<'b>) -> &'b mut [f32],
+    ) -> bool;
 }
 
 impl Store for f32 {
@@ -459,8 +464,13 @@ impl Store for f32 {
         to.copy_from_slice(row);
     }
 
-    fn as_f32(of: &mut [Self]) -> Option<&mut [f32]> {
-        Some(of)
+    fn fill(
+        unit: &mut Unit<'_, '_, Self, TensorRows>,
+        first: usize,
+        n: usize,
+        write: impl for<'b> FnOnce(Fresh<'b>) -> &'b mut [f32],
+    ) -> bool {
+        unit.fill(first, n, write)
     }
 }
 
@@ -470,8 +480,13 @@ impl Store for f16 {
         to.convert_from_f32_slice(row);
     }
 
-    fn as_f32(_: &mut [Self]) -> Option<&mut [f32]> {
-        None
+    fn fill(
+        _: &mut Unit<'_, '_, Self, TensorRows>,
+        _: usize,
+        _: usize,
+        _: impl for<'b> FnOnce(Fresh<'b>) -> &'b mut [f32],
+    ) -> bool {
+        false
     }
 }
 

@@ -1,7 +1,7 @@
 //! What leaves a task: finished rows, and scores at the stage that the spec asks for.
 
 use crate::cpu::simd;
-use crate::cpu::simd::shared::{TensorRows, Unit};
+use crate::cpu::simd::shared::{Fresh, TensorRows, Unit, writer};
 use crate::problem::ScoreStage;
 
 use super::Store;
@@ -39,21 +39,19 @@ impl Job<'_> {
                 }
                 let sums = &scratch.row_sum[at + first..][..n];
                 let rescale = &scratch.rescale;
-                let turn = |rows: &mut [f32]| {
-                    simd::turn_out(plan.level(), acc, tile.width, first, dim, rescale, rows);
+                let turn = writer(|rows| {
+                    let rows = simd::turn_out(plan.level(), acc, tile.width, first, dim, rescale, rows);
                     // a row that saw no mass; a NaN that it saw all the same has no weight
                     for (line, _) in rows.chunks_exact_mut(dim).zip(sums).filter(|(_, sum)| **sum == 0.0) {
                         line.fill(0.0);
                     }
-                };
+                    rows
+                });
                 let row = tile.first_row + first;
-                if n == lanes
-                    && let Some(rows) = output.run(row, n).and_then(T::as_f32)
-                {
-                    turn(rows);
+                if n == lanes && T::fill(output, row, n, &turn) {
                     continue;
                 }
-                turn(&mut scratch.lines);
+                turn(Fresh::of(&mut scratch.lines[..lanes * dim]));
                 for (r, line) in scratch.lines.chunks_exact(dim).take(n).enumerate() {
                     T::store(line, output.row(row + r));
                 }

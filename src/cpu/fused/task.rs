@@ -214,8 +214,7 @@ impl Job<'_> {
         let places = |r| plan.map.place(chunk, tile.first_row + r);
         let Scoring { scale, scores, extra, bits, lines, .. } = scratch;
         let (rows, width) = (tile.rows, tile.width);
-        let seen =
-            rows::fill_extra(level, problem, inputs, places, rows, keys.clone(), width, extra, bits, lines);
+        let seen = rows::fill_extra(level, problem, inputs, places, rows, keys.clone(), width, extra, bits, lines);
         if seen == Seen::Nothing {
             return None;
         }

@@ -1,6 +1,9 @@
 //! The two products of attention for rows as they are stored: columns along the lanes, and no row is turned.
 
-use super::{Simd, Strided, array, dispatch};
+use std::mem::MaybeUninit;
+
+use super::shared::Fresh;
+use super::{Simd, SimdLevel, Strided, array, dispatch};
 
 dispatch! {
     /// `out[i][j] = scale * dot(a[i], b[j])` for `rows` rows of `a` and `n` of `b`; rows of `out` are `width` apart. The rows
@@ -9,11 +12,28 @@ dispatch! {
         width: usize, ahead: Strided<'_>) = products_on
 }
 
+/// `out[row] = by[row] * sum over keys of weights[key][row] * value` for `n` keys and `rows` rows, which are all of `out`; rows
+/// of `weights` are `width` apart.
+pub(in crate::cpu) fn weigh_rows<'a>(
+    level: SimdLevel,
+    weights: &[f32],
+    width: usize,
+    rows: usize,
+    value: Strided<'_>,
+    n: usize,
+    dim: usize,
+    by: &[f32],
+    mut out: Fresh<'a>,
+) -> &'a mut [f32] {
+    assert_eq!(out.elements().len(), rows * dim);
+    weigh_rows_of(level, weights, width, rows, value, n, dim, by, out.elements());
+    // SAFETY: every column of every row was stored
+    unsafe { out.written() }
+}
+
 dispatch! {
-    /// `out[row] = by[row] * sum over keys of weights[key][row] * value` for `n` keys; rows of `weights` are `width` apart,
-    /// those of `out` `out_stride`.
-    fn weigh_rows(weights: &[f32], width: usize, rows: usize, value: Strided<'_>, n: usize, dim: usize, by: &[f32],
-        out: &mut [f32], out_stride: usize) = weigh_rows_on
+    fn weigh_rows_of(weights: &[f32], width: usize, rows: usize, value: Strided<'_>, n: usize, dim: usize, by: &[f32],
+        out: &mut [MaybeUninit<f32>]) = weigh_rows_on
 }
 
 #[inline(always)]
@@ -140,36 +160,34 @@ fn weigh_rows_on<S: Simd>(
     n: usize,
     dim: usize,
     by: &[f32],
-    out: &mut [f32],
-    out_stride: usize,
+    out: &mut [MaybeUninit<f32>],
 ) {
-    assert!(rows <= width && weights.len() >= n * width && by.len() >= rows);
-    assert!(rows == 0 || out.len() >= (rows - 1) * out_stride + dim);
+    assert!(rows <= width && weights.len() >= n * width && by.len() >= rows && out.len() >= rows * dim);
     value.check(n, dim);
-    let (w, x, o, f) = (weights.as_ptr(), value.data.as_ptr(), out.as_mut_ptr(), by.as_ptr());
+    let (w, x, o, f) = (weights.as_ptr(), value.data.as_ptr(), out.as_mut_ptr().cast::<f32>(), by.as_ptr());
     // SAFETY: the lengths were compared above; tiles stay within rows, n and dim
     unsafe {
         let mut r = 0;
         macro_rules! by {
             ($($rows:literal)*) => {$(
                 while rows - r >= $rows {
-                    let (w, o, f) = (w.add(r), o.add(r * out_stride), f.add(r));
+                    let (w, o, f) = (w.add(r), o.add(r * dim), f.add(r));
                     if dim < S::LANES {
-                        weigh_narrow::<S, $rows>(s, w, width, x, value.stride, n, dim, f, o, out_stride);
+                        weigh_narrow::<S, $rows>(s, w, width, x, value.stride, n, dim, f, o);
                     } else {
                         let mut d = 0;
                         while dim - d >= 3 * S::LANES {
-                            weigh_tile::<S, $rows, 3>(s, w, width, x.add(d), value.stride, n, f, o.add(d), out_stride);
+                            weigh_tile::<S, $rows, 3>(s, w, width, x.add(d), value.stride, n, f, o.add(d), dim);
                             d += 3 * S::LANES;
                         }
                         if dim - d >= 2 * S::LANES {
-                            weigh_tile::<S, $rows, 2>(s, w, width, x.add(d), value.stride, n, f, o.add(d), out_stride);
+                            weigh_tile::<S, $rows, 2>(s, w, width, x.add(d), value.stride, n, f, o.add(d), dim);
                             d += 2 * S::LANES;
                         }
                         // the last vector may overlap the one before: the same sums once more
                         while d < dim {
                             let at = d.min(dim - S::LANES);
-                            weigh_tile::<S, $rows, 1>(s, w, width, x.add(at), value.stride, n, f, o.add(at), out_stride);
+                            weigh_tile::<S, $rows, 1>(s, w, width, x.add(at), value.stride, n, f, o.add(at), dim);
                             d += S::LANES;
                         }
                     }
@@ -228,7 +246,6 @@ unsafe fn weigh_narrow<S: Simd, const ROWS: usize>(
     columns: usize,
     by: *const f32,
     out: *mut f32,
-    out_stride: usize,
 ) {
     let mut acc = [s.splat(0.0); ROWS];
     unsafe {
@@ -242,7 +259,7 @@ unsafe fn weigh_narrow<S: Simd, const ROWS: usize>(
             let mut lanes = [0.0f32; 16];
             s.store(lanes.as_mut_ptr(), s.mul(acc[m], s.splat(*by.add(m))));
             for d in 0..columns {
-                *out.add(m * out_stride + d) = lanes[d];
+                *out.add(m * columns + d) = lanes[d];
             }
         }
     }

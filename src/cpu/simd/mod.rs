@@ -33,8 +33,9 @@ pub(super) use few::{dots, rescale_rows, weigh};
 pub(super) use masks::{all_finite, ask_for, count, forbid, permit, row_bits};
 #[cfg(feature = "native")]
 pub(super) use peak::{flops_per_round, fma_chains, read_all};
-pub(super) use softmax::{RowState, add_terms, exp_all, keep_by_bits, keep_in_range, merge_into, scale_lanes, soften,
-    soften_lines};
+pub(super) use softmax::{
+    RowState, add_terms, exp_all, keep_by_bits, keep_in_range, merge_into, scale_lanes, soften, soften_lines,
+};
 pub(super) use tiles::{accumulate, scores};
 pub(super) use turn::{turn_in, turn_out};
 

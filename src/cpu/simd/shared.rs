@@ -1,6 +1,7 @@
 //! A buffer that several tasks write to, each to units of its own.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -142,7 +143,11 @@ impl<T, U: Units> Unit<'_, '_, T, U> {
     /// Asks for rows `first..first + n`, at least one, which will be written.
     pub(in crate::cpu) fn ask_for(&self, level: SimdLevel, first: usize, n: usize) {
         let ask = |range: Range<usize>| {
-            ask_for_at(level, self.shared.start.wrapping_add(range.start).cast_const().cast(), size_of::<T>() * range.len());
+            ask_for_at(
+                level,
+                self.shared.start.wrapping_add(range.start).cast_const().cast(),
+                size_of::<T>() * range.len(),
+            );
         };
         match self.shared.units.run(self.origin, first, n) {
             Some(range) => ask(range),
@@ -168,6 +173,62 @@ impl<T, U: Units> Unit<'_, '_, T, U> {
             unsafe { self.shared.start.add(range.start).write_bytes(0, range.len()) };
         }
         self.ready = end;
+    }
+}
+
+impl<U: Units> Unit<'_, '_, f32, U> {
+    /// Has `n` rows from `first` on written, if they lie one behind the other. Whether they do.
+    ///
+    /// # Panics
+    /// If `write` returns anything but what it was given.
+    pub(in crate::cpu) fn fill(
+        &mut self,
+        first: usize,
+        n: usize,
+        write: impl for<'b> FnOnce(Fresh<'b>) -> &'b mut [f32],
+    ) -> bool {
+        let Some(range) = self.shared.units.run(self.origin, first, n) else { return false };
+        assert!(range.start <= range.end && range.end <= self.shared.len);
+        self.prepare(first);
+        // SAFETY: within the buffer; rows of other units do not overlap it, this unit is borrowed mutably, and what may be no
+        // value is not read as one
+        let start = unsafe { self.shared.start.add(range.start) };
+        // SAFETY: as above
+        let rows: &mut [MaybeUninit<f32>] = unsafe { std::slice::from_raw_parts_mut(start.cast(), range.len()) };
+        let len = rows.len();
+        let written = write(Fresh(rows));
+        assert!(std::ptr::eq(written.as_ptr(), start) && written.len() == len);
+        self.ready = self.ready.max(first + n);
+        true
+    }
+}
+
+/// Says of a closure that it takes elements of any lifetime, which the compiler does not guess.
+pub(in crate::cpu) const fn writer<F: for<'b> Fn(Fresh<'b>) -> &'b mut [f32]>(write: F) -> F {
+    write
+}
+
+/// Elements that are to be written, and may be no values before.
+pub(in crate::cpu) struct Fresh<'a>(&'a mut [MaybeUninit<f32>]);
+
+impl<'a> Fresh<'a> {
+    /// The same for elements that are values.
+    pub(in crate::cpu) fn of(data: &'a mut [f32]) -> Self {
+        let (start, len) = (data.as_mut_ptr(), data.len());
+        // SAFETY: the same elements; nothing but values is ever written through it
+        Self(unsafe { std::slice::from_raw_parts_mut(start.cast(), len) })
+    }
+
+    pub(super) fn elements(&mut self) -> &mut [MaybeUninit<f32>] {
+        self.0
+    }
+
+    /// # Safety
+    /// All elements were written.
+    pub(super) unsafe fn written(self) -> &'a mut [f32] {
+        let (start, len) = (self.0.as_mut_ptr(), self.0.len());
+        // SAFETY: the caller says so
+        unsafe { std::slice::from_raw_parts_mut(start.cast(), len) }
     }
 }
 
