@@ -9,6 +9,7 @@ mod plan;
 mod rows;
 mod scratch;
 mod stages;
+mod store;
 mod task;
 
 use std::sync::atomic::AtomicBool;
@@ -22,13 +23,15 @@ pub use plan::{CpuPlan, CpuStrategy};
 
 use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
 use crate::problem::{AttentionProblem, ScoreStage};
-use crate::tensor::{Element, Layout, TensorData};
+use crate::tensor::{Element, TensorData};
 
 use super::simd::SimdLevel;
-use super::simd::shared::{Consecutive, Fresh, Shared, TensorRows, Unit, written};
+use super::simd::shared::{Consecutive, Shared, TensorRows, written};
 use super::simd::{self};
 use scratch::{Buffer, Scratch};
 use stages::RowEnd;
+use store::Store;
+use store::scatter;
 use task::Job;
 
 /// An attention that is planned for the CPU and holds its workspace; it may be called many times.
@@ -444,63 +447,5 @@ impl SharedState {
             ends: vec![RowEnd::default(); if wanted { rows } else { 0 }],
             flags: [flags(chunks), flags(chunks), flags(parts), flags(chunks)],
         })
-    }
-}
-
-/// An element that rows of f32 are stored as.
-pub(super) trait Store: Copy + Send + bytemuck::Zeroable {
-    fn store(row: &[f32], to: &mut [Self]);
-    /// Has `n` rows from `first` on written where they lie, if they are f32 and lie one behind the other. Whether they do.
-    fn fill(
-        unit: &mut Unit<'_, '_, Self, TensorRows>,
-        first: usize,
-        n: usize,
-        write: impl for<'b> FnOnce(Fresh<'b>) -> &'b mut [f32],
-    ) -> bool;
-}
-
-impl Store for f32 {
-    fn store(row: &[f32], to: &mut [Self]) {
-        to.copy_from_slice(row);
-    }
-
-    fn fill(
-        unit: &mut Unit<'_, '_, Self, TensorRows>,
-        first: usize,
-        n: usize,
-        write: impl for<'b> FnOnce(Fresh<'b>) -> &'b mut [f32],
-    ) -> bool {
-        unit.fill(first, n, write)
-    }
-}
-
-impl Store for f16 {
-    fn store(row: &[f32], to: &mut [Self]) {
-        use half::slice::HalfFloatSliceExt;
-        to.convert_from_f32_slice(row);
-    }
-
-    fn fill(
-        _: &mut Unit<'_, '_, Self, TensorRows>,
-        _: usize,
-        _: usize,
-        _: impl for<'b> FnOnce(Fresh<'b>) -> &'b mut [f32],
-    ) -> bool {
-        false
-    }
-}
-
-/// Puts rows without gaps where a layout says.
-fn scatter(layout: &Layout, dense: &[f32], mut to: TensorMut<'_>) {
-    let [_, heads, len, dim] = layout.shape;
-    for (row, values) in dense.chunks_exact(dim).enumerate() {
-        let start = layout.index([row / (heads * len), row / len % heads, row % len, 0]);
-        for (d, &value) in values.iter().enumerate() {
-            let at = start + d * layout.strides[3];
-            match &mut to {
-                TensorMut::F32(data) => data[at] = value,
-                TensorMut::F16(data) => data[at] = f16::from_f32(value),
-            }
-        }
     }
 }

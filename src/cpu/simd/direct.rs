@@ -80,7 +80,8 @@ fn products_on<S: Simd>(
                     }
                     let mut i = 0;
                     $(
-                        while rows - i >= $rows {
+                        // not three of four: one row left would wait for its sums
+                        while rows - i >= $rows && ($rows != 3 || rows - i != 4) {
                             let (x, y, o) = (x.add(i * a.stride), y.add(j * b.stride), o.add(i * width + j));
                             product_tile::<S, $rows, $columns>(s, x, a.stride, y, b.stride, dim, scale, o, width);
                             i += $rows;

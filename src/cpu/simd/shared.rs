@@ -395,3 +395,63 @@ unsafe impl Units for TensorRows {
         self.map.run(chunk, first, n, &self.layout)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::AttentionSpec;
+
+    fn rows() -> TensorRows {
+        let problem = AttentionProblem::new(AttentionSpec::new([1, 2, 5, 3], [1, 2, 4, 3])).unwrap();
+        TensorRows::new_dense(RowMap::new(&problem, 2), 3)
+    }
+
+    fn flags() -> Vec<AtomicBool> {
+        (0..6).map(|_| AtomicBool::new(true)).collect()
+    }
+
+    #[test]
+    fn what_nobody_writes_is_zero() {
+        let data = written::<f32>(rows(), &mut flags(), |shared| {
+            // the second row of the first head's rows 2 and 3, and all of row 4
+            shared.claim(1).row(1).fill(1.0);
+            let all = |mut fresh: Fresh<'_>| {
+                fresh.elements().iter_mut().for_each(|x| _ = x.write(2.0));
+            };
+            let mut unit = shared.claim(2);
+            let wrote = unit.fill(0, 1, |mut fresh| {
+                all(Fresh(fresh.elements()));
+                // SAFETY: just written
+                unsafe { fresh.written() }
+            });
+            assert!(wrote);
+        });
+        let mut want = vec![0.0; 30];
+        want[9..12].fill(1.0);
+        want[12..15].fill(2.0);
+        assert_eq!(data, want);
+    }
+
+    #[test]
+    #[should_panic(expected = "every unit was given back")]
+    fn a_unit_that_is_kept_is_told() {
+        written::<f32>(rows(), &mut flags(), |shared| std::mem::forget(shared.claim(0)));
+    }
+
+    #[test]
+    #[should_panic(expected = "written")]
+    fn other_rows_do_not_count_as_written() {
+        written::<f32>(rows(), &mut flags(), |shared| {
+            shared.claim(0).fill(0, 1, |_| Box::leak(Box::new([0.0; 3])));
+        });
+    }
+
+    #[test]
+    fn gaps_are_not_whole() {
+        let problem = AttentionProblem::new(AttentionSpec::new([1, 2, 5, 3], [1, 2, 4, 3])).unwrap();
+        let map = RowMap::new(&problem, 2);
+        let layout = Layout::bhld([1, 2, 5, 3]);
+        assert!(TensorRows::new(map, &layout).unwrap().is_whole());
+        assert!(!TensorRows::new(map, &layout.with_strides([40, 20, 4, 1])).unwrap().is_whole());
+    }
+}
