@@ -114,6 +114,15 @@ impl CpuAttention {
     /// Plans a problem for the given instructions and makes a workspace for each thread of the current pool.
     #[must_use]
     pub fn new(problem: &AttentionProblem, level: SimdLevel) -> Self {
+        Self::with_workspace(problem, level, true)
+    }
+
+    /// The same for one call: each thread makes its workspace as it begins, where its own cache holds it.
+    pub(in crate::cpu) fn for_one_call(problem: &AttentionProblem, level: SimdLevel) -> Self {
+        Self::with_workspace(problem, level, false)
+    }
+
+    fn with_workspace(problem: &AttentionProblem, level: SimdLevel, made: bool) -> Self {
         let plan = CpuPlan::new(problem, level);
         let output = &problem.spec().output.layout;
         let rows = TensorRows::new(plan.map, output);
@@ -122,7 +131,7 @@ impl CpuAttention {
         let threads = if plan.serial { 1 } else { rayon::current_num_threads() };
         #[cfg(not(feature = "native"))]
         let threads = 1;
-        let most = threads.min(plan.map.chunks() * plan.splits);
+        let most = if made { threads.min(plan.map.chunks() * plan.splits) } else { 0 };
         let pool = (0..most).map(|_| Scratch::new(&plan, problem)).collect();
         let of_shared =
             shared.as_ref().map_or(0, |s| 4 * (s.partial.len() + s.gathered.len()) + size_of_val(s.ends.as_slice()));
