@@ -78,7 +78,7 @@ impl Job<'_> {
                 }
                 rows
             });
-            if !hidden && T::fill(output, tile.first_row, tile.rows, &weigh) {
+            if !hidden && T::fill(output, tile.first_row, tile.rows, weigh) {
                 continue;
             }
             let acc = &mut scratch.acc[..tile.rows * v_dim];

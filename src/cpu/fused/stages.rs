@@ -48,7 +48,7 @@ impl Job<'_> {
                     rows
                 });
                 let row = tile.first_row + first;
-                if n == lanes && T::fill(output, row, n, &turn) {
+                if n == lanes && T::fill(output, row, n, turn) {
                     continue;
                 }
                 turn(Fresh::of(&mut scratch.lines[..lanes * dim]));

@@ -192,7 +192,7 @@ fn soften_lines_on<S: Simd>(
     let mut grew = false;
     for (r, line) in scores.chunks_exact_mut(width).take(rows).enumerate() {
         let RowState { max, sum, rescale, fresh } = &mut state;
-        let state = RowState { max: &mut **max, sum: &mut **sum, rescale: &mut **rescale, fresh: *fresh };
+        let state = RowState { max, sum, rescale, fresh: *fresh };
         grew |= match to.factor {
             Some(factor) => soften_line::<S, true>(s, n, line, r, state, factor, to.unit),
             None => soften_line::<S, false>(s, n, line, r, state, 1.0, to.unit),
