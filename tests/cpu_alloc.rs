@@ -40,6 +40,8 @@ fn a_repeated_call_allocates_nothing() {
         AttentionSpec::new([1, 8, 300, 64], [1, 8, 77, 64]),
         AttentionSpec::new([1, 8, 200, 64], [1, 8, 600, 64]),
         AttentionSpec::new([1, 8, 1, 64], [1, 8, 1500, 64]),
+        AttentionSpec::new([1, 8, 4, 16], [1, 8, 2000, 16]),
+        AttentionSpec::new([1, 8, 3000, 40], [1, 8, 7, 40]),
         masked,
     ];
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();

@@ -94,7 +94,7 @@ pub fn attention_with(
     inputs.check(problem)?;
     check_memory(problem, size_of::<f32>())?;
     Ok(match kernel {
-        CpuKernel::Fused => return prepare(problem).run(inputs),
+        CpuKernel::Fused => return CpuAttention::for_one_call(problem, SimdLevel::best()).run(inputs),
         CpuKernel::Plain => run(problem, 1, |task| plain::compute(problem, inputs, task)),
     })
 }
@@ -110,7 +110,7 @@ pub fn attention_at(
 ) -> Result<AttentionOutput, InputError> {
     inputs.check(problem)?;
     check_memory(problem, size_of::<f32>())?;
-    CpuAttention::new(problem, level).run(inputs)
+    CpuAttention::for_one_call(problem, level).run(inputs)
 }
 
 /// Plans a problem for the fused kernel and the best instructions of this machine; any number of calls can follow.

@@ -91,7 +91,22 @@ fn spec(rows: usize, kv_len: usize, dim: usize, v_dim: usize) -> AttentionSpec {
     spec
 }
 
-const SHAPES: [[usize; 2]; 8] = [[1, 1], [1, 77], [1, 1500], [2, 3000], [4, 5000], [9, 300], [70, 130], [33, 1100]];
+/// Every strategy, and the edges of a vector, a tile and a block.
+const SHAPES: [[usize; 2]; 13] = [
+    [1, 1],
+    [1, 77],
+    [1, 1500],
+    [2, 3000],
+    [3, 129],
+    [4, 5000],
+    [9, 300],
+    [17, 3],
+    [70, 16],
+    [130, 7],
+    [64, 17],
+    [70, 130],
+    [33, 1100],
+];
 
 #[test]
 fn what_all_scores_share_in_a_bias_changes_nothing() {
@@ -227,8 +242,8 @@ fn direct(query: &[f32], key: &[f32], value: &[f32], dim: usize) -> Vec<f32> {
 
 #[test]
 fn wide_heads_round_less_than_one_long_sum() {
-    for dim in [224, 258, 512] {
-        let (rows, kv_len, v_dim) = (64, 48, 8);
+    for (dim, kv_len) in [(224, 48), (258, 48), (512, 48), (224, 12), (512, 12)] {
+        let (rows, v_dim) = (64, 8);
         let mut noise = Noise(6);
         // products that are mostly positive: logits of about 40
         let size = (40.0 * 4.0 / (dim as f32).sqrt()).sqrt();
@@ -247,7 +262,7 @@ fn wide_heads_round_less_than_one_long_sum() {
         let one_sum: Vec<f32> = query.chunks_exact(dim).flat_map(|query| direct(query, &key, &value, dim)).collect();
         for (way, got) in all_ways(&problem, &inputs) {
             let (blocks, one_sum) = (rms(&got.output.to_f32()), rms(&one_sum));
-            assert!(blocks < 0.75 * one_sum, "{way}, {dim}: {blocks:.2e}, one long sum {one_sum:.2e}");
+            assert!(blocks < 0.75 * one_sum, "{way}, {dim} x {kv_len}: {blocks:.2e}, one long sum {one_sum:.2e}");
         }
     }
 }
@@ -270,6 +285,56 @@ fn any_stride_will_do_on_an_axis_of_one() {
         };
         for (way, got) in all_ways(&problem, &inputs) {
             assert_eq!(got.output.to_f32()[..dim], data, "{way}");
+        }
+    }
+}
+
+/// Each of four terms alone and with others, on few rows and on few keys, against the oracle, at every level.
+#[test]
+fn terms_on_rows_as_they_are_stored() {
+    let mut noise = Noise(7);
+    for [rows, kv_len] in [[1, 5], [1, 300], [2, 130], [4, 260], [5, 1], [40, 4], [70, 16], [9, 13]] {
+        for [dim, v_dim] in [[1, 3], [8, 8], [16, 16], [19, 9], [40, 40], [33, 65]] {
+            for terms in 0..16u32 {
+                let [softcap, bias, mask, windowed] = [0, 1, 2, 3].map(|bit| terms >> bit & 1 == 1);
+                let mut spec = spec(rows, kv_len, dim, v_dim);
+                (spec.scores, spec.row_state) = (None, false);
+                spec.softcap = softcap.then_some(3.0);
+                spec.bias = bias.then(|| TensorSpec::f32(Layout::bhld([1, 1, rows, kv_len])));
+                spec.mask = mask.then(|| Layout::bhld([1, 1, rows, kv_len]));
+                spec.causal = windowed.then_some(Diagonal::BottomRight);
+                let problem = AttentionProblem::new(spec).unwrap();
+                let (query, key) = (noise.even(rows * dim), noise.even(kv_len * dim));
+                let mut value = noise.even(kv_len * v_dim);
+                let bias = noise.even(rows * kv_len);
+                let mask: Vec<bool> =
+                    (0..rows * kv_len).map(|n| n % kv_len == 0 || !noise.next().is_multiple_of(3)).collect();
+                if mask.iter().skip(kv_len - 1).step_by(kv_len).all(|&allowed| !allowed) {
+                    // nobody sees the last key, so nobody may notice
+                    value[(kv_len - 1) * v_dim..].fill(f32::NAN);
+                }
+                let hides = problem.spec().mask.is_some();
+                value.iter_mut().filter(|x| x.is_nan() && !hides).for_each(|x| *x = 1.0);
+                let inputs = AttentionInputs {
+                    bias: problem.spec().bias.is_some().then_some((&bias[..]).into()),
+                    mask: hides.then_some(&mask[..]),
+                    ..AttentionInputs::new(&query, &key, &value)
+                };
+                let want = reference::attention(&problem, &inputs).unwrap();
+                for (way, got) in all_ways(&problem, &inputs) {
+                    let name = format!("{rows} x {kv_len}, {dim}, {v_dim}, terms {terms:04b}, {way}");
+                    for (n, (got, want)) in got.output.to_f32().iter().zip(&want.output).enumerate() {
+                        let off = (f64::from(*got) - want).abs();
+                        assert!(off <= 2e-6, "{name}, element {n}: {got}, not {want}");
+                    }
+                    for (got, want) in got.lse.unwrap().iter().zip(&want.lse) {
+                        assert!(
+                            (f64::from(*got) - want).abs() <= 4e-6 || f64::from(*got).to_bits() == want.to_bits(),
+                            "{name}: {got}, not {want}"
+                        );
+                    }
+                }
+            }
         }
     }
 }

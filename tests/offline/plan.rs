@@ -480,8 +480,9 @@ fn a_plan_tells_its_choice() {
 fn every_cpu_strategy_has_a_workload() {
     for (name, strategy) in [
         ("perceiver_io", CpuStrategy::ManyQueries),
-        ("sam_image_to_token", CpuStrategy::FewKeys),
-        ("ip_adapter_4", CpuStrategy::FewKeys),
+        ("sd15_16", CpuStrategy::FewKeys),
+        ("sam_image_to_token", CpuStrategy::HandfulOfKeys),
+        ("ip_adapter_4", CpuStrategy::HandfulOfKeys),
         ("whisper_decode", CpuStrategy::FewQueries),
     ] {
         let problem = AttentionProblem::new(workload::find(name).expect("known").spec).expect("sound");

@@ -4,10 +4,12 @@
 //! problem is cut up is in [`plan`] and depends on its shape and the vector unit alone, so the bits do not depend on the
 //! threads.
 
+mod handful;
 mod plan;
 mod rows;
 mod scratch;
 mod stages;
+mod store;
 mod task;
 
 use std::sync::atomic::AtomicBool;
@@ -21,13 +23,15 @@ pub use plan::{CpuPlan, CpuStrategy};
 
 use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
 use crate::problem::{AttentionProblem, ScoreStage};
-use crate::tensor::{Element, Layout, TensorData};
+use crate::tensor::{Element, TensorData};
 
 use super::simd::SimdLevel;
-use super::simd::shared::{Consecutive, Shared, TensorRows};
+use super::simd::shared::{Consecutive, Shared, TensorRows, written};
 use super::simd::{self};
 use scratch::{Buffer, Scratch};
 use stages::RowEnd;
+use store::Store;
+use store::scatter;
 use task::Job;
 
 /// An attention that is planned for the CPU and holds its workspace; it may be called many times.
@@ -72,6 +76,20 @@ pub struct CpuOutputs<'a> {
     pub scores: Option<&'a mut [f32]>,
 }
 
+/// [`CpuOutputs`] within.
+struct Results<'a> {
+    output: Target<'a>,
+    lse: Option<&'a mut [f32]>,
+    row_state: Option<&'a mut RowState>,
+    scores: Option<&'a mut [f32]>,
+}
+
+enum Target<'a> {
+    Given(TensorMut<'a>),
+    /// To be replaced by a tensor of the same element.
+    New(&'a mut TensorData),
+}
+
 impl<'a> From<&'a mut AttentionOutput> for CpuOutputs<'a> {
     fn from(of: &'a mut AttentionOutput) -> Self {
         let output = match &mut of.output {
@@ -96,6 +114,15 @@ impl CpuAttention {
     /// Plans a problem for the given instructions and makes a workspace for each thread of the current pool.
     #[must_use]
     pub fn new(problem: &AttentionProblem, level: SimdLevel) -> Self {
+        Self::with_workspace(problem, level, true)
+    }
+
+    /// The same for one call: each thread makes its workspace as it begins, where its own cache holds it.
+    pub(in crate::cpu) fn for_one_call(problem: &AttentionProblem, level: SimdLevel) -> Self {
+        Self::with_workspace(problem, level, false)
+    }
+
+    fn with_workspace(problem: &AttentionProblem, level: SimdLevel, made: bool) -> Self {
         let plan = CpuPlan::new(problem, level);
         let output = &problem.spec().output.layout;
         let rows = TensorRows::new(plan.map, output);
@@ -104,7 +131,7 @@ impl CpuAttention {
         let threads = if plan.serial { 1 } else { rayon::current_num_threads() };
         #[cfg(not(feature = "native"))]
         let threads = 1;
-        let most = threads.min(plan.map.chunks() * plan.splits);
+        let most = if made { threads.min(plan.map.chunks() * plan.splits) } else { 0 };
         let pool = (0..most).map(|_| Scratch::new(&plan, problem)).collect();
         let of_shared =
             shared.as_ref().map_or(0, |s| 4 * (s.partial.len() + s.gathered.len()) + size_of_val(s.ends.as_slice()));
@@ -138,13 +165,27 @@ impl CpuAttention {
         super::check_memory(&self.problem, size_of::<f32>())?;
         let spec = self.problem.spec();
         let rows = self.problem.rows();
+        let written = !self.problem.is_empty() && self.rows.is_some_and(|rows| rows.is_whole());
+        let len = if written { 0 } else { spec.output.layout.extent().unwrap_or(0) };
         let mut result = AttentionOutput {
-            output: TensorData::zeros(spec.output.element, spec.output.layout.extent().unwrap_or(0)),
+            output: TensorData::zeros(spec.output.element, len),
             lse: spec.lse.then(|| vec![0.0; rows]),
             row_state: spec.row_state.then(|| RowState { row_max: vec![0.0; rows], row_sum: vec![0.0; rows] }),
             scores: spec.scores.map(|_| vec![0.0; rows * self.problem.kv_len()]),
         };
-        self.run_into(inputs, (&mut result).into())?;
+        if !written {
+            self.run_into(inputs, (&mut result).into())?;
+            return Ok(result);
+        }
+        inputs.check(&self.problem)?;
+        let AttentionOutput { output, lse, row_state, scores } = &mut result;
+        let results = Results {
+            output: Target::New(output),
+            lse: lse.as_deref_mut(),
+            row_state: row_state.as_mut(),
+            scores: scores.as_deref_mut(),
+        };
+        self.with_shared(|shared| self.compute(inputs, results, shared))?;
         Ok(result)
     }
 
@@ -158,6 +199,13 @@ impl CpuAttention {
         if self.problem.is_empty() {
             return Ok(());
         }
+        let CpuOutputs { output, lse, row_state, scores } = outputs;
+        let results = Results { output: Target::Given(output), lse, row_state, scores };
+        self.with_shared(|shared| self.compute(inputs, results, shared))
+    }
+
+    /// Calls with the state that is held, or with one of its own.
+    fn with_shared(&self, call: impl FnOnce(&mut SharedState)) -> Result<(), InputError> {
         let mut fresh = None;
         let mut held;
         // a call that overlaps another gets a state of its own; waiting here could block a thread of the pool
@@ -176,7 +224,7 @@ impl CpuAttention {
             Some(shared) => shared,
             none => none.insert(SharedState::new(&self.problem, &self.plan, self.rows.is_some())?),
         };
-        self.compute(inputs, outputs, shared);
+        call(shared);
         Ok(())
     }
 
@@ -207,25 +255,36 @@ impl CpuAttention {
         exactly("scores", spec.scores.is_some(), scores, rows.saturating_mul(self.problem.kv_len()))
     }
 
-    fn compute(&self, inputs: &AttentionInputs<'_>, outputs: CpuOutputs<'_>, shared: &mut SharedState) {
+    fn compute(&self, inputs: &AttentionInputs<'_>, results: Results<'_>, shared: &mut SharedState) {
         let Self { problem, plan, .. } = self;
         let job = Job { plan, problem, inputs };
-        let CpuOutputs { mut output, lse, row_state, scores } = outputs;
+        let Results { output, lse, row_state, scores } = results;
         let SharedState { partial, gathered, ends, flags: [of_output, of_ends, of_partial, of_scores] } = shared;
         {
             let wanted = !ends.is_empty();
             let ends = Shared::new(ends, TensorRows::new_dense(plan.map, 1), of_ends);
             let ends = wanted.then_some(&ends);
-            match (self.rows, &mut output) {
-                (Some(rows), TensorMut::F32(data)) => {
-                    self.attend(job, Shared::new(data, rows, of_output), ends, partial, of_partial);
+            match (self.rows, output) {
+                (Some(rows), Target::Given(TensorMut::F32(data))) => {
+                    self.attend(job, &Shared::new(data, rows, of_output), ends, partial, of_partial);
                 }
-                (Some(rows), TensorMut::F16(data)) => {
-                    self.attend(job, Shared::new(data, rows, of_output), ends, partial, of_partial);
+                (Some(rows), Target::Given(TensorMut::F16(data))) => {
+                    self.attend(job, &Shared::new(data, rows, of_output), ends, partial, of_partial);
+                }
+                (Some(rows), Target::New(TensorData::F32(data))) => {
+                    *data = written(rows, of_output, |output| self.attend(job, output, ends, partial, of_partial));
+                }
+                (Some(rows), Target::New(TensorData::F16(data))) => {
+                    *data = written(rows, of_output, |output| self.attend(job, output, ends, partial, of_partial));
                 }
                 (None, output) => {
                     let dense = TensorRows::new_dense(plan.map, problem.v_head_dim());
-                    self.attend(job, Shared::new(gathered, dense, of_output), ends, partial, of_partial);
+                    self.attend(job, &Shared::new(gathered, dense, of_output), ends, partial, of_partial);
+                    let output = match output {
+                        Target::Given(output) => output,
+                        Target::New(TensorData::F32(data)) => TensorMut::F32(data),
+                        Target::New(TensorData::F16(data)) => TensorMut::F16(data),
+                    };
                     scatter(&problem.spec().output.layout, gathered, output);
                 }
             }
@@ -248,7 +307,7 @@ impl CpuAttention {
     fn attend<T: Store>(
         &self,
         job: Job<'_>,
-        output: Shared<'_, T, TensorRows>,
+        output: &Shared<'_, T, TensorRows>,
         ends: Option<&Shared<'_, RowEnd, TensorRows>>,
         partial: &mut Buffer,
         flags: &mut [AtomicBool],
@@ -256,8 +315,13 @@ impl CpuAttention {
         let (plan, chunks) = (&self.plan, self.plan.map.chunks());
         if plan.splits == 1 {
             self.for_each(chunks, |chunk, scratch| {
+                let ends = ends.map(|ends| ends.claim(chunk));
+                if plan.strategy() == CpuStrategy::HandfulOfKeys {
+                    job.handful(chunk, scratch, &mut output.claim(chunk), ends);
+                    return;
+                }
                 job.attend(chunk, 0, scratch);
-                job.finish(chunk, scratch, &mut output.claim(chunk), ends.map(|ends| ends.claim(chunk)));
+                job.finish(chunk, scratch, &mut output.claim(chunk), ends);
             });
             return;
         }
@@ -392,48 +456,5 @@ impl SharedState {
             ends: vec![RowEnd::default(); if wanted { rows } else { 0 }],
             flags: [flags(chunks), flags(chunks), flags(parts), flags(chunks)],
         })
-    }
-}
-
-/// An element that rows of f32 are stored as.
-pub(super) trait Store: Copy + Send + bytemuck::NoUninit {
-    fn store(row: &[f32], to: &mut [Self]);
-    /// The elements, if they are f32.
-    fn as_f32(of: &mut [Self]) -> Option<&mut [f32]>;
-}
-
-impl Store for f32 {
-    fn store(row: &[f32], to: &mut [Self]) {
-        to.copy_from_slice(row);
-    }
-
-    fn as_f32(of: &mut [Self]) -> Option<&mut [f32]> {
-        Some(of)
-    }
-}
-
-impl Store for f16 {
-    fn store(row: &[f32], to: &mut [Self]) {
-        use half::slice::HalfFloatSliceExt;
-        to.convert_from_f32_slice(row);
-    }
-
-    fn as_f32(_: &mut [Self]) -> Option<&mut [f32]> {
-        None
-    }
-}
-
-/// Puts rows without gaps where a layout says.
-fn scatter(layout: &Layout, dense: &[f32], to: &mut TensorMut<'_>) {
-    let [_, heads, len, dim] = layout.shape;
-    for (row, values) in dense.chunks_exact(dim).enumerate() {
-        let start = layout.index([row / (heads * len), row / len % heads, row % len, 0]);
-        for (d, &value) in values.iter().enumerate() {
-            let at = start + d * layout.strides[3];
-            match to {
-                TensorMut::F32(data) => data[at] = value,
-                TensorMut::F16(data) => data[at] = f16::from_f32(value),
-            }
-        }
     }
 }

@@ -14,6 +14,8 @@ pub enum CpuStrategy {
     FewKeys,
     /// Columns along the vector lanes; every key and value is read once for all rows that share it.
     FewQueries,
+    /// Columns along the vector lanes; rows of queries and output are read and written where they lie, once.
+    HandfulOfKeys,
 }
 
 /// What the CPU path will run for a problem, and why. The same problem and level give the same plan, whatever the
@@ -44,6 +46,10 @@ pub struct CpuPlan {
 const TASKS: usize = 32;
 /// Most keys of a block.
 const BLOCK_KV: usize = 128;
+/// Most keys for which turning the queries costs more than it saves.
+const HANDFUL: usize = 16;
+/// Most rows of a tile whose rows are not turned.
+const HANDFUL_ROWS: usize = 64;
 /// Keys below which a split is not worth its merge.
 const SPLIT_KV: usize = 512;
 /// Multiplications below which waking another thread takes longer than the work.
@@ -56,17 +62,25 @@ impl CpuPlan {
         let (kv_len, width) = (problem.kv_len(), problem.head_dim().max(problem.v_head_dim()));
         let group_rows = RowMap::new(problem, 1).group_rows();
         // keys and values of a block are 128 KiB at most, and stay in the second cache
-        let block_kv = (BLOCK_KV * 128 / width.max(128)).next_multiple_of(16).max(16);
+        let mut block_kv = (BLOCK_KV * 128 / width.max(128)).next_multiple_of(16).max(16);
         // below this, most lanes would be empty
-        let few_queries = group_rows <= 3 * level.lanes() / 8;
+        let few_queries = group_rows <= level.lanes() / 2;
         let strategy = if few_queries {
             CpuStrategy::FewQueries
+        } else if kv_len <= HANDFUL {
+            block_kv = kv_len.next_multiple_of(16).max(16);
+            CpuStrategy::HandfulOfKeys
         } else if kv_len <= block_kv {
             CpuStrategy::FewKeys
         } else {
             CpuStrategy::ManyQueries
         };
-        let vectors = if few_queries { 1 } else { group_rows.div_ceil(level.lanes()).clamp(1, level.tile_vectors()) };
+        let most_vectors = match strategy {
+            CpuStrategy::FewQueries => 1,
+            CpuStrategy::HandfulOfKeys => HANDFUL_ROWS / level.lanes(),
+            CpuStrategy::FewKeys | CpuStrategy::ManyQueries => level.tile_vectors(),
+        };
+        let vectors = group_rows.div_ceil(level.lanes()).clamp(1, most_vectors);
         let tile_rows = vectors * level.lanes();
         let mut tiles = if few_queries { 1 } else { group_rows.div_ceil(tile_rows).clamp(1, 256 / tile_rows) };
         let chunks = |tiles: usize| RowMap::new(problem, tiles * tile_rows).chunks().max(1);
@@ -152,6 +166,7 @@ impl std::fmt::Display for CpuPlan {
         let (strategy, why) = match self.strategy {
             CpuStrategy::ManyQueries => ("many queries", format!("{rows} rows share their keys and values")),
             CpuStrategy::FewKeys => ("few keys", "all keys fit a block".to_owned()),
+            CpuStrategy::HandfulOfKeys => ("a handful of keys", "too few to turn the queries for".to_owned()),
             CpuStrategy::FewQueries => ("few queries", format!("only {rows} rows share their keys and values")),
         };
         writeln!(f, "kernel     cpu_fused, {strategy}: {why}")?;

@@ -146,6 +146,23 @@ pub(super) fn copy_query(
     }
 }
 
+/// Query rows where they lie, or as they are in `buffer`.
+pub(super) fn query_rows<'a>(
+    problem: &AttentionProblem,
+    data: TensorRef<'a>,
+    places: impl Fn(usize) -> [usize; 3],
+    rows: usize,
+    buffer: &'a mut [f32],
+) -> Strided<'a> {
+    let tensor = &problem.spec().query;
+    let [b, h, i] = places(0);
+    if let (TensorRef::F32(data), true) = (data, borrowed(tensor) && places(rows - 1) == [b, h, i + rows - 1]) {
+        return Strided { data: &data[tensor.layout.index([b, h, i, 0])..], stride: tensor.layout.strides[2] };
+    }
+    copy_query(problem, data, places, rows, buffer);
+    Strided { data: buffer, stride: problem.head_dim() }
+}
+
 /// Turns the first `n` of four lines of `len` into lanes `lane..lane + n` of `out`.
 fn turn_lines(level: SimdLevel, lines: &[f32], len: usize, n: usize, width: usize, lane: usize, out: &mut [f32]) {
     if n == 4 {

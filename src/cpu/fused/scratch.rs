@@ -36,9 +36,10 @@ impl std::ops::DerefMut for Buffer {
 /// Workspace of a task. Tiles lie `tile_rows * width` apart, whatever rows the last one has.
 #[derive(Debug)]
 pub(super) struct Scratch {
-    /// `[tile][head_dim][row]`; with few queries `[row][head_dim]`.
+    /// `[tile][head_dim][row]`; with few queries `[row][head_dim]`, with a handful of keys those of one tile.
     pub(super) query: Buffer,
-    /// `[tile][v_head_dim][row]`; with few queries `[row][v_head_dim, padded]` until they are finished.
+    /// `[tile][v_head_dim][row]`; with few queries `[row][v_head_dim, padded]` until they are finished; with a
+    /// handful of keys `[row][v_head_dim]` of one tile.
     pub(super) acc: Buffer,
     /// The padded rows of few queries, turned.
     pub(super) turned: Buffer,
@@ -81,12 +82,14 @@ impl Sizes {
         let (dim, v_dim) = (problem.head_dim(), problem.v_head_dim());
         let padded = v_dim.next_multiple_of(plan.level().lanes());
         let few = plan.strategy() == CpuStrategy::FewQueries;
+        // with a handful of keys one tile at a time
+        let held = if plan.strategy() == CpuStrategy::HandfulOfKeys { tile } else { rows };
         let block = plan.block_kv;
         let converted = |tensor: &TensorSpec, width: usize| if borrowed(tensor) { 0 } else { block * width };
         let extra = spec.bias.is_some() || spec.mask.is_some();
         Self([
-            rows * dim,
-            rows * padded,
+            held * dim,
+            held * padded,
             if few { rows * padded } else { 0 },
             rows,
             rows,

@@ -1,13 +1,14 @@
 //! What leaves a task: finished rows, and scores at the stage that the spec asks for.
 
 use crate::cpu::simd;
-use crate::cpu::simd::shared::{TensorRows, Unit};
+use crate::cpu::simd::shared::{Fresh, TensorRows, Unit, writer};
 use crate::problem::ScoreStage;
 
 use super::Store;
+use super::plan::CpuStrategy;
 use super::rows::block;
 use super::scratch::Scratch;
-use super::task::{Job, Scoring};
+use super::task::{Job, Scoring, Tile};
 
 impl Job<'_> {
     /// Normalises the rows of a chunk, and stores them with what else is asked of them.
@@ -19,31 +20,14 @@ impl Job<'_> {
         mut ends: Option<Unit<'_, '_, RowEnd, TensorRows>>,
     ) {
         let (plan, dim) = (self.plan, self.problem.v_head_dim());
-        let of = plan.map.chunk(chunk);
-        let unit = plan.exponents.unit;
-        let to_natural = f64::from(self.natural());
         for tile in self.tiles(chunk) {
             let at = tile.number * plan.tile_rows;
             let acc = &mut scratch.acc[at * dim..];
             if scratch.fresh[tile.number] {
                 acc[..dim * tile.width].fill(0.0);
             }
-            for r in 0..tile.rows {
-                let (max, sum) = (scratch.row_max[at + r], scratch.row_sum[at + r]);
-                if self.inputs.sinks.is_none() && ends.is_none() {
-                    scratch.rescale[r] = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-                    continue;
-                }
-                let sink = self.inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| {
-                    let [_, h, _] = plan.map.place_in(of, tile.first_row + r);
-                    sinks[h]
-                });
-                let end = RowEnd::new(max, to_natural, sum, unit, sink);
-                scratch.rescale[r] = end.factor;
-                if let Some(ends) = &mut ends {
-                    ends.row(tile.first_row + r)[0] = end;
-                }
-            }
+            let (max, sum) = (&scratch.row_max[at..], &scratch.row_sum[at..]);
+            self.factors(chunk, tile, max, sum, &mut scratch.rescale, &mut ends);
             let lanes = plan.level().lanes();
             for first in (0..tile.rows).step_by(lanes) {
                 let n = lanes.min(tile.rows - first);
@@ -51,33 +35,57 @@ impl Job<'_> {
                 let ahead = tile.first_row + first + 2 * lanes;
                 let end = (ahead + lanes).min(plan.map.rows(chunk));
                 if ahead < end {
-                    match output.run(ahead, end - ahead) {
-                        Some(rows) => simd::ask_for(plan.level(), bytemuck::cast_slice(rows)),
-                        None => {
-                            (ahead..end).for_each(|r| simd::ask_for(plan.level(), bytemuck::cast_slice(output.row(r))));
-                        }
-                    }
+                    output.ask_for(plan.level(), ahead, end - ahead);
                 }
                 let sums = &scratch.row_sum[at + first..][..n];
                 let rescale = &scratch.rescale;
-                let turn = |rows: &mut [f32]| {
-                    simd::turn_out(plan.level(), acc, tile.width, first, dim, rescale, rows);
+                let turn = writer(|rows| {
+                    let rows = simd::turn_out(plan.level(), acc, tile.width, first, dim, rescale, rows);
                     // a row that saw no mass; a NaN that it saw all the same has no weight
                     for (line, _) in rows.chunks_exact_mut(dim).zip(sums).filter(|(_, sum)| **sum == 0.0) {
                         line.fill(0.0);
                     }
-                };
+                    rows
+                });
                 let row = tile.first_row + first;
-                if n == lanes
-                    && let Some(rows) = output.run(row, n).and_then(T::as_f32)
-                {
-                    turn(rows);
+                if n == lanes && T::fill(output, row, n, turn) {
                     continue;
                 }
-                turn(&mut scratch.lines);
+                turn(Fresh::of(&mut scratch.lines[..lanes * dim]));
                 for (r, line) in scratch.lines.chunks_exact(dim).take(n).enumerate() {
                     T::store(line, output.row(row + r));
                 }
+            }
+        }
+    }
+
+    /// What the sums of values of the rows of a tile are to be multiplied by, from their maxima and sums of weights; stores
+    /// how they ended.
+    pub(super) fn factors(
+        &self,
+        chunk: usize,
+        tile: Tile,
+        max: &[f32],
+        sum: &[f32],
+        factors: &mut [f32],
+        ends: &mut Option<Unit<'_, '_, RowEnd, TensorRows>>,
+    ) {
+        let rows = max.iter().zip(sum).zip(factors).take(tile.rows);
+        if self.inputs.sinks.is_none() && ends.is_none() {
+            rows.for_each(|((_, &sum), factor)| *factor = if sum == 0.0 { 0.0 } else { 1.0 / sum });
+            return;
+        }
+        let (map, unit, to_natural) = (&self.plan.map, self.plan.exponents.unit, f64::from(self.natural()));
+        let of = map.chunk(chunk);
+        for (r, ((&max, &sum), factor)) in rows.enumerate() {
+            let sink = self.inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| {
+                let [_, h, _] = map.place_in(of, tile.first_row + r);
+                sinks[h]
+            });
+            let end = RowEnd::new(max, to_natural, sum, unit, sink);
+            *factor = end.factor;
+            if let Some(ends) = ends {
+                ends.row(tile.first_row + r)[0] = end;
             }
         }
     }
@@ -93,7 +101,7 @@ impl Job<'_> {
     ) {
         let (plan, problem, inputs) = (self.plan, self.problem, self.inputs);
         self.load(chunk, scratch);
-        if !self.few() {
+        if matches!(plan.strategy(), CpuStrategy::ManyQueries | CpuStrategy::FewKeys) {
             for tile in self.tiles(chunk) {
                 self.load_tile(chunk, tile, &mut scratch.query, &mut scratch.lines);
             }
@@ -104,6 +112,7 @@ impl Job<'_> {
             let key = block(inputs.key, &problem.spec().key, kv_head, keys.clone(), &mut scratch.key_block);
             for tile in self.tiles(chunk) {
                 let n = keys.len();
+                let query = self.query(chunk, tile, &mut scratch.query);
                 let mut scoring = Scoring {
                     // probabilities are those of the output, from the same scores
                     scale: if stage == ScoreStage::Probs { self.scale() } else { problem.scale() },
@@ -120,13 +129,13 @@ impl Job<'_> {
                 };
                 match stage {
                     ScoreStage::Scaled | ScoreStage::Capped => {
-                        self.dots(tile, &scratch.query, key, n, key, &mut scoring);
+                        self.dots(tile, query, key, n, key, &mut scoring);
                         if let (ScoreStage::Capped, Some(cap)) = (stage, problem.spec().softcap) {
                             simd::add_terms(level, tile.vectors, n, scoring.scores, cap, &[], false, &[], &[], &[]);
                         }
                     }
                     ScoreStage::Masked | ScoreStage::Probs => {
-                        if self.score(chunk, tile, &keys, &scratch.query, key, key, &mut scoring).is_none() {
+                        if self.score(chunk, tile, &keys, query, key, key, &mut scoring).is_none() {
                             scoring.scores[..n * tile.width].fill(f32::NEG_INFINITY);
                         }
                     }

@@ -9,6 +9,9 @@ use super::plan::{CpuPlan, CpuStrategy};
 use super::rows::{self, Seen};
 use super::scratch::{Buffer, Scratch, borrowed};
 
+/// No rows.
+pub(super) const NONE: Strided<'static> = Strided { data: &[], stride: 0 };
+
 /// What is computed, by which plan, from what.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
@@ -73,6 +76,23 @@ impl Job<'_> {
         rows::turn_query(plan.level(), problem, inputs.query, places, tile.rows, tile.width, out, lines);
     }
 
+    /// The queries of a tile as [`dots`](Self::dots) takes them: rows if they are few or keys are, else `[column][row]`.
+    /// Other rows than those of a handful of keys must be in place.
+    pub(super) fn query<'b>(&'b self, chunk: usize, tile: Tile, buffer: &'b mut [f32]) -> Strided<'b> {
+        let (plan, dim) = (self.plan, self.problem.head_dim());
+        match plan.strategy() {
+            CpuStrategy::FewQueries => Strided { data: buffer, stride: dim },
+            CpuStrategy::HandfulOfKeys => {
+                let of = plan.map.chunk(chunk);
+                let places = |r| plan.map.place_in(of, tile.first_row + r);
+                rows::query_rows(self.problem, self.inputs.query, places, tile.rows, buffer)
+            }
+            CpuStrategy::ManyQueries | CpuStrategy::FewKeys => {
+                Strided { data: &buffer[tile.number * plan.tile_rows * dim..], stride: 0 }
+            }
+        }
+    }
+
     /// Asks for the queries of the next tile while this one is computed: rows are read once, so no cache holds them yet.
     fn ask_for_next(&self, chunk: usize, tile: Tile, parts: [usize; 2]) {
         let Self { plan, problem, inputs } = *self;
@@ -108,7 +128,7 @@ impl Job<'_> {
         chunk: usize,
         tile: Tile,
         keys: &std::ops::Range<usize>,
-        query: &[f32],
+        query: Strided<'_>,
         key: Strided<'_>,
         value: Strided<'_>,
         scratch: &mut Scoring<'_>,
@@ -170,23 +190,70 @@ impl Job<'_> {
         Some(full && seen == Seen::Everything)
     }
 
-    /// `scale * dot(query, key)` for the rows of a tile; the rows of `value` are needed next.
+    /// Whether scores of few queries may stand as `[row][key]`: nothing that differs from row to row goes into them.
+    fn in_lines(&self, tile: Tile) -> bool {
+        let spec = self.problem.spec();
+        let alike = spec.mask.is_none() && spec.bias.is_none();
+        self.few() && !spec.alibi_slopes && (alike || tile.rows == 1)
+    }
+
+    /// [`score`](Self::score) for few queries [in lines](Self::in_lines) of one block, all of which see all of `keys`.
+    #[expect(clippy::too_many_arguments, reason = "what is scored, and by what")]
+    fn score_lines(
+        &self,
+        chunk: usize,
+        tile: Tile,
+        keys: &std::ops::Range<usize>,
+        query: Strided<'_>,
+        key: Strided<'_>,
+        value: Strided<'_>,
+        scratch: &mut Scoring<'_>,
+    ) -> Option<bool> {
+        let Self { plan, problem, inputs } = *self;
+        let (level, n, lanes) = (plan.level(), keys.len(), plan.level().lanes());
+        let places = |r| plan.map.place(chunk, tile.first_row + r);
+        let Scoring { scale, scores, extra, bits, lines, .. } = scratch;
+        let (rows, width) = (tile.rows, tile.width);
+        let seen = rows::fill_extra(level, problem, inputs, places, rows, keys.clone(), width, extra, bits, lines);
+        if seen == Seen::Nothing {
+            return None;
+        }
+        simd::products(level, query, rows, key, n, problem.head_dim(), *scale, scores, plan.block_kv, value);
+        let softcap = problem.spec().softcap.unwrap_or(0.0);
+        let padded = n.next_multiple_of(lanes);
+        extra.iter_mut().take(padded).skip(n).for_each(|x| *x = 0.0);
+        let extra: &[f32] = if seen == Seen::Alike { extra } else { &[] };
+        for line in scores.chunks_exact_mut(plan.block_kv).take(rows) {
+            if softcap > 0.0 || !extra.is_empty() {
+                simd::add_terms(level, padded / lanes, 1, line, softcap, extra, false, &[], &[], &[]);
+            }
+            line[n..padded].fill(f32::NEG_INFINITY);
+        }
+        Some(seen == Seen::Everything)
+    }
+
+    /// `scale * dot(query, key)` for the rows of a tile, given by [`query`](Self::query); the rows of `value` are needed
+    /// next.
     pub(super) fn dots(
         &self,
         tile: Tile,
-        query: &[f32],
+        query: Strided<'_>,
         key: Strided<'_>,
         n: usize,
         value: Strided<'_>,
         scratch: &mut Scoring<'_>,
     ) {
         let (level, dim, scale) = (self.plan.level(), self.problem.head_dim(), scratch.scale);
-        if self.few() {
-            let query = Strided { data: query, stride: dim };
-            simd::dots(level, query, tile.rows, key, n, dim, scale, scratch.scores, tile.width, value);
-        } else {
-            let query = &query[tile.number * self.plan.tile_rows * dim..];
-            simd::scores(level, tile.vectors, query, key, n, dim, scale, scratch.scores, value);
+        match self.plan.strategy() {
+            CpuStrategy::FewQueries => {
+                simd::dots(level, query, tile.rows, key, n, dim, scale, scratch.scores, tile.width, value);
+            }
+            CpuStrategy::HandfulOfKeys => {
+                simd::products(level, key, n, query, tile.rows, dim, scale, scratch.scores, tile.width, NONE);
+            }
+            CpuStrategy::ManyQueries | CpuStrategy::FewKeys => {
+                simd::scores(level, tile.vectors, query.data, key, n, dim, scale, scratch.scores, value);
+            }
         }
     }
 
@@ -234,12 +301,19 @@ impl Job<'_> {
                     loaded |= 1 << tile.number;
                 }
                 // what comes next is asked for by the first tile, on behalf of all
-                let first = |of| if tile.number == 0 { of } else { Strided { data: &[], stride: 0 } };
+                let first = |of| if tile.number == 0 { of } else { NONE };
                 let skip = keys.start - block.start;
                 let original = value.from(skip);
                 let key = key.from(skip);
-                let Some(full) = self.score(chunk, tile, &keys, &scratch.query, key, first(original), &mut scoring)
-                else {
+                let query = self.query(chunk, tile, &mut scratch.query);
+                let row_keys = &scoring.keys[tile.first_row..][..tile.rows];
+                let lines = self.in_lines(tile) && row_keys.iter().all(|seen| *seen == row_keys[0]);
+                let full = if lines {
+                    self.score_lines(chunk, tile, &keys, query, key, first(original), &mut scoring)
+                } else {
+                    self.score(chunk, tile, &keys, query, key, first(original), &mut scoring)
+                };
+                let Some(full) = full else {
                     continue;
                 };
                 let at = tile.number * plan.tile_rows;
@@ -254,7 +328,13 @@ impl Job<'_> {
                 }
                 let n = keys.len();
                 let next = first(key.from(n));
-                let grew = simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state, plan.exponents);
+                let grew = if lines {
+                    simd::soften_lines(level, tile.rows, n, scoring.scores, plan.block_kv, state, plan.exponents)
+                } else {
+                    simd::soften(level, tile.vectors, tile.rows, n, scoring.scores, state, plan.exponents)
+                };
+                // of weights, from key to key and from row to row
+                let steps = if lines { [1, plan.block_kv] } else { [tile.width, 1] };
                 if fetch {
                     self.ask_for_next(chunk, tile, [1, 2]);
                 }
@@ -269,7 +349,7 @@ impl Job<'_> {
                         simd::rescale_rows(&mut scratch.acc, padded, &scratch.rescale[..tile.rows]);
                     }
                     let acc = &mut scratch.acc;
-                    simd::weigh(level, weights, tile.width, tile.rows, weighed, n, v_dim, acc, padded);
+                    simd::weigh(level, weights, steps, tile.rows, weighed, n, v_dim, acc, padded);
                 } else {
                     let acc = &mut scratch.acc[at * v_dim..];
                     if grew && !fresh {
@@ -285,7 +365,7 @@ impl Job<'_> {
                         let place = plan.map.place(chunk, tile.first_row + r);
                         (start..end).contains(&(keys.start + j)) && self.allows(place, keys.start + j)
                     };
-                    add_rest(original, n, v_dim, weights, tile, seen, acc, strides);
+                    add_rest(original, n, v_dim, (weights, steps), tile.rows, seen, acc, strides);
                 }
             }
         }
@@ -318,7 +398,7 @@ impl Job<'_> {
     }
 
     /// Whether boolean mask and bias let a row see a key.
-    fn allows(&self, [b, h, i]: [usize; 3], j: usize) -> bool {
+    pub(super) fn allows(&self, [b, h, i]: [usize; 3], j: usize) -> bool {
         let (inputs, spec) = (self.inputs, self.problem.spec());
         let at = [b, h, i, j];
         inputs.mask.zip(spec.mask.as_ref()).is_none_or(|(mask, layout)| mask[layout.index(at)])
@@ -353,7 +433,7 @@ pub(super) fn union(keys: &[[usize; 2]]) -> [usize; 2] {
 }
 
 /// The block with zeros in the places of what is not finite: 0 * NaN would carry it to rows that must not see it.
-fn clean<'a>(value: Strided<'_>, n: usize, dim: usize, buffer: &'a mut [f32]) -> Strided<'a> {
+pub(super) fn clean<'a>(value: Strided<'_>, n: usize, dim: usize, buffer: &'a mut [f32]) -> Strided<'a> {
     for (j, row) in buffer.chunks_exact_mut(dim).take(n).enumerate() {
         for (x, &v) in row.iter_mut().zip(&value.data[j * value.stride..]) {
             *x = if v.is_finite() { v } else { 0.0 };
@@ -364,20 +444,20 @@ fn clean<'a>(value: Strided<'_>, n: usize, dim: usize, buffer: &'a mut [f32]) ->
 
 /// Adds what [`clean`] left out to the rows that see it. Slow, and rare.
 #[expect(clippy::too_many_arguments, reason = "sizes and strides")]
-fn add_rest(
+pub(super) fn add_rest(
     value: Strided<'_>,
     n: usize,
     dim: usize,
-    weights: &[f32],
-    tile: Tile,
+    (weights, [of_key, of_row]): (&[f32], [usize; 2]),
+    rows: usize,
     seen: impl Fn(usize, usize) -> bool,
     acc: &mut [f32],
     [row_stride, column_stride]: [usize; 2],
 ) {
     for j in 0..n {
         for (d, &v) in value.data[j * value.stride..][..dim].iter().enumerate().filter(|(_, v)| !v.is_finite()) {
-            for r in (0..tile.rows).filter(|&r| seen(r, j)) {
-                acc[r * row_stride + d * column_stride] += weights[j * tile.width + r] * v;
+            for r in (0..rows).filter(|&r| seen(r, j)) {
+                acc[r * row_stride + d * column_stride] += weights[j * of_key + r * of_row] * v;
             }
         }
     }

@@ -11,9 +11,9 @@ dispatch! {
 }
 
 dispatch! {
-    /// `acc[row] += sum over keys of weights[key][row] * value` for `n` keys; rows of `weights` are `width` apart, those
-    /// of `acc` `acc_stride`, and are padded with anything to whole vectors.
-    fn weigh(weights: &[f32], width: usize, rows: usize, value: Strided<'_>, n: usize, dim: usize, acc: &mut [f32],
+    /// `acc[row] += sum over keys of weight * value` for `n` keys; weights are `strides` of keys and rows apart, rows of `acc`
+    /// `acc_stride`, and these are padded with anything to whole vectors.
+    fn weigh(weights: &[f32], strides: [usize; 2], rows: usize, value: Strided<'_>, n: usize, dim: usize, acc: &mut [f32],
         acc_stride: usize) = weigh_on
 }
 
@@ -136,7 +136,7 @@ unsafe fn dot_tile<S: Simd, const ROWS: usize, const KEYS: usize>(
 fn weigh_on<S: Simd>(
     s: S,
     weights: &[f32],
-    width: usize,
+    strides: [usize; 2],
     rows: usize,
     value: Strided<'_>,
     n: usize,
@@ -145,41 +145,48 @@ fn weigh_on<S: Simd>(
     acc_stride: usize,
 ) {
     let padded = dim.next_multiple_of(S::LANES);
-    assert!(rows <= width && weights.len() >= n * width && padded <= acc_stride && acc.len() >= rows * acc_stride);
+    let [of_key, of_row] = strides;
+    assert!(rows == 0 || n == 0 || weights.len() > (n - 1) * of_key + (rows - 1) * of_row);
+    assert!(padded <= acc_stride && acc.len() >= rows * acc_stride);
     value.check(n, dim);
     let (w, x, a) = (weights.as_ptr(), value.data.as_ptr(), acc.as_mut_ptr());
     // SAFETY: the lengths were compared above; tiles stay within rows, n and the padded dim
     unsafe {
         let mut r = 0;
         macro_rules! by {
-            ($($rows:literal)*) => {{$(
+            ($($rows:literal: $($vectors:literal in $chains:literal),*;)*) => {{$(
                 while rows - r >= $rows {
-                    let (w, a) = (w.add(r), a.add(r * acc_stride));
+                    let (w, a) = (w.add(r * of_row), a.add(r * acc_stride));
                     let mut d = 0;
-                    while dim - d >= 4 * S::LANES {
-                        weigh_tile::<S, $rows, 4>(s, w, width, x.add(d), value.stride, n, a.add(d), acc_stride);
-                        d += 4 * S::LANES;
-                    }
-                    while dim - d >= S::LANES {
-                        weigh_tile::<S, $rows, 1>(s, w, width, x.add(d), value.stride, n, a.add(d), acc_stride);
-                        d += S::LANES;
-                    }
+                    $(
+                        while dim - d >= $vectors * S::LANES {
+                            let (x, a) = (x.add(d), a.add(d));
+                            weigh_tile::<S, $rows, $vectors, $chains>(s, w, strides, x, value.stride, n, a, acc_stride);
+                            d += $vectors * S::LANES;
+                        }
+                    )*
                     if d < dim {
-                        weigh_rest::<S, $rows>(s, w, width, x.add(d), value.stride, n, dim - d, a.add(d), acc_stride);
+                        weigh_rest::<S, $rows>(s, w, strides, x.add(d), value.stride, n, dim - d, a.add(d), acc_stride);
                     }
                     r += $rows;
                 }
             )*}};
         }
-        by!(4 2 1);
+        // as many sums at once as a processor has additions on the way
+        by! {
+            4: 2 in 1, 1 in 2;
+            2: 2 in 2, 1 in 4;
+            1: 4 in 2, 2 in 4, 1 in 8;
+        }
     }
 }
 
+/// Keys go to `CHAINS` sums in turn: one chain of additions would be waited for.
 #[inline(always)]
-unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize, const CHAINS: usize>(
     s: S,
     weights: *const f32,
-    width: usize,
+    [of_key, of_row]: [usize; 2],
     value: *const f32,
     value_stride: usize,
     n: usize,
@@ -187,42 +194,41 @@ unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     out_stride: usize,
 ) {
     unsafe {
-        // a sum of its own for each block: two short sums round far less than one over all keys
-        let mut acc = [[s.splat(0.0); VECTORS]; ROWS];
+        // a sum of its own for each block: short sums round far less than one over all keys
+        let mut acc = [[[s.splat(0.0); VECTORS]; ROWS]; CHAINS];
         let mut j = 0;
-        if ROWS <= 2 {
-            // sums of odd keys apart: one chain of additions would be waited for
-            let mut odd = [[s.splat(0.0); VECTORS]; ROWS];
-            while n - j >= 2 {
-                for v in 0..VECTORS {
-                    let x = s.load(value.add(j * value_stride + v * S::LANES));
-                    let y = s.load(value.add((j + 1) * value_stride + v * S::LANES));
-                    for m in 0..ROWS {
-                        acc[m][v] = s.fma(s.splat(*weights.add(j * width + m)), x, acc[m][v]);
-                        odd[m][v] = s.fma(s.splat(*weights.add((j + 1) * width + m)), y, odd[m][v]);
+        macro_rules! take {
+            ($chain:expr, $key:expr) => {
+                let x = array![VECTORS; v => s.load(value.add($key * value_stride + v * S::LANES))];
+                for m in 0..ROWS {
+                    let w = s.splat(*weights.add($key * of_key + m * of_row));
+                    for v in 0..VECTORS {
+                        acc[$chain][m][v] = s.fma(w, x[v], acc[$chain][m][v]);
                     }
                 }
-                j += 2;
-            }
-            for m in 0..ROWS {
-                for v in 0..VECTORS {
-                    acc[m][v] = s.add(acc[m][v], odd[m][v]);
-                }
-            }
+            };
         }
-        for j in j..n {
-            let x = array![VECTORS; v => s.load(value.add(j * value_stride + v * S::LANES))];
-            for m in 0..ROWS {
-                let w = s.splat(*weights.add(j * width + m));
-                for v in 0..VECTORS {
-                    acc[m][v] = s.fma(w, x[v], acc[m][v]);
-                }
+        while n - j >= CHAINS {
+            for c in 0..CHAINS {
+                take!(c, j + c);
             }
+            j += CHAINS;
+        }
+        while j < n {
+            take!(0, j);
+            j += 1;
         }
         for m in 0..ROWS {
             for v in 0..VECTORS {
+                let mut left = CHAINS;
+                while left > 1 {
+                    left /= 2;
+                    for c in 0..left {
+                        acc[c][m][v] = s.add(acc[c][m][v], acc[c + left][m][v]);
+                    }
+                }
                 let at = out.add(m * out_stride + v * S::LANES);
-                s.store(at, s.add(s.load(at), acc[m][v]));
+                s.store(at, s.add(s.load(at), acc[0][m][v]));
             }
         }
     }
@@ -233,7 +239,7 @@ unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
 unsafe fn weigh_rest<S: Simd, const ROWS: usize>(
     s: S,
     weights: *const f32,
-    width: usize,
+    [of_key, of_row]: [usize; 2],
     value: *const f32,
     value_stride: usize,
     n: usize,
@@ -246,7 +252,7 @@ unsafe fn weigh_rest<S: Simd, const ROWS: usize>(
         for j in 0..n {
             let x = s.load_first(value.add(j * value_stride), columns);
             for m in 0..ROWS {
-                acc[m] = s.fma(s.splat(*weights.add(j * width + m)), x, acc[m]);
+                acc[m] = s.fma(s.splat(*weights.add(j * of_key + m * of_row)), x, acc[m]);
             }
         }
         for m in 0..ROWS {

@@ -32,6 +32,11 @@ dispatch! {
     fn ask_for(line: &[u8]) = ask_for_on
 }
 
+dispatch! {
+    /// Asks for so many bytes from an address on, whatever it is.
+    fn ask_for_at(from: *const u8, bytes: usize) = ask_for_at_on
+}
+
 // plain loops, compiled for each unit
 #[inline(always)]
 fn count_on<S: Simd>(_: S, mask: &[bool]) -> usize {
@@ -116,6 +121,11 @@ fn all_finite_on<S: Simd>(s: S, rows: Strided<'_>, n: usize, dim: usize) -> bool
 
 #[inline(always)]
 fn ask_for_on<S: Simd>(s: S, line: &[u8]) {
+    ask_for_at_on(s, line.as_ptr(), line.len());
+}
+
+#[inline(always)]
+fn ask_for_at_on<S: Simd>(s: S, from: *const u8, bytes: usize) {
     // 64 bytes is a line of every cache here
-    line.iter().step_by(64).for_each(|x| s.prefetch(std::ptr::from_ref(x).cast()));
+    (0..bytes).step_by(64).for_each(|at| s.prefetch(from.wrapping_add(at).cast()));
 }

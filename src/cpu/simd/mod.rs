@@ -11,6 +11,7 @@
 #![allow(clippy::needless_range_loop, reason = "what is indexed are registers, by a number that the compiler knows")]
 #![allow(clippy::inline_always, reason = "instructions are switched on in the caller")]
 
+mod direct;
 mod exp;
 mod few;
 mod masks;
@@ -26,12 +27,15 @@ mod turn;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(super) use direct::{products, weigh_rows};
 pub(super) use exp::Exponents;
 pub(super) use few::{dots, rescale_rows, weigh};
 pub(super) use masks::{all_finite, ask_for, count, forbid, permit, row_bits};
 #[cfg(feature = "native")]
 pub(super) use peak::{flops_per_round, fma_chains, read_all};
-pub(super) use softmax::{RowState, add_terms, exp_all, keep_by_bits, keep_in_range, merge_into, scale_lanes, soften};
+pub(super) use softmax::{
+    RowState, add_terms, exp_all, keep_by_bits, keep_in_range, merge_into, scale_lanes, soften, soften_lines,
+};
 pub(super) use tiles::{accumulate, scores};
 pub(super) use turn::{turn_in, turn_out};
 

@@ -1,11 +1,14 @@
 //! A buffer that several tasks write to, each to units of its own.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::problem::AttentionProblem;
 use crate::tensor::Layout;
+
+use super::{SimdLevel, masks::ask_for_at};
 
 /// Says which elements belong to a unit: a run of `len(unit)` rows, each a range of elements.
 ///
@@ -16,6 +19,9 @@ pub(in crate::cpu) unsafe trait Units: Sync {
     type Origin: Copy;
 
     fn origin(&self, unit: usize) -> Self::Origin;
+
+    /// Rows of a unit.
+    fn rows(&self, origin: Self::Origin) -> usize;
 
     /// The elements of a row of a unit.
     fn range(&self, origin: Self::Origin, row: usize) -> Range<usize>;
@@ -40,6 +46,10 @@ unsafe impl Units for Consecutive {
         unit
     }
 
+    fn rows(&self, _unit: usize) -> usize {
+        1
+    }
+
     fn range(&self, unit: usize, _row: usize) -> Range<usize> {
         unit * self.unit_len..(unit + 1) * self.unit_len
     }
@@ -51,6 +61,8 @@ pub(in crate::cpu) struct Shared<'a, T, U> {
     len: usize,
     units: U,
     claimed: &'a [AtomicBool],
+    /// `None` if all elements are values from the start; else counts the units all of whose rows have become zeros.
+    ready: Option<&'a AtomicUsize>,
     buffer: PhantomData<&'a mut [T]>,
 }
 
@@ -61,7 +73,7 @@ impl<'a, T, U: Units> Shared<'a, T, U> {
     /// Takes the buffer; there are as many units as flags, which are cleared.
     pub(in crate::cpu) fn new(buffer: &'a mut [T], units: U, claimed: &'a mut [AtomicBool]) -> Self {
         claimed.iter_mut().for_each(|flag| *flag.get_mut() = false);
-        Self { start: buffer.as_mut_ptr(), len: buffer.len(), units, claimed, buffer: PhantomData }
+        Self { start: buffer.as_mut_ptr(), len: buffer.len(), units, claimed, ready: None, buffer: PhantomData }
     }
 
     /// The unit, for the first who asks.
@@ -70,21 +82,51 @@ impl<'a, T, U: Units> Shared<'a, T, U> {
     /// If the unit was claimed before.
     pub(in crate::cpu) fn claim(&self, unit: usize) -> Unit<'_, 'a, T, U> {
         assert!(!self.claimed[unit].swap(true, Ordering::AcqRel), "a unit has one writer");
-        Unit { shared: self, origin: self.units.origin(unit) }
+        Unit { shared: self, origin: self.units.origin(unit), ready: 0 }
     }
+}
+
+/// A vector of what `write` puts into all rows of a tensor without gaps, zeros where it puts nothing. Memory is touched right
+/// before a row is written, by who writes it: a vector of zeros would be written once more, by one thread, before that.
+pub(in crate::cpu) fn written<T: bytemuck::Zeroable>(
+    rows: TensorRows,
+    claimed: &mut [AtomicBool],
+    write: impl FnOnce(&Shared<'_, T, TensorRows>),
+) -> Vec<T> {
+    let len = rows.layout.extent().unwrap_or(0);
+    assert!(rows.is_whole() && claimed.len() == rows.map.chunks());
+    let mut data = Vec::with_capacity(len);
+    claimed.iter_mut().for_each(|flag| *flag.get_mut() = false);
+    let claimed: &[AtomicBool] = claimed;
+    let ready = AtomicUsize::new(0);
+    let start = data.as_mut_ptr();
+    let shared = Shared { start, len, units: rows, claimed, ready: Some(&ready), buffer: PhantomData };
+    write(&shared);
+    for (unit, flag) in claimed.iter().enumerate() {
+        if !flag.load(Ordering::Acquire) {
+            shared.claim(unit);
+        }
+    }
+    assert_eq!(ready.load(Ordering::Acquire), claimed.len(), "every unit was given back");
+    // SAFETY: there is room for so many; each is in a row of some unit, as there are no gaps, and every row was set to zero
+    // before its unit was counted; zero is a value of the type
+    unsafe { data.set_len(len) };
+    data
 }
 
 /// A unit that was claimed.
 pub(in crate::cpu) struct Unit<'s, 'a, T, U: Units> {
     shared: &'s Shared<'a, T, U>,
     origin: U::Origin,
+    /// Rows that are values, where they are not from the start.
+    ready: usize,
 }
 
 impl<T, U: Units> Unit<'_, '_, T, U> {
     /// A row of the unit.
     pub(in crate::cpu) fn row(&mut self, row: usize) -> &mut [T] {
-        let range = self.shared.units.range(self.origin, row);
-        assert!(range.start <= range.end && range.end <= self.shared.len);
+        self.prepare(row + 1);
+        let range = self.range(row);
         // SAFETY: within the buffer; rows of other units do not overlap it, and this unit is borrowed mutably
         unsafe { std::slice::from_raw_parts_mut(self.shared.start.add(range.start), range.len()) }
     }
@@ -93,8 +135,109 @@ impl<T, U: Units> Unit<'_, '_, T, U> {
     pub(in crate::cpu) fn run(&mut self, first: usize, n: usize) -> Option<&mut [T]> {
         let range = self.shared.units.run(self.origin, first, n)?;
         assert!(range.start <= range.end && range.end <= self.shared.len);
+        self.prepare(first + n);
         // SAFETY: as above, for all rows of the run
         Some(unsafe { std::slice::from_raw_parts_mut(self.shared.start.add(range.start), range.len()) })
+    }
+
+    /// Asks for rows `first..first + n`, at least one, which will be written.
+    pub(in crate::cpu) fn ask_for(&self, level: SimdLevel, first: usize, n: usize) {
+        let ask = |range: Range<usize>| {
+            ask_for_at(
+                level,
+                self.shared.start.wrapping_add(range.start).cast_const().cast(),
+                size_of::<T>() * range.len(),
+            );
+        };
+        match self.shared.units.run(self.origin, first, n) {
+            Some(range) => ask(range),
+            None => (first..first + n).for_each(|row| ask(self.shared.units.range(self.origin, row))),
+        }
+    }
+
+    fn range(&self, row: usize) -> Range<usize> {
+        let range = self.shared.units.range(self.origin, row);
+        assert!(range.start <= range.end && range.end <= self.shared.len);
+        range
+    }
+
+    /// Makes values of all rows before `end`.
+    fn prepare(&mut self, end: usize) {
+        if self.shared.ready.is_none() || end <= self.ready {
+            return;
+        }
+        let end = end.min(self.shared.units.rows(self.origin));
+        for row in self.ready..end {
+            let range = self.range(row);
+            // SAFETY: within the buffer; rows of other units do not overlap it, and this unit is borrowed mutably
+            unsafe { self.shared.start.add(range.start).write_bytes(0, range.len()) };
+        }
+        self.ready = end;
+    }
+}
+
+impl<U: Units> Unit<'_, '_, f32, U> {
+    /// Has `n` rows from `first` on written, if they lie one behind the other. Whether they do.
+    ///
+    /// # Panics
+    /// If `write` returns anything but what it was given.
+    pub(in crate::cpu) fn fill(
+        &mut self,
+        first: usize,
+        n: usize,
+        write: impl for<'b> FnOnce(Fresh<'b>) -> &'b mut [f32],
+    ) -> bool {
+        let Some(range) = self.shared.units.run(self.origin, first, n) else { return false };
+        assert!(range.start <= range.end && range.end <= self.shared.len);
+        self.prepare(first);
+        // SAFETY: within the buffer; rows of other units do not overlap it, this unit is borrowed mutably, and what may be no
+        // value is not read as one
+        let start = unsafe { self.shared.start.add(range.start) };
+        // SAFETY: as above
+        let rows: &mut [MaybeUninit<f32>] = unsafe { std::slice::from_raw_parts_mut(start.cast(), range.len()) };
+        let len = rows.len();
+        let written = write(Fresh(rows));
+        assert!(std::ptr::eq(written.as_ptr(), start) && written.len() == len);
+        self.ready = self.ready.max(first + n);
+        true
+    }
+}
+
+/// Says of a closure that it takes elements of any lifetime, which the compiler does not guess.
+pub(in crate::cpu) const fn writer<F: for<'b> Fn(Fresh<'b>) -> &'b mut [f32]>(write: F) -> F {
+    write
+}
+
+/// Elements that are to be written, and may be no values before.
+pub(in crate::cpu) struct Fresh<'a>(&'a mut [MaybeUninit<f32>]);
+
+impl<'a> Fresh<'a> {
+    /// The same for elements that are values.
+    pub(in crate::cpu) fn of(data: &'a mut [f32]) -> Self {
+        let (start, len) = (data.as_mut_ptr(), data.len());
+        // SAFETY: the same elements; nothing but values is ever written through it
+        Self(unsafe { std::slice::from_raw_parts_mut(start.cast(), len) })
+    }
+
+    pub(super) fn elements(&mut self) -> &mut [MaybeUninit<f32>] {
+        self.0
+    }
+
+    /// # Safety
+    /// All elements were written.
+    pub(super) unsafe fn written(self) -> &'a mut [f32] {
+        let (start, len) = (self.0.as_mut_ptr(), self.0.len());
+        // SAFETY: the caller says so
+        unsafe { std::slice::from_raw_parts_mut(start.cast(), len) }
+    }
+}
+
+impl<T, U: Units> Drop for Unit<'_, '_, T, U> {
+    fn drop(&mut self) {
+        if let Some(ready) = self.shared.ready {
+            self.prepare(self.shared.units.rows(self.origin));
+            ready.fetch_add(1, Ordering::AcqRel);
+        }
     }
 }
 
@@ -216,6 +359,13 @@ impl TensorRows {
         (fits && layout.is_injective()).then_some(Self { map, layout: *layout })
     }
 
+    /// Whether every element from the first to the last is in a row.
+    pub(in crate::cpu) fn is_whole(&self) -> bool {
+        // no two elements are in one place, so as many as there are places take them all
+        let elements = self.layout.shape.iter().try_fold(1usize, |n, &axis| n.checked_mul(axis));
+        elements.is_some() && elements == self.layout.extent()
+    }
+
     /// Rows of a tensor without gaps, `[batch, q_heads, q_len, width]`.
     pub(in crate::cpu) fn new_dense(map: RowMap, width: usize) -> Self {
         let layout = Layout::bhld([map.batch, map.q_heads, map.q_len, width]);
@@ -231,6 +381,10 @@ unsafe impl Units for TensorRows {
         self.map.chunk(chunk)
     }
 
+    fn rows(&self, chunk: Chunk) -> usize {
+        chunk.rows
+    }
+
     fn range(&self, chunk: Chunk, row: usize) -> Range<usize> {
         let [b, h, i] = self.map.place_in(chunk, row);
         let start = self.layout.index([b, h, i, 0]);
@@ -239,5 +393,65 @@ unsafe impl Units for TensorRows {
 
     fn run(&self, chunk: Chunk, first: usize, n: usize) -> Option<Range<usize>> {
         self.map.run(chunk, first, n, &self.layout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::AttentionSpec;
+
+    fn rows() -> TensorRows {
+        let problem = AttentionProblem::new(AttentionSpec::new([1, 2, 5, 3], [1, 2, 4, 3])).unwrap();
+        TensorRows::new_dense(RowMap::new(&problem, 2), 3)
+    }
+
+    fn flags() -> Vec<AtomicBool> {
+        (0..6).map(|_| AtomicBool::new(true)).collect()
+    }
+
+    #[test]
+    fn what_nobody_writes_is_zero() {
+        let data = written::<f32>(rows(), &mut flags(), |shared| {
+            // the second row of the first head's rows 2 and 3, and all of row 4
+            shared.claim(1).row(1).fill(1.0);
+            let all = |mut fresh: Fresh<'_>| {
+                fresh.elements().iter_mut().for_each(|x| _ = x.write(2.0));
+            };
+            let mut unit = shared.claim(2);
+            let wrote = unit.fill(0, 1, |mut fresh| {
+                all(Fresh(fresh.elements()));
+                // SAFETY: just written
+                unsafe { fresh.written() }
+            });
+            assert!(wrote);
+        });
+        let mut want = vec![0.0; 30];
+        want[9..12].fill(1.0);
+        want[12..15].fill(2.0);
+        assert_eq!(data, want);
+    }
+
+    #[test]
+    #[should_panic(expected = "every unit was given back")]
+    fn a_unit_that_is_kept_is_told() {
+        written::<f32>(rows(), &mut flags(), |shared| std::mem::forget(shared.claim(0)));
+    }
+
+    #[test]
+    #[should_panic(expected = "written")]
+    fn other_rows_do_not_count_as_written() {
+        written::<f32>(rows(), &mut flags(), |shared| {
+            shared.claim(0).fill(0, 1, |_| Box::leak(Box::new([0.0; 3])));
+        });
+    }
+
+    #[test]
+    fn gaps_are_not_whole() {
+        let problem = AttentionProblem::new(AttentionSpec::new([1, 2, 5, 3], [1, 2, 4, 3])).unwrap();
+        let map = RowMap::new(&problem, 2);
+        let layout = Layout::bhld([1, 2, 5, 3]);
+        assert!(TensorRows::new(map, &layout).unwrap().is_whole());
+        assert!(!TensorRows::new(map, &layout.with_strides([40, 20, 4, 1])).unwrap().is_whole());
     }
 }

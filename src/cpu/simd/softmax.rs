@@ -21,6 +21,12 @@ dispatch! {
 }
 
 dispatch! {
+    /// [`soften`] for scores `[row][key]`, lines `width` apart, each filled up to whole vectors with negative infinity.
+    fn soften_lines(rows: usize, n: usize, scores: &mut [f32], width: usize, state: RowState<'_>, to: Exponents) -> bool
+        = soften_lines_on
+}
+
+dispatch! {
     /// Softcap (0: none), then `extra[key][row]`, or `extra[key]` if `alike` (empty: none; -inf forbids), then ALiBi (empty:
     /// none) for the key's distance from `far[row] + near[row]`. With `far` a multiple of 256 and `near` from 0 to 255, the
     /// distance is rounded once however large it is.
@@ -166,32 +172,96 @@ fn soften_one<S: Simd, const BINARY: bool>(
     for (x, key) in line.iter_mut().zip(scores.chunks_exact(rows)).take(n) {
         *x = key[0];
     }
-    let old = state.max[0];
-    let mut max = s.splat(old);
-    let mut sum = s.splat(0.0);
+    let grew = soften_line::<S, BINARY>(s, n, &mut line, 0, state, factor, unit);
+    for (&weight, key) in line.iter().zip(scores.chunks_exact_mut(rows)).take(n) {
+        key[0] = weight;
+    }
+    grew
+}
+
+#[inline(always)]
+fn soften_lines_on<S: Simd>(
+    s: S,
+    rows: usize,
+    n: usize,
+    scores: &mut [f32],
+    width: usize,
+    mut state: RowState<'_>,
+    to: Exponents,
+) -> bool {
+    let mut grew = false;
+    for (r, line) in scores.chunks_exact_mut(width).take(rows).enumerate() {
+        let RowState { max, sum, rescale, fresh } = &mut state;
+        let state = RowState { max, sum, rescale, fresh: *fresh };
+        grew |= match to.factor {
+            Some(factor) => soften_line::<S, true>(s, n, line, r, state, factor, to.unit),
+            None => soften_line::<S, false>(s, n, line, r, state, 1.0, to.unit),
+        };
+    }
+    grew
+}
+
+/// Takes in the `n` scores of row `r`, and negative infinities up to a whole vector.
+#[inline(always)]
+fn soften_line<S: Simd, const BINARY: bool>(
+    s: S,
+    n: usize,
+    line: &mut [f32],
+    r: usize,
+    state: RowState<'_>,
+    factor: f32,
+    unit: f32,
+) -> bool {
     let padded = n.next_multiple_of(S::LANES);
-    // SAFETY: ONE_ROW is a multiple of every number of lanes, and n is no more than it
+    assert!(padded <= line.len());
+    let old = state.max[r];
+    let at = line.as_mut_ptr();
+    // SAFETY: vectors stay within the padded line, whose length was compared above
     unsafe {
-        for j in (0..padded).step_by(S::LANES) {
-            max = s.max(s.load(line.as_ptr().add(j)), max);
+        let mut max = [s.splat(old); 4];
+        let mut j = 0;
+        while padded - j >= 4 * S::LANES {
+            for (k, max) in max.iter_mut().enumerate() {
+                *max = s.max(s.load(at.add(j + k * S::LANES)), *max);
+            }
+            j += 4 * S::LANES;
         }
+        while j < padded {
+            max[0] = s.max(s.load(at.add(j)), max[0]);
+            j += S::LANES;
+        }
+        let max = s.max(s.max(max[0], max[1]), s.max(max[2], max[3]));
         let mut lanes = [f32::NEG_INFINITY; 16];
         s.store(lanes.as_mut_ptr(), max);
-        let highest = lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let highest = lanes.iter().take(S::LANES).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
         let shift = shift_of(s, s.splat(highest));
-        for j in (0..padded).step_by(S::LANES) {
-            let weight = power::<S, BINARY>(s, s.sub(s.load(line.as_ptr().add(j)), shift), factor, unit);
-            s.store(line.as_mut_ptr().add(j), weight);
-            sum = s.add(sum, weight);
+        let mut sum = [s.splat(0.0); 4];
+        let mut j = 0;
+        macro_rules! take {
+            ($k:expr) => {
+                let to = at.add(j + $k * S::LANES);
+                let weight = power::<S, BINARY>(s, s.sub(s.load(to), shift), factor, unit);
+                s.store(to, weight);
+                sum[$k] = s.add(sum[$k], weight);
+            };
         }
+        while padded - j >= 4 * S::LANES {
+            take!(0);
+            take!(1);
+            take!(2);
+            take!(3);
+            j += 4 * S::LANES;
+        }
+        while j < padded {
+            take!(0);
+            j += S::LANES;
+        }
+        let sum = s.add(s.add(sum[0], sum[1]), s.add(sum[2], sum[3]));
         let mut rescale = [0.0; 16];
         s.store(rescale.as_mut_ptr(), power::<S, BINARY>(s, s.sub(s.splat(old), shift), factor, 1.0));
-        state.rescale[0] = rescale[0];
-        state.sum[0] = state.sum[0] * rescale[0] + s.sums([sum; 4])[0];
-        state.max[0] = highest;
-        for (&weight, key) in line.iter().zip(scores.chunks_exact_mut(rows)).take(n) {
-            key[0] = weight;
-        }
+        state.rescale[r] = rescale[0];
+        state.sum[r] = state.sum[r] * rescale[0] + s.sums([sum; 4])[0];
+        state.max[r] = highest;
         old < highest
     }
 }

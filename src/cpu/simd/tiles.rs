@@ -134,20 +134,26 @@ unsafe fn dot_block<S: Simd, const KEYS: usize, const VECTORS: usize>(
     let ahead = (2 * KEYS).wrapping_mul(key_stride);
     let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
     unsafe {
-        for d in from..to {
-            if d % 16 == 0 && !value.data.is_empty() {
+        let mut d = from;
+        while d < to {
+            // a line for each 16 columns
+            let end = to.min((d / 16 + 1) * 16);
+            if !value.data.is_empty() {
                 // by two tiles of keys ahead: a tile takes about as long as memory does
                 for m in 0..KEYS {
                     s.prefetch(keys[m].wrapping_add(ahead.wrapping_add(d)));
                     s.prefetch(value.data.as_ptr().wrapping_add(m.wrapping_mul(value.stride).wrapping_add(d)));
                 }
             }
-            let q = array![VECTORS; v => s.load(query.add(d * rows + v * S::LANES))];
-            for m in 0..KEYS {
-                let k = s.splat(*keys[m].add(d));
-                for v in 0..VECTORS {
-                    acc[m][v] = s.fma(q[v], k, acc[m][v]);
+            while d < end {
+                let q = array![VECTORS; v => s.load(query.add(d * rows + v * S::LANES))];
+                for m in 0..KEYS {
+                    let k = s.splat(*keys[m].add(d));
+                    for v in 0..VECTORS {
+                        acc[m][v] = s.fma(q[v], k, acc[m][v]);
+                    }
                 }
+                d += 1;
             }
         }
     }

@@ -1,15 +1,34 @@
 //! Rows into lanes, and lanes into rows.
 
-use super::{Simd, array, dispatch};
+use std::mem::MaybeUninit;
+
+use super::shared::Fresh;
+use super::{Simd, SimdLevel, array, dispatch};
 
 dispatch! {
     /// Puts four rows of one length into lanes `lane..lane + 4` of `out[column][width]`.
     fn turn_in(rows: [&[f32]; 4], width: usize, lane: usize, out: &mut [f32]) = turn_in_on
 }
 
+/// Puts a vector of lanes, from `lane` on, of `acc[column][width]`, times `by[lane]`, into rows of `columns` elements.
+pub(in crate::cpu) fn turn_out<'a>(
+    level: SimdLevel,
+    acc: &[f32],
+    width: usize,
+    lane: usize,
+    columns: usize,
+    by: &[f32],
+    mut rows: Fresh<'a>,
+) -> &'a mut [f32] {
+    assert_eq!(rows.elements().len(), level.lanes() * columns);
+    turn_out_of(level, acc, width, lane, columns, by, rows.elements());
+    // SAFETY: every column of every row was stored
+    unsafe { rows.written() }
+}
+
 dispatch! {
-    /// Puts a vector of lanes, from `lane` on, of `acc[column][width]`, times `by[lane]`, into rows of `columns` elements.
-    fn turn_out(acc: &[f32], width: usize, lane: usize, columns: usize, by: &[f32], rows: &mut [f32]) = turn_out_on
+    fn turn_out_of(acc: &[f32], width: usize, lane: usize, columns: usize, by: &[f32], rows: &mut [MaybeUninit<f32>])
+        = turn_out_on
 }
 
 #[inline(always)]
@@ -34,7 +53,15 @@ fn turn_in_on<S: Simd>(s: S, rows: [&[f32]; 4], width: usize, lane: usize, out: 
 }
 
 #[inline(always)]
-fn turn_out_on<S: Simd>(s: S, acc: &[f32], width: usize, lane: usize, columns: usize, by: &[f32], rows: &mut [f32]) {
+fn turn_out_on<S: Simd>(
+    s: S,
+    acc: &[f32],
+    width: usize,
+    lane: usize,
+    columns: usize,
+    by: &[f32],
+    rows: &mut [MaybeUninit<f32>],
+) {
     assert!(lane + S::LANES <= width && acc.len() >= columns * width);
     assert!(by.len() >= lane + S::LANES && rows.len() >= S::LANES * columns);
     let mut d = 0;
@@ -43,13 +70,13 @@ fn turn_out_on<S: Simd>(s: S, acc: &[f32], width: usize, lane: usize, columns: u
         unsafe {
             let factor = s.load(by.as_ptr().add(lane));
             let x = array![4; k => s.mul(s.load(acc.as_ptr().add((d + k) * width + lane)), factor)];
-            s.store_turned(x, rows.as_mut_ptr().add(d), columns);
+            s.store_turned(x, rows.as_mut_ptr().cast::<f32>().add(d), columns);
         }
         d += 4;
     }
     for d in d..columns {
         for r in 0..S::LANES {
-            rows[r * columns + d] = acc[d * width + lane + r] * by[lane + r];
+            rows[r * columns + d].write(acc[d * width + lane + r] * by[lane + r]);
         }
     }
 }
