@@ -276,3 +276,156 @@ impl RowDataMap {
         map
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::part::PartSize;
+    use crate::problem::AttentionSpec;
+    use crate::tensor::{Element, TensorSpec};
+
+    /// Tensors in several memory orders, with offsets, gaps, broadcast axes and elements of 1, 2 and 4 bytes.
+    fn problems() -> Vec<AttentionProblem> {
+        let mut problems = vec![];
+        for [batch, heads, kv_heads, q_len, kv_len] in [[2, 6, 3, 5, 9], [3, 4, 1, 2, 130], [1, 2, 2, 7, 3]] {
+            let of = |element, layout| TensorSpec { element, layout };
+            let query = of(Element::F16, Layout::blhd([batch, heads, q_len, 5]).with_offset(3));
+            let key = of(Element::F32, Layout::packed([batch, kv_heads, kv_len, 5], 2, 1));
+            let value = of(Element::F16, Layout::bhld([1, kv_heads, kv_len, 6]).with_offset(70));
+            let mut spec = AttentionSpec::from_tensors(query, key, value);
+            spec.bias = Some(of(Element::F16, Layout::bhld([batch, 1, q_len, kv_len]).with_offset(1)));
+            spec.mask = Some(Layout::bhld([1, heads, q_len, kv_len]).with_offset(5));
+            spec.output = of(Element::F32, Layout::blhd([batch, heads, q_len, 6]).with_offset(9));
+            (spec.kv_lens, spec.row_ranges, spec.lse) = (true, true, true);
+            spec.scores = Some(crate::problem::ScoreStage::Masked);
+            problems.push(AttentionProblem::new(spec.clone()).unwrap());
+            spec.row_state = true;
+            problems.push(AttentionProblem::new(spec).unwrap());
+        }
+        problems
+    }
+
+    /// Parts of all sizes that a problem is cut into, also such as leave a head of a group behind.
+    fn parts(problem: &AttentionProblem) -> Vec<Part> {
+        let (mut all, mut size) = (vec![], PartSize::whole(problem));
+        loop {
+            for part in size.parts(problem) {
+                all.extend(size.key_ranges(problem).into_iter().map(|keys| Part { keys, ..part.clone() }));
+            }
+            // another axis each time
+            let turn = all.len() % 3;
+            let fewer = size.fewer_rows(problem, 2).nth(turn).or_else(|| size.fewer_keys());
+            let Some(next) = fewer.or_else(|| size.fewer_rows(problem, 1).next()) else { break };
+            size = next;
+        }
+        let heads = problem.q_heads();
+        all.extend((1..heads).map(|first| Part { heads: first..(first + 2).min(heads), ..Part::whole(problem) }));
+        all
+    }
+
+    fn bound(problem: &AttentionProblem, part: &Part, caps: &DeviceCaps) -> Vec<Binding> {
+        let mut bindings = Bindings::new(problem, part, caps);
+        bindings.read_inputs().write_outputs().write(Slot::Scores);
+        bindings.into_list()
+    }
+
+    #[test]
+    fn every_element_of_a_part_is_where_the_tensor_has_it() {
+        for (problem, alignment) in problems().iter().flat_map(|p| [1, 4, 16, 256].map(|alignment| (p, alignment))) {
+            let caps = DeviceCaps { min_storage_buffer_offset_alignment: alignment, ..DeviceCaps::webgpu_defaults() };
+            let (spec, group) = (problem.spec(), problem.group_size());
+            let [batch, heads, rows, keys] = problem.score_shape();
+            for part in parts(problem) {
+                for binding in bound(problem, &part, &caps) {
+                    let lse = Layout::bhld([batch, heads, rows, spec.lse_width()]);
+                    let (layout, bytes) = match binding.slot {
+                        Slot::Query => (spec.query.layout, 2),
+                        Slot::Key => (spec.key.layout, 4),
+                        Slot::Value => (spec.value.layout, 2),
+                        Slot::Bias => (spec.bias.unwrap().layout, 2),
+                        Slot::Mask => (spec.mask.unwrap(), 1),
+                        Slot::Output => (spec.output.layout, 4),
+                        Slot::Lse => (lse, 4),
+                        Slot::Scores => (Layout::bhld([batch, heads, rows, keys]), 4),
+                        Slot::RowData => continue,
+                        other => panic!("{other:?}"),
+                    };
+                    let of_keys = matches!(binding.slot, Slot::Key | Slot::Value);
+                    let of_pairs = matches!(binding.slot, Slot::Bias | Slot::Mask | Slot::Scores);
+                    let first_head = part.heads.start / group;
+                    let heads = if of_keys { first_head..(part.heads.end - 1) / group + 1 } else { part.heads.clone() };
+                    let len = if of_keys { part.keys.clone() } else { part.rows.clone() };
+                    let wide = if of_pairs { part.keys.clone() } else { 0..layout.shape[3] };
+                    let at = |index: [usize; 4]| {
+                        let starts = [part.batch.start, heads.start, len.start, wide.start];
+                        let within = (0..4).map(|axis| (index[axis] - starts[axis]) * binding.strides[axis]);
+                        let here = binding.start_bytes as usize + (binding.offset + within.sum::<usize>()) * bytes;
+                        assert_eq!(here, layout.index(index) * bytes, "{:?} of {part:?}: {binding:?}", binding.slot);
+                        assert!(here + bytes <= (binding.start_bytes + binding.size_bytes) as usize, "{binding:?}");
+                    };
+                    for b in [part.batch.start, part.batch.end - 1] {
+                        for h in [heads.start, heads.end - 1] {
+                            for i in [len.start, len.end - 1] {
+                                at([b, h, i, wide.start]);
+                                at([b, h, i, wide.end - 1]);
+                            }
+                        }
+                    }
+                    let extent = (layout.extent().unwrap() * bytes).next_multiple_of(4) as u64;
+                    assert!(binding.start_bytes + binding.size_bytes <= extent, "past the end: {binding:?}");
+                    assert!(binding.start_bytes.is_multiple_of(u64::from(alignment.max(4))), "{binding:?}");
+                }
+            }
+        }
+    }
+
+    /// What writes a state alone and what finds it among all have one place for it, and no two states have the same.
+    #[test]
+    fn states_lie_one_behind_the_other() {
+        let alignment = 256;
+        let caps = DeviceCaps { min_storage_buffer_offset_alignment: alignment, ..DeviceCaps::webgpu_defaults() };
+        for problem in problems().iter().map(AttentionProblem::partial) {
+            let width = problem.v_head_dim();
+            for part in parts(&problem) {
+                let (rows, count) = (part.row_count(), 3);
+                let mut ends = [0; 2];
+                for first in 0..count {
+                    let part = Part { states: Some(States { first, count }), ..part.clone() };
+                    let mut list = Bindings::new(&problem, &part, &caps);
+                    list.write_outputs().write(Slot::States);
+                    let list = list.into_list();
+                    let [output, row_state, all] = &list[..] else { panic!("{list:?}") };
+                    assert_eq!(
+                        [output.slot, row_state.slot, all.slot],
+                        [Slot::PartOutput, Slot::PartRowState, Slot::States]
+                    );
+                    let start = |binding: &Binding| binding.start_bytes as usize / 4 + binding.offset;
+                    // as part_state.wgsl has it
+                    let [_, _, per_state, row_states_at] = all.strides;
+                    assert_eq!((all.start_bytes, all.offset, per_state), (0, first * rows, rows));
+                    assert_eq!(start(output), all.offset * width);
+                    assert_eq!(start(row_state), row_states_at + 2 * all.offset);
+                    assert!(start(output) >= ends[0] && start(row_state) >= ends[1]);
+                    ends = [start(output) + rows * width, start(row_state) + rows * 2];
+                    assert!(ends[0] <= row_states_at && ends[1] as u64 * 4 <= all.size_bytes);
+                    for (binding, end) in [(output, ends[0]), (row_state, ends[1])] {
+                        assert_eq!(binding.start_bytes + binding.size_bytes, end as u64 * 4);
+                        assert!(binding.start_bytes.is_multiple_of(u64::from(alignment)));
+                    }
+                    // a device has no binding read where another is written
+                    assert!((row_states_at * 4).is_multiple_of(alignment as usize));
+                }
+            }
+        }
+    }
+
+    /// Each in rows of its own, in the order of the fields.
+    #[test]
+    fn row_data_lie_side_by_side() {
+        let mut spec = AttentionSpec::new([3, 4, 5, 8], [3, 2, 7, 8]);
+        (spec.kv_lens, spec.row_ranges, spec.alibi_slopes, spec.sinks) = (true, true, true, true);
+        let map = RowDataMap::new(&AttentionProblem::new(spec).unwrap());
+        let places = [map.kv_lens, map.row_start, map.row_end, map.alibi_slopes, map.sinks, map.words];
+        assert_eq!(places, [0, 3, 18, 33, 37, 41]);
+    }
+}

@@ -303,6 +303,19 @@ fn parts_fit_every_limit() {
     }
 }
 
+/// Positions in a shader are 32 bits wide, so a device that binds more than 4 GiB gets no larger parts.
+#[test]
+fn no_binding_is_larger_than_positions_in_a_shader() {
+    let caps = DeviceCaps { max_storage_buffer_binding_size: u64::MAX, max_buffer_size: u64::MAX, ..matrix_device() };
+    let problem = problem([1, 1, 1, 128], [1, 1, 1 << 24, 128], 128);
+    for kernel in [Kernel::Split, Kernel::Tiled, Kernel::Fused, Kernel::Plain] {
+        let plan = Plan::new(&problem, &caps, Some(kernel)).expect("a plan");
+        assert!(plan.key_parts() > 1, "{plan}");
+        let sizes = plan.steps().iter().flat_map(|step| &step.bindings).map(|binding| binding.size_bytes);
+        assert!(sizes.max() <= Some(u64::from(u32::MAX)), "{plan}");
+    }
+}
+
 #[test]
 fn what_cannot_be_cut_is_refused_with_a_reason_for_each_kernel() {
     let mut caps = DeviceCaps::webgpu_defaults();
