@@ -131,15 +131,6 @@ impl<T, U: Units> Unit<'_, '_, T, U> {
         unsafe { std::slice::from_raw_parts_mut(self.shared.start.add(range.start), range.len()) }
     }
 
-    /// `n` rows of the unit from `first` on, if they lie one behind the other.
-    pub(in crate::cpu) fn run(&mut self, first: usize, n: usize) -> Option<&mut [T]> {
-        let range = self.shared.units.run(self.origin, first, n)?;
-        assert!(range.start <= range.end && range.end <= self.shared.len);
-        self.prepare(first + n);
-        // SAFETY: as above, for all rows of the run
-        Some(unsafe { std::slice::from_raw_parts_mut(self.shared.start.add(range.start), range.len()) })
-    }
-
     /// Asks for rows `first..first + n`, at least one, which will be written.
     pub(in crate::cpu) fn ask_for(&self, level: SimdLevel, first: usize, n: usize) {
         let ask = |range: Range<usize>| {
