@@ -193,3 +193,76 @@ pub(crate) fn supports(problem: &AttentionProblem) -> Result<(), Unsupported> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::AttentionSpec;
+    use crate::tensor::Layout;
+
+    /// The shifts, as keys.wgsl adds them up, against the intervals of the problem.
+    #[test]
+    fn shifts_leave_each_row_its_keys() {
+        let (q_len, kv_len) = (7usize, 11usize);
+        let diagonals = [
+            Diagonal::TopLeft,
+            Diagonal::BottomRight,
+            Diagonal::EndOfKeys,
+            Diagonal::Fixed(-3),
+            Diagonal::Fixed(i32::MAX),
+            Diagonal::Fixed(i32::MIN),
+        ];
+        let windows = [None, Some(0), Some(4), Some(u32::MAX)];
+        for diagonal in diagonals {
+            for (left, right) in windows.iter().flat_map(|left| windows.map(|right| (*left, right))) {
+                for causal in [false, true] {
+                    let mut spec = AttentionSpec::new([1, 1, q_len, 8], [1, 1, kv_len, 8]);
+                    (spec.window_left, spec.window_right, spec.kv_lens) = (left, right, true);
+                    (spec.causal, spec.offset) = (causal.then_some(diagonal), Some(diagonal));
+                    let problem = AttentionProblem::new(spec).unwrap();
+                    let shifts = Shifts::new(&problem);
+                    for (len, i) in [0, 4, 11].into_iter().flat_map(|len| (0..q_len).map(move |i| (len, i))) {
+                        let from_end = if diagonal == Diagonal::EndOfKeys { len } else { 0 };
+                        let position = i32::try_from(i + from_end).unwrap();
+                        let end = (position.checked_add(shifts.end).unwrap()).clamp(0, i32::try_from(len).unwrap());
+                        let begin = position.checked_add(shifts.begin).unwrap().max(0).min(end);
+                        let wanted = problem.row_keys(i, len);
+                        let found = usize::try_from(begin).unwrap()..usize::try_from(end).unwrap();
+                        // where there are none, it does not matter where
+                        let same = found == wanted || found.is_empty() && wanted.is_empty();
+                        assert!(same, "{found:?} for {wanted:?}: row {i} of {len} keys, {:?}", problem.spec());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Multiplying by it and back is exact, and as many of it as there are keys are at most 1.
+    #[test]
+    fn headroom_is_a_power_of_two() {
+        for kv_len in [0, 1, 2, 3, 77, 1500, 1 << 20] {
+            let problem = AttentionProblem::new(AttentionSpec::new([1, 1, 2, 8], [1, 1, kv_len, 8])).unwrap();
+            let part = Part::whole(&problem);
+            let bindings = Bindings::new(&problem, &part, &crate::caps::DeviceCaps::webgpu_defaults());
+            let Params { headroom, headroom_inverse, .. } =
+                Params::new(&problem, &part, &bindings).for_large_values(&problem);
+            assert!((headroom.to_bits() & 0x7f_ffff) == 0 && headroom * kv_len as f32 <= 1.0, "{kv_len}: {headroom}");
+            assert_eq!((headroom * headroom_inverse).to_bits(), 1.0f32.to_bits(), "{kv_len}");
+        }
+    }
+
+    #[test]
+    fn positions_end_where_the_kernels_integers_do() {
+        let of = |kv_len| {
+            // one key, said to be as many
+            let mut spec = AttentionSpec::new([1, 1, 1, 4], [1, 1, kv_len, 4]);
+            for tensor in [&mut spec.key, &mut spec.value] {
+                tensor.layout = Layout { strides: [0, 0, 0, 1], ..tensor.layout };
+            }
+            supports(&AttentionProblem::new(spec).unwrap())
+        };
+        let most = usize::try_from(MAX_POSITION).unwrap();
+        assert_eq!(of(most - 2), Ok(()));
+        assert!(matches!(of(most - 1), Err(Unsupported::Positions { name: "q_len + kv_len", .. })));
+    }
+}

@@ -153,23 +153,30 @@ mod tests {
 
     #[test]
     fn parts_cover_the_problem_once() {
-        let problem = AttentionProblem::new(AttentionSpec::new([3, 12, 37, 8], [3, 4, 150, 8])).unwrap();
-        let mut size = PartSize::whole(&problem);
-        loop {
-            let parts: Vec<_> = size.parts(&problem).collect();
-            let keys = size.key_ranges(&problem);
-            assert_eq!((parts.len() * keys.len()) as u64, size.count(&problem));
-            let rows: usize = parts.iter().map(Part::row_count).sum();
-            assert_eq!(rows, problem.rows(), "{size:?}");
-            assert_eq!(keys.iter().map(ExactSizeIterator::len).sum::<usize>(), problem.kv_len(), "{size:?}");
-            match size.fewer_rows(&problem, 8).next().or_else(|| size.fewer_keys()) {
-                Some(next) => assert!(next.count(&problem) > size.count(&problem), "{size:?} -> {next:?}"),
-                None => break,
+        for heads in [[12, 4], [15, 5]] {
+            let [q_heads, kv_heads] = heads;
+            let problem =
+                AttentionProblem::new(AttentionSpec::new([3, q_heads, 37, 8], [3, kv_heads, 150, 8])).unwrap();
+            let mut size = PartSize::whole(&problem);
+            loop {
+                let parts: Vec<_> = size.parts(&problem).collect();
+                let keys = size.key_ranges(&problem);
+                assert_eq!((parts.len() * keys.len()) as u64, size.count(&problem));
+                let rows: usize = parts.iter().map(Part::row_count).sum();
+                assert_eq!(rows, problem.rows(), "{size:?}");
+                assert_eq!(keys.iter().map(ExactSizeIterator::len).sum::<usize>(), problem.kv_len(), "{size:?}");
+                // groups stay whole, and so do blocks of rows, as long as there are several
+                assert!(size.heads < 3 || size.heads.is_multiple_of(3), "{size:?}");
+                assert!(size.rows < 8 || size.rows == 37 || size.rows.is_multiple_of(8), "{size:?}");
+                match size.fewer_rows(&problem, 8).next().or_else(|| size.fewer_keys()) {
+                    Some(next) => assert!(next.count(&problem) > size.count(&problem), "{size:?} -> {next:?}"),
+                    None => break,
+                }
+                size = size.fewer_rows(&problem, 8).next().or_else(|| size.fewer_keys()).unwrap();
             }
-            size = size.fewer_rows(&problem, 8).next().or_else(|| size.fewer_keys()).unwrap();
+            assert_eq!(size, PartSize { batch: 1, heads: 1, rows: 1, keys: 1 });
+            assert_eq!(PartSize::whole(&problem).one_row(), PartSize { batch: 1, heads: 1, rows: 1, keys: 150 });
         }
-        assert_eq!(size, PartSize { batch: 1, heads: 1, rows: 1, keys: 1 });
-        assert_eq!(PartSize::whole(&problem).one_row(), PartSize { batch: 1, heads: 1, rows: 1, keys: 150 });
     }
 
     #[test]

@@ -316,6 +316,44 @@ fn no_binding_is_larger_than_positions_in_a_shader() {
     }
 }
 
+/// The merge of ranges of the keys has a workgroup for each row, and is cut like what it merges.
+#[test]
+fn rows_of_cut_keys_are_cut_for_their_merge() {
+    let mut caps = DeviceCaps::webgpu_defaults();
+    (caps.max_storage_buffer_binding_size, caps.max_compute_workgroups_per_dimension) = (4096, 8);
+    let problem = problem([1, 1, 100, 16], [1, 1, 200, 16], 16);
+    for kernel in [Kernel::Tiled, Kernel::Fused, Kernel::Split] {
+        let plan = Plan::new(&problem, &caps, Some(kernel)).expect("a plan");
+        assert!(plan.key_parts() > 1 && plan.parts() > plan.key_parts(), "{plan}");
+        assert!(plan.steps().iter().all(|step| step.grid.iter().all(|n| (1..=8).contains(n))), "{plan}");
+    }
+}
+
+#[test]
+fn a_problem_is_not_cut_into_too_many_parts() {
+    let caps = DeviceCaps { max_compute_workgroups_per_dimension: 1, ..DeviceCaps::webgpu_defaults() };
+    let plan = |rows| Plan::new(&problem([1, 1, rows, 8], [1, 1, 4, 8], 8), &caps, Some(Kernel::Plain));
+    assert_eq!(plan(1 << 8).expect("a plan").parts(), 1 << 8);
+    let error = plan((1 << 16) + 1).expect_err("a workgroup for each row");
+    let PlanError::NoKernel { reasons } = &error else { panic!("{error}") };
+    assert!(matches!(reasons[..], [(Kernel::Plain, Rejection::Parts { found: 65536, .. })]), "{error}");
+}
+
+/// Not even where no other kernel will do.
+#[test]
+fn a_gpu_gets_the_rows_kernel_by_name_only() {
+    let caps = DeviceCaps {
+        class: DeviceClass::Discrete,
+        max_compute_invocations_per_workgroup: 32,
+        subgroups: Some((8, 8)),
+        ..DeviceCaps::webgpu_defaults()
+    };
+    let problem = problem([1, 2, 5, 16], [1, 2, 20, 16], 16);
+    let error = Plan::new(&problem, &caps, None).expect_err("all others have 64 invocations");
+    assert!(error.to_string().contains("on a discrete GPU it runs where it is asked for by name"), "{error}");
+    assert_eq!(Plan::new(&problem, &caps, Some(Kernel::Rows)).expect("by name").kernel(), Kernel::Rows);
+}
+
 #[test]
 fn what_cannot_be_cut_is_refused_with_a_reason_for_each_kernel() {
     let mut caps = DeviceCaps::webgpu_defaults();
