@@ -1,7 +1,7 @@
 //! What holds for any attention, whatever its numbers.
 
 use cross_attention::cpu::{self, CpuKernel};
-use cross_attention::kernels::Slot;
+use cross_attention::dispatch::Slot;
 use cross_attention::verify::verify;
 use cross_attention::{
     AttentionData, AttentionOutput, AttentionProblem, DeviceCaps, Element, Kernel, Layout, Plan, TensorData,
