@@ -488,11 +488,6 @@ fn every_cpu_strategy_has_a_workload() {
     ] {
         let problem = AttentionProblem::new(workload::find(name).expect("known").spec).expect("sound");
         for level in SimdLevel::available() {
-            // four lanes turn their queries all the same
-            let strategy = match strategy {
-                CpuStrategy::HandfulOfKeys if level.lanes() < 8 => CpuStrategy::FewKeys,
-                strategy => strategy,
-            };
             assert_eq!(CpuPlan::new(&problem, level).strategy(), strategy, "{name} at {level}");
         }
     }

@@ -48,8 +48,6 @@ const TASKS: usize = 32;
 const BLOCK_KV: usize = 128;
 /// Most keys for which turning the queries costs more than it saves.
 const HANDFUL: usize = 16;
-/// Fewest lanes for which that was measured; with fewer, more of a dot product goes into adding them up.
-const HANDFUL_LANES: usize = 8;
 /// Most rows of a tile whose rows are not turned.
 const HANDFUL_ROWS: usize = 64;
 /// Keys below which a split is not worth its merge.
@@ -69,7 +67,7 @@ impl CpuPlan {
         let few_queries = group_rows <= level.lanes() / 2;
         let strategy = if few_queries {
             CpuStrategy::FewQueries
-        } else if kv_len <= HANDFUL && level.lanes() >= HANDFUL_LANES {
+        } else if kv_len <= HANDFUL {
             block_kv = kv_len.next_multiple_of(16).max(16);
             CpuStrategy::HandfulOfKeys
         } else if kv_len <= block_kv {
