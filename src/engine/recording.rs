@@ -100,6 +100,16 @@ impl<'e> Recording<'e> {
         }
     }
 
+    /// The same tensor from the start of a buffer on, where a command takes whole buffers: copied where it is not.
+    pub(crate) async fn at_start<'a>(&mut self, name: &'static str, tensor: &Tensor<'a>) -> Result<Tensor<'a>, Error> {
+        if tensor.buffer_slice().is_none_or(|slice| slice.offset() == 0) {
+            return Ok(tensor.clone());
+        }
+        let copy = self.allocate(name, tensor.kind(), tensor.len()).await?;
+        self.copy(tensor, &copy, 0)?;
+        Ok(copy)
+    }
+
     /// All terms where this recording runs.
     pub(crate) async fn place_terms<'a>(&self, terms: &Terms<Tensor<'a>>) -> Result<Terms<Tensor<'a>>, Error> {
         let mut placed = terms.clone();

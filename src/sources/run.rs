@@ -247,7 +247,10 @@ impl PreparedSources {
             recording.copy(&row_state, &source_row_state, part * rows * 2)?;
         }
         let gate = match &gate {
-            Some(gate) => Some(recording.place("gate", gate).await?),
+            Some(gate) => {
+                let gate = recording.place("gate", gate).await?;
+                Some(recording.at_start("gate", &gate).await?)
+            }
             None => None,
         };
         let mut parts_to_add = parts;

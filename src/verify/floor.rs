@@ -78,27 +78,50 @@ fn is_f32(value: f64) -> bool {
 }
 
 /// A sum of products: its value, and what the roundings of its partial sums, in chains side by side, may be off by.
+///
+/// Kernels add in orders of their own. That the partial sums of one order are f32s says nothing of those of another, so a
+/// sum counts as exact where it is in every order: its terms are multiples of one power of two, and all of them together are
+/// less than 2^24 of it.
 fn dot(query: &[f64], key: impl Iterator<Item = f64>) -> (f64, Off) {
-    // what is not an f32 is rounded
-    let rounds = |x: f64| if is_f32(x) { 0.0 } else { x };
     let (mut sum, mut plain, mut squares) = (0.0, 0.0, [0.0f64; LANES]);
     let mut lanes = [0.0f64; LANES];
+    // of products and of sums apart
+    let (mut all, mut unit) = (0.0, f64::INFINITY);
+    let mut of_products = [0.0; 2];
     for (n, (q, k)) in query.iter().zip(key).enumerate() {
         let lane = &mut lanes[n % LANES];
         let product = q * k;
         sum += product;
         *lane += product;
-        let (product, in_lane) = (rounds(product), rounds(*lane));
-        squares[n % LANES] += product * product + in_lane * in_lane;
-        plain += product.abs() + rounds(sum).abs();
+        squares[n % LANES] += *lane * *lane;
+        plain += sum.abs();
+        (all, unit) = (all + product.abs(), unit.min(lowest_bit(product)));
+        if !is_f32(product) {
+            of_products = [of_products[0] + product * product, of_products[1] + product.abs()];
+        }
     }
     let mut squares: f64 = squares.iter().sum();
     lanes.iter().fold(0.0, |sum, lane| {
         let sum = sum + lane;
-        squares += rounds(sum) * rounds(sum);
+        squares += sum * sum;
         sum
     });
-    (sum, Off { variance: squares * U * U / 3.0, at_worst: 0.0, plain: U * plain })
+    if all < unit * f64::from(1 << 24) {
+        (squares, plain) = (0.0, 0.0);
+    }
+    let [product_squares, products] = of_products;
+    (sum, Off { variance: (squares + product_squares) * U * U / 3.0, at_worst: 0.0, plain: U * (plain + products) })
+}
+
+/// The largest power of two that a number is a multiple of; infinity for 0.
+fn lowest_bit(x: f64) -> f64 {
+    if x == 0.0 || !x.is_finite() {
+        return f64::INFINITY;
+    }
+    // products of f32s are normal in f64
+    let zeros = (x.to_bits() | 1 << 52).trailing_zeros();
+    let exponent = i32::try_from(x.to_bits() >> 52 & 0x7ff).unwrap_or_default() - 1075;
+    f64::powi(2.0, exponent + zeros.cast_signed())
 }
 
 /// The same for sums over keys, `width` of them side by side. Weights are hardly ever exact: everything is rounded.

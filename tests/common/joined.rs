@@ -397,7 +397,7 @@ fn layer(device: &Device, kept: bool) -> Result<Box<dyn Prepared>, Error> {
 impl Prepared for Layer {
     fn call(&self, n: usize) -> Call<'_> {
         Box::pin(async move {
-            let lens = if n == 0 { [40, 13] } else { [25, 31] };
+            let lens = if n == 0 { [40u32, 13] } else { [25, 31] };
             let options = LayerOptions { kv_lens: Some((&lens).into()), ..LayerOptions::default() };
             let output = match &self.kept {
                 Some(kept) => self.layer.forward_prepared(2, &self.states[n], kept, &options).await?,

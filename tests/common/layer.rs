@@ -374,7 +374,8 @@ fn refusals(device: &Device) -> Result<(), String> {
             return Err(format!("{found:?}, not {wanted:?}"));
         }
     }
-    let long = layer.forward_blocking(1, &states, &context, &LayerOptions { kv_lens: Some((&[4]).into()), ..none() });
+    let long =
+        layer.forward_blocking(1, &states, &context, &LayerOptions { kv_lens: Some((&[4u32]).into()), ..none() });
     if !matches!(long, Err(Error::Input(_))) {
         return Err(format!("{long:?}"));
     }
