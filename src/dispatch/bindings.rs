@@ -278,6 +278,7 @@ impl RowDataMap {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 mod tests {
     use super::*;
     use crate::dispatch::part::PartSize;

@@ -3,7 +3,13 @@
 //! Each target runs the inputs number `FUZZ_SEED`, `FUZZ_SEED + 1`, .. for `FUZZ_SECONDS` (3 unless said), one input where
 //! that is 0.
 #![expect(unsafe_code, reason = "an allocator is unsafe to write; this one counts and passes on")]
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says what it ran")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test fails by panicking, and says what it ran"
+)]
+#![expect(clippy::cast_possible_truncation, reason = "some of the bits that are drawn")]
 
 mod draw;
 mod targets;

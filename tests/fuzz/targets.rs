@@ -132,10 +132,7 @@ fn plan(draw: &mut Draw) -> Result<(), String> {
         for step in plan.steps() {
             let within = step.workgroup_bytes <= u64::from(caps.max_compute_workgroup_storage_size)
                 && step.workgroups().iter().all(|n| *n <= caps.max_compute_workgroups_per_dimension)
-                && step
-                    .bindings
-                    .iter()
-                    .all(|binding| binding.size_bytes as u64 <= caps.max_storage_buffer_binding_size)
+                && step.bindings.iter().all(|binding| binding.size_bytes <= caps.max_storage_buffer_binding_size)
                 && step.bindings.len() <= caps.max_storage_buffers_per_shader_stage as usize + 1;
             if !within {
                 return Err(format!("{kernel:?} goes beyond a limit\n{problem:?}\n{caps:?}\n{step:?}"));
