@@ -117,7 +117,16 @@ fn heads() -> Vec<Case> {
     vec![
         case("heads_mha", "every query head has its own keys", 2, [3, 3], [5, 19], [16, 16]),
         case("heads_gqa_of_3", "a group that is no power of two", 2, [6, 2], [5, 19], [16, 16]),
-        case("heads_gqa_of_8", "a group that fills a row block", 1, [16, 2], [1, 70], [16, 16]),
+        case(
+            "heads_gqa_of_8",
+            "a group that fills a row block, and what heads have of their own",
+            1,
+            [16, 2],
+            [1, 70],
+            [16, 16],
+        )
+        .alibi()
+        .sinks(0.0),
         case("heads_mqa", "all query heads share one head of keys", 2, [5, 1], [5, 19], [16, 16]),
         case("causal_gqa_odd", "a diagonal counted in rows, not in rows times heads", 3, [6, 2], [5, 19], [40, 40])
             .causal(BottomRight),
