@@ -697,6 +697,20 @@ fn not_a_number() -> Vec<Case> {
         .planted(Tensor::Value, [0, 0, 52, 140], f32::NEG_INFINITY)
         .planted(Tensor::Value, [0, 0, 60, 200], f32::NAN)
         .planted(Tensor::Value, [0, 0, 69, 270], f32::NAN),
+        Case::new(
+            "nan_in_value_of_64",
+            "four columns an invocation on a GPU, in two groups, and each keeps it from the rows it is masked for",
+            1,
+            [2, 1],
+            [20, 70],
+            [16, 64],
+        )
+        .mask("11qk")
+        .planted(Tensor::Value, [0, 0, 9, 3], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 20, 20], f32::INFINITY)
+        .planted(Tensor::Value, [0, 0, 33, 34], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 52, 49], f32::NEG_INFINITY)
+        .planted(Tensor::Value, [0, 0, 69, 63], f32::NAN),
         case("inf_in_value", "an infinite value gives an infinite result").planted(
             Tensor::Value,
             [0, 0, 5, 1],
