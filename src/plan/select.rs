@@ -8,8 +8,8 @@ use crate::dispatch::{Kernel, Part, PartSize, PlanChoice, Rejection, RowDataMap,
 use crate::kernels::{Tiling, combine, plain};
 use crate::problem::{AttentionProblem, ScoreStage};
 
-/// Parts that a problem may be cut into.
-const MAX_PARTS: u64 = 1 << 16;
+/// Parts that a problem may be cut into. A dispatch takes 1 to 2 KiB of a plan, and a part takes up to four.
+const MAX_PARTS: u64 = 1 << 14;
 
 pub(super) fn plan(problem: &AttentionProblem, caps: &DeviceCaps, forced: Option<Kernel>) -> Result<Plan, PlanError> {
     let order = preference(problem, caps);

@@ -117,7 +117,16 @@ fn heads() -> Vec<Case> {
     vec![
         case("heads_mha", "every query head has its own keys", 2, [3, 3], [5, 19], [16, 16]),
         case("heads_gqa_of_3", "a group that is no power of two", 2, [6, 2], [5, 19], [16, 16]),
-        case("heads_gqa_of_8", "a group that fills a row block", 1, [16, 2], [1, 70], [16, 16]),
+        case(
+            "heads_gqa_of_8",
+            "a group that fills a row block, and what heads have of their own",
+            1,
+            [16, 2],
+            [1, 70],
+            [16, 16],
+        )
+        .alibi()
+        .sinks(0.0),
         case("heads_mqa", "all query heads share one head of keys", 2, [5, 1], [5, 19], [16, 16]),
         case("causal_gqa_odd", "a diagonal counted in rows, not in rows times heads", 3, [6, 2], [5, 19], [40, 40])
             .causal(BottomRight),
@@ -688,6 +697,20 @@ fn not_a_number() -> Vec<Case> {
         .planted(Tensor::Value, [0, 0, 52, 140], f32::NEG_INFINITY)
         .planted(Tensor::Value, [0, 0, 60, 200], f32::NAN)
         .planted(Tensor::Value, [0, 0, 69, 270], f32::NAN),
+        Case::new(
+            "nan_in_value_of_64",
+            "four columns an invocation on a GPU, in two groups, and each keeps it from the rows it is masked for",
+            1,
+            [2, 1],
+            [20, 70],
+            [16, 64],
+        )
+        .mask("11qk")
+        .planted(Tensor::Value, [0, 0, 9, 3], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 20, 20], f32::INFINITY)
+        .planted(Tensor::Value, [0, 0, 33, 34], f32::NAN)
+        .planted(Tensor::Value, [0, 0, 52, 49], f32::NEG_INFINITY)
+        .planted(Tensor::Value, [0, 0, 69, 63], f32::NAN),
         case("inf_in_value", "an infinite value gives an infinite result").planted(
             Tensor::Value,
             [0, 0, 5, 1],

@@ -309,7 +309,7 @@ fn tune(draw: &mut Draw) -> Result<(), String> {
 /// A pipeline cache that was spoilt, on the first adapter there is; nothing without one.
 fn pipelines(draw: &mut Draw) -> Result<(), String> {
     static CONTEXT: OnceLock<Option<Context>> = OnceLock::new();
-    let request = AdapterRequest::Named(std::env::var("WGPU_ADAPTER_NAME").unwrap_or_default());
+    let request = std::env::var("WGPU_ADAPTER_NAME").map_or(AdapterRequest::Number(0), AdapterRequest::Named);
     let open = || pollster::block_on(async { choose(&request).await.ok()?.open().await.ok() });
     let Some(context) = CONTEXT.get_or_init(open) else { return Ok(()) };
     static WHOLE: OnceLock<Vec<u8>> = OnceLock::new();

@@ -25,7 +25,7 @@ const CASES: [&str; 15] = [
     "masks_together",
     "scores_probs_all_terms",
     // two groups of columns, which only a GPU's tiles have
-    "nan_in_wide_value",
+    "nan_in_value_of_64",
 ];
 
 pub(crate) fn trials(adapter: &Adapter, kernel: Kernel) -> Vec<Trial> {

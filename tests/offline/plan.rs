@@ -334,9 +334,9 @@ fn a_problem_is_not_cut_into_too_many_parts() {
     let caps = DeviceCaps { max_compute_workgroups_per_dimension: 1, ..DeviceCaps::webgpu_defaults() };
     let plan = |rows| Plan::new(&problem([1, 1, rows, 8], [1, 1, 4, 8], 8), &caps, Some(Kernel::Plain));
     assert_eq!(plan(1 << 8).expect("a plan").parts(), 1 << 8);
-    let error = plan((1 << 16) + 1).expect_err("a workgroup for each row");
+    let error = plan((1 << 14) + 1).expect_err("a workgroup for each row");
     let PlanError::NoKernel { reasons } = &error else { panic!("{error}") };
-    assert!(matches!(reasons[..], [(Kernel::Plain, Rejection::Parts { found: 65536, .. })]), "{error}");
+    assert!(matches!(reasons[..], [(Kernel::Plain, Rejection::Parts { found: 16384, .. })]), "{error}");
 }
 
 /// Not even where no other kernel will do.
@@ -646,6 +646,14 @@ fn batch_entries_that_share_keys_are_rows() {
         let [_, y, z] = plan.steps()[0].workgroups();
         let of = |name| constant(&plan, name).expect("it has tiles");
         assert_eq!([of("GROUP"), of("ROWS"), y, z], found, "{plan}");
+    }
+    // keys that are shared, or values, are not enough
+    for value in [false, true] {
+        let mut spec = AttentionSpec::new([5, 8, 1, 64], [5, 8, 1500, 64]);
+        let shared = if value { &mut spec.value } else { &mut spec.key };
+        (shared.layout.strides[0], shared.layout.strides[1]) = (0, 0);
+        let plan = Plan::new(&AttentionProblem::new(spec).expect("sound"), &caps, None).expect("a plan");
+        assert_eq!((plan.steps()[0].grid[1..].to_vec(), constant(&plan, "GROUP")), (vec![8, 5], Some(1)), "{plan}");
     }
 }
 
