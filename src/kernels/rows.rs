@@ -1,7 +1,10 @@
 //! The rows kernel (shaders/rows.wgsl): how rows and keys are laid over the lanes of a subgroup, limits, dispatch.
 
 use super::params::Params;
-use super::{Kernel, Shader, Unsupported, check_invocations, check_storage_buffers, combine, split, storage_buffers};
+use super::{
+    Kernel, Shader, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, combine, split,
+    storage_buffers,
+};
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::plan::bindings::Bindings;
 use crate::plan::split::Part;
@@ -136,6 +139,7 @@ pub(crate) fn tiling(problem: &AttentionProblem, caps: &DeviceCaps, choice: &Pla
     let lanes = subgroup(caps)?;
     check_invocations(lanes, caps)?;
     check_storage_buffers(storage_buffers(problem), caps)?;
+    check_workgroup_memory(SPAN_BYTES, problem, caps)?;
     for (name, found) in [("head_dim", problem.head_dim()), ("v_head_dim", problem.v_head_dim())] {
         if found > MAX_DIM {
             return Err(Unsupported::Dim { name, found, max: MAX_DIM });
