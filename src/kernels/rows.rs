@@ -1,6 +1,14 @@
 //! The rows kernel (shaders/rows.wgsl): how rows and keys are laid over the lanes of a subgroup, limits, dispatch.
 
+<<<<<<< HEAD
 use super::{check_invocations, check_storage_buffers, combine, split, storage_buffers};
+=======
+use super::params::Params;
+use super::{
+    Kernel, Shader, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, combine, split,
+    storage_buffers,
+};
+>>>>>>> wt-b
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::dispatch::{
     Bindings, Kernel, Needs, Params, Part, PlanChoice, Shader, Step, TileShape, Unsupported, Variant, ceil_div,
@@ -134,6 +142,7 @@ pub(crate) fn tiling(problem: &AttentionProblem, caps: &DeviceCaps, choice: &Pla
     let lanes = subgroup(caps)?;
     check_invocations(lanes, caps)?;
     check_storage_buffers(storage_buffers(problem), caps)?;
+    check_workgroup_memory(SPAN_BYTES, problem, caps)?;
     for (name, found) in [("head_dim", problem.head_dim()), ("v_head_dim", problem.v_head_dim())] {
         if found > MAX_DIM {
             return Err(Unsupported::Dim { name, found, max: MAX_DIM });

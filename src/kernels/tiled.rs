@@ -183,9 +183,11 @@ fn sized(problem: &AttentionProblem, caps: &DeviceCaps, rows: usize, key_lanes: 
     let row_lanes = INVOCATIONS / key_lanes;
     let mask_tiles = problem.spec().mask.is_some();
     let mut tiles = Tiles { rows, row_lanes, key_lanes, turned: plenty, mask_tiles, ..Tiles::NONE };
-    tiles.subgroups = caps
-        .subgroups
-        .is_some_and(|(smallest, _)| key_lanes.is_power_of_two() && key_lanes as u64 <= u64::from(smallest));
+    // as its needs are compared
+    tiles.subgroups = caps.subgroups.is_some_and(|(smallest, largest)| {
+        let sizes = [key_lanes as u64, u64::from(smallest), u64::from(largest)];
+        sizes.iter().all(|size| size.is_power_of_two()) && sizes[0] <= sizes[1]
+    });
     for max_chunk in (1..=MAX_CHUNK).rev() {
         (tiles.key_chunk, tiles.key_chunks) = chunks(problem.head_dim().div_ceil(4), max_chunk);
         // a chunk of a value row has a column for each lane

@@ -1,8 +1,13 @@
 //! A plan made for one device and another device: everything that a plan needs is compared, one thing at a time, and no
 //! limit whatever makes planning panic.
 
+<<<<<<< HEAD
 use cross_attention::dispatch::{Slot, Unmet};
 use cross_attention::plan::{DeviceKind, WeightsPlan, catalog};
+=======
+use cross_attention::kernels::{Slot, Unsupported};
+use cross_attention::plan::{DeviceKind, Rejection, Unmet, WeightsPlan, catalog};
+>>>>>>> wt-b
 use cross_attention::weights::{HeadReduce, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Element, Kernel, Layout, Plan,
@@ -254,6 +259,22 @@ fn plans(problem: &AttentionProblem, caps: &DeviceCaps) {
                 let own = [Slot::Workspace, Slot::States].contains(&binding.slot);
                 assert!(!own || binding.start_bytes + binding.size_bytes <= caps.max_buffer_size, "{plan}");
             }
+        }
+    }
+    // what a kernel says it can run it does not refuse for what its dispatches need
+    for kernel in Kernel::ALL.into_iter().filter(|kernel| kernel.supports(problem, caps).is_ok()) {
+        if let Err(PlanError::NoKernel { reasons }) = Plan::new(problem, caps, Some(kernel)) {
+            use Unmet::{Invocations, StorageBuffers, Subgroups, WorkgroupMemory};
+            let unmet = |reason: &Rejection| match reason {
+                Rejection::Unsupported(Unsupported::Device(unmet)) => {
+                    matches!(
+                        unmet,
+                        Invocations { .. } | StorageBuffers { .. } | Subgroups { .. } | WorkgroupMemory { .. }
+                    )
+                }
+                _ => false,
+            };
+            assert!(!reasons.iter().any(|(_, reason)| unmet(reason)), "{kernel}: {reasons:?} on {caps:?}");
         }
     }
     let _ = Plan::candidates(problem, caps);

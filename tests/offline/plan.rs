@@ -65,6 +65,15 @@ fn tiled_tiles_fit_every_class_and_width() {
                 let plan = Plan::new(&problem, &caps, None).expect("a plan");
                 assert_eq!(plan.kernel(), Kernel::Tiled, "{class} {memory} {plan}");
                 assert!(plan.steps()[0].workgroup_bytes <= u64::from(memory));
+                // lanes of a row are neighbours in every subgroup, or exchange nothing by shuffles
+                for smallest in [1, 4, 8, 32] {
+                    let caps = DeviceCaps { subgroups: Some((smallest, 64)), ..caps.clone() };
+                    let plan = Plan::new(&problem, &caps, Some(Kernel::Tiled)).expect("with subgroups or without");
+                    let lanes = constant(&plan, "KEY_LANES").expect("it has tiles");
+                    let shuffled = constant(&plan, "LANE_BITS");
+                    let may = lanes.is_power_of_two() && lanes <= smallest;
+                    assert_eq!(shuffled, may.then(|| lanes.ilog2()), "{plan}");
+                }
             }
         }
     }
@@ -301,6 +310,18 @@ fn parts_fit_every_limit() {
             assert_eq!(plan.parts() == 1, binding == 1 << 20 && grid == 65535, "{plan}");
         }
     }
+}
+
+#[test]
+fn a_value_row_is_as_wide_as_registers_allow() {
+    let of = |v_head_dim, kernel: Kernel| {
+        kernel.supports(&problem([1, 1, 4, 16], [1, 1, 20, 16], v_head_dim), &DeviceCaps::webgpu_defaults())
+    };
+    assert_eq!(of(2048, Kernel::Fused), Ok(()));
+    let found = of(2049, Kernel::Fused);
+    assert!(matches!(found, Err(Unsupported::Dim { name: "v_head_dim", found: 2049, max: 2048 })), "{found:?}");
+    let found = of(4096, Kernel::Tiled);
+    assert!(matches!(found, Err(Unsupported::Dim { name: "v_head_dim", .. })), "{found:?}");
 }
 
 /// Positions in a shader are 32 bits wide, so a device that binds more than 4 GiB gets no larger parts.

@@ -150,12 +150,25 @@ fn refusals_say_what_is_there() {
     let large = AttentionProblem::new(large).expect("a sound spec");
     let error = WeightsProblem::new(&large, &WeightsSpec::default()).expect_err("to be refused");
     assert_eq!(error, WeightsError::Overflow { shape: [1 << 30, 1, 1 << 29, 1 << 29] });
+    // as many elements as can be counted, but not their bytes
+    let one = |shape| cross_attention::Layout::bhld([1; 4]).broadcast_to(shape).expect("from one element");
+    let mut large = AttentionSpec::new([1 << 8, 1 << 6, 1 << 20, 1], [1, 1, 1, 1]);
+    large.query.layout = one([1 << 8, 1 << 6, 1 << 20, 1]);
+    (large.key.layout, large.value.layout) = (one([1 << 8, 1 << 6, 1 << 28, 1]), one([1 << 8, 1 << 6, 1 << 28, 1]));
+    let large = AttentionProblem::new(large).expect("a sound spec");
+    let error = WeightsProblem::new(&large, &WeightsSpec::default()).expect_err("to be refused");
+    assert_eq!(error, WeightsError::Overflow { shape: [1 << 8, 1 << 6, 1 << 20, 1 << 28] });
 
     let wanted = WeightsProblem::new(&problem, &WeightsSpec::default()).expect("all of them");
     let (query, key) = (vec![0.5f32; 24], vec![0.25f32; 40]);
     let inputs = AttentionInputs::new(&query, &key, &key);
     let short = cpu::weights(&wanted, &inputs, &[0.0; 5]);
     assert_eq!(short, Err(InputError::Len { name: "lse", wanted: 6, found: 5 }));
+    for (name, row_max, row_sum) in [("row_max", 5, 6), ("row_sum", 6, 5)] {
+        let state = cross_attention::RowState { row_max: vec![0.0; row_max], row_sum: vec![1.0; row_sum] };
+        let short = cpu::weights(&wanted, &inputs, &state);
+        assert_eq!(short, Err(InputError::Len { name, wanted: 6, found: 5 }));
+    }
     let halves = TensorData::zeros(cross_attention::Element::F16, 24);
     let inputs = AttentionInputs { query: halves.as_ref(), ..inputs };
     assert!(matches!(cpu::weights(&wanted, &inputs, &[0.0; 6]), Err(InputError::Element { name: "query", .. })));

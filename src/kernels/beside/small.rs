@@ -46,7 +46,7 @@ mod tests {
     use crate::kernels::beside::linear::{LinearPlan, LinearShape};
     use crate::kernels::beside::merge::MergePlan;
 
-    const EDGES: [u32; 5] = [0, 1, 2, 65535, u32::MAX];
+    const EDGES: [u32; 6] = [0, 1, 2, 100, 65535, u32::MAX];
 
     /// Each limit in turn at an edge.
     fn devices() -> Vec<DeviceCaps> {
@@ -119,9 +119,34 @@ mod tests {
                 matches!(error, Some(Unsupported::Device(Unmet::Iterations { .. }))) == software
             };
             assert!(early(merge(40_000, &caps)), "{class}");
-            assert!(early(linear(9, 1 << 20, &caps)), "{class}");
+            assert!(early(linear(9, 1 << 19, &caps)), "{class}");
             assert!(early(linear(1, 1 << 23, &caps)), "{class}");
             assert!(early(grid("elements", 2, 200_000, &caps).err()), "{class}");
+            #[cfg(feature = "layer")]
+            {
+                let norm = crate::kernels::linear::NormPlan::new(2, 1 << 21, [true, true], 1e-5, &caps);
+                assert!(early(norm.err()), "{class}");
+            }
         }
+    }
+
+    /// Positions in these shaders are `u32`, in all parts together, and with what a loop steps past its end.
+    #[test]
+    fn small_shaders_count_to_the_end_of_u32() {
+        let caps = DeviceCaps::webgpu_defaults();
+        let positions = |error: Option<Unsupported>| matches!(error, Some(Unsupported::Positions { .. }));
+        assert!(positions(MergePlan::new(4, 1 << 27, 8, &caps).err()));
+        let linear = |rows, in_features, output_stride, output_offset| {
+            let shape = LinearShape { rows, in_features, out_features: 8, output_stride, output_offset };
+            LinearPlan::new(shape, false, &caps)
+        };
+        let plan = linear(3, 40, 10, 5).unwrap().unwrap();
+        assert_eq!((plan.extent, plan.shader), (2 * 10 + 5 + 8, crate::kernels::Shader::LinearFew));
+        assert_eq!(linear(4, 40, 8, 0).unwrap().unwrap().shader, crate::kernels::Shader::LinearFew);
+        assert_eq!(linear(5, 40, 8, 0).unwrap().unwrap().shader, crate::kernels::Shader::Linear);
+        // 100 rows are 128 for the tiles
+        assert!(positions(linear(100, 1 << 25, 8, 0).err()));
+        assert!(positions(linear(2, 8, 8, u32::MAX as usize - 256 - 15).err()));
+        assert!(linear(2, 8, 8, u32::MAX as usize - 256 - 16).is_ok());
     }
 }
