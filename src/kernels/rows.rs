@@ -1,14 +1,6 @@
 //! The rows kernel (shaders/rows.wgsl): how rows and keys are laid over the lanes of a subgroup, limits, dispatch.
 
-<<<<<<< HEAD
-use super::{check_invocations, check_storage_buffers, combine, split, storage_buffers};
-=======
-use super::params::Params;
-use super::{
-    Kernel, Shader, Unsupported, check_invocations, check_storage_buffers, check_workgroup_memory, combine, split,
-    storage_buffers,
-};
->>>>>>> wt-b
+use super::{check_invocations, check_storage_buffers, check_workgroup_memory, combine, split, storage_buffers};
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::dispatch::{
     Bindings, Kernel, Needs, Params, Part, PlanChoice, Shader, Step, TileShape, Unsupported, Variant, ceil_div,

@@ -1,13 +1,8 @@
 //! A plan made for one device and another device: everything that a plan needs is compared, one thing at a time, and no
 //! limit whatever makes planning panic.
 
-<<<<<<< HEAD
-use cross_attention::dispatch::{Slot, Unmet};
-use cross_attention::plan::{DeviceKind, WeightsPlan, catalog};
-=======
-use cross_attention::kernels::{Slot, Unsupported};
-use cross_attention::plan::{DeviceKind, Rejection, Unmet, WeightsPlan, catalog};
->>>>>>> wt-b
+use cross_attention::dispatch::{Slot, Unmet, Unsupported};
+use cross_attention::plan::{DeviceKind, Rejection, WeightsPlan, catalog};
 use cross_attention::weights::{HeadReduce, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Element, Kernel, Layout, Plan,
