@@ -1,8 +1,8 @@
 //! A plan made for one device and another device: everything that a plan needs is compared, one thing at a time, and no
 //! limit whatever makes planning panic.
 
-use cross_attention::dispatch::{Slot, Unmet, Unsupported};
-use cross_attention::plan::{DeviceKind, Rejection, WeightsPlan, catalog};
+use cross_attention::dispatch::{Rejection, Slot, Unmet, Unsupported};
+use cross_attention::plan::{DeviceKind, WeightsPlan, catalog};
 use cross_attention::weights::{HeadReduce, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Element, Kernel, Layout, Plan,

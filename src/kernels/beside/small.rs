@@ -124,7 +124,7 @@ mod tests {
             assert!(early(grid("elements", 2, 200_000, &caps).err()), "{class}");
             #[cfg(feature = "layer")]
             {
-                let norm = crate::kernels::linear::NormPlan::new(2, 1 << 21, [true, true], 1e-5, &caps);
+                let norm = crate::kernels::beside::linear::NormPlan::new(2, 1 << 21, [true, true], 1e-5, &caps);
                 assert!(early(norm.err()), "{class}");
             }
         }
@@ -141,9 +141,9 @@ mod tests {
             LinearPlan::new(shape, false, &caps)
         };
         let plan = linear(3, 40, 10, 5).unwrap().unwrap();
-        assert_eq!((plan.extent, plan.shader), (2 * 10 + 5 + 8, crate::kernels::Shader::LinearFew));
-        assert_eq!(linear(4, 40, 8, 0).unwrap().unwrap().shader, crate::kernels::Shader::LinearFew);
-        assert_eq!(linear(5, 40, 8, 0).unwrap().unwrap().shader, crate::kernels::Shader::Linear);
+        assert_eq!((plan.extent, plan.shader), (2 * 10 + 5 + 8, Shader::LinearFew));
+        assert_eq!(linear(4, 40, 8, 0).unwrap().unwrap().shader, Shader::LinearFew);
+        assert_eq!(linear(5, 40, 8, 0).unwrap().unwrap().shader, Shader::Linear);
         // 100 rows are 128 for the tiles
         assert!(positions(linear(100, 1 << 25, 8, 0).err()));
         assert!(positions(linear(2, 8, 8, u32::MAX as usize - 256 - 15).err()));
