@@ -85,7 +85,7 @@ impl Attention {
         let [q, k, v, o] = &self.projections;
         let (query, key, value) = (q.apply(x), k.apply(context), v.apply(context));
         let mut inputs = AttentionInputs::new(&query, &key, &value);
-        inputs.kv_lens = lens;
+        inputs.terms.kv_lens = lens;
         add(x, &o.apply(&prepared.run_blocking(&inputs)?.output.to_f32()));
         *x = self.norm.apply(x);
         Ok(())

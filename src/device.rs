@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::cpu::{self, CpuKernel, CpuPlan, SimdLevel};
 use crate::dispatch::Kernel;
+use crate::engine::PlaceError;
 use crate::error::{Error, kernel_names};
 use crate::gpu::{self, AdapterRequest, Context, GpuError};
-use crate::inputs::{AttentionInputs, AttentionOutput};
+use crate::inputs::{AttentionInputs, AttentionOutput, CheckedInputs};
 use crate::plan::Plan;
 use crate::problem::AttentionProblem;
 #[cfg(feature = "native")]
@@ -282,8 +283,8 @@ impl Device {
         problem: &AttentionProblem,
         inputs: &AttentionInputs<'_>,
     ) -> Result<AttentionOutput, Error> {
-        inputs.check(problem)?;
-        self.prepare(problem, KernelChoice::Auto).await?.run(inputs).await
+        let inputs = inputs.checked(problem)?;
+        self.prepare(problem, KernelChoice::Auto).await?.run_checked(inputs).await
     }
 
     /// [`attention`](Self::attention), blocking.
@@ -328,10 +329,10 @@ impl Device {
         if let Self::Gpu(context) = self {
             return context.attention_with_weights(problem, inputs, spec).await;
         }
-        inputs.check(problem)?;
+        let checked = inputs.checked(problem)?;
         let wanted = WeightsProblem::new(problem, spec)?;
-        let attention = self.prepare(&problem.with_row_state(), KernelChoice::Auto).await?.run(inputs).await?;
-        let mut attention = attention;
+        let prepared = self.prepare(&problem.with_row_state(), KernelChoice::Auto).await?;
+        let mut attention = prepared.run_checked(checked).await?;
         let row_state = attention.row_state.take().unwrap_or_default();
         let weights = match self {
             Self::Oracle => cpu::reference_weights(&wanted, problem, inputs),
@@ -484,25 +485,33 @@ impl PreparedOn {
     /// # Errors
     /// [`Error::Input`], [`Error::Gpu`].
     pub async fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
+        self.run_checked(inputs.checked(self.problem())?).await
+    }
+
+    /// The same of inputs that were compared with the problem.
+    async fn run_checked(&self, inputs: CheckedInputs<'_, '_>) -> Result<AttentionOutput, Error> {
         match self {
-            Self::Cpu(prepared) => Ok(prepared.run(inputs)?),
-            Self::CpuPlain(problem) => Ok(cpu::attention_with(CpuKernel::Plain, problem, inputs)?),
-            Self::Oracle(problem) => Ok(cpu::reference::attention(problem, inputs)?.to_output(problem)),
-            Self::Gpu(prepared) => prepared.run(inputs).await,
+            Self::Gpu(prepared) => prepared.run_checked(inputs).await,
+            host => host.compute(inputs),
         }
     }
 
-    /// The same without waiting, where it is prepared on the host; `None` where it is not.
-    pub(crate) fn run_on_host(&self, inputs: &AttentionInputs<'_>) -> Option<Result<AttentionOutput, Error>> {
-        if matches!(self, Self::Gpu(_)) {
-            return None;
+    /// The same where it is prepared on the host.
+    fn compute(&self, inputs: CheckedInputs<'_, '_>) -> Result<AttentionOutput, Error> {
+        match self {
+            Self::Cpu(prepared) => Ok(prepared.run_checked(inputs)?),
+            Self::CpuPlain(problem) => Ok(cpu::attention_checked(CpuKernel::Plain, problem, inputs)?),
+            Self::Oracle(problem) => Ok(cpu::reference::attention(problem, &inputs)?.to_output(problem)),
+            Self::Gpu(_) => {
+                let prepared = self.kernel_name().to_owned();
+                Err(PlaceError::OtherRecording { prepared, recording: Device::Cpu.name() }.into())
+            }
         }
-        let mut run = std::pin::pin!(self.run(inputs));
-        match run.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
-            std::task::Poll::Ready(result) => Some(result),
-            // nothing there waits for anything
-            std::task::Poll::Pending => None,
-        }
+    }
+
+    /// [`run`](Self::run) without waiting, where it is prepared on the host.
+    pub(crate) fn run_on_host(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
+        self.compute(inputs.checked(self.problem())?)
     }
 
     /// The problem it is prepared for.

@@ -1,7 +1,11 @@
 //! The host side of one call: borrowed inputs, compared with the problem they are for, and owned outputs.
 
+use std::ops::Range;
+
 use crate::problem::AttentionProblem;
-use crate::tensor::{Element, Layout, TensorData, TensorRef};
+use crate::slice::Kind;
+use crate::tensor::{TensorData, TensorRef, TensorSpec};
+use crate::terms::{HostTerms, OwnedTerms, TermSpec, Terms};
 
 /// Data of one attention in host memory. What is given must be what the spec says is given.
 ///
@@ -14,20 +18,8 @@ pub struct AttentionInputs<'a> {
     pub key: TensorRef<'a>,
     /// `[batch, kv_heads, kv_len, v_head_dim]`.
     pub value: TensorRef<'a>,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says.
-    pub bias: Option<TensorRef<'a>>,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says; true = attend.
-    pub mask: Option<&'a [bool]>,
-    /// `[batch]`, in tokens, each at most `kv_len`.
-    pub kv_lens: Option<&'a [u32]>,
-    /// `[batch, q_len]`: the first key each row may see. May be any number, also negative.
-    pub row_start: Option<&'a [i32]>,
-    /// `[batch, q_len]`: one past the last key each row may see. May be any number.
-    pub row_end: Option<&'a [i32]>,
-    /// `[q_heads]`.
-    pub alibi_slopes: Option<&'a [f32]>,
-    /// `[q_heads]`.
-    pub sinks: Option<&'a [f32]>,
+    /// The rest, as the spec asks for it.
+    pub terms: HostTerms<'a>,
 }
 
 impl<'a> AttentionInputs<'a> {
@@ -37,18 +29,7 @@ impl<'a> AttentionInputs<'a> {
         key: impl Into<TensorRef<'a>>,
         value: impl Into<TensorRef<'a>>,
     ) -> Self {
-        Self {
-            query: query.into(),
-            key: key.into(),
-            value: value.into(),
-            bias: None,
-            mask: None,
-            kv_lens: None,
-            row_start: None,
-            row_end: None,
-            alibi_slopes: None,
-            sinks: None,
-        }
+        Self { query: query.into(), key: key.into(), value: value.into(), terms: Terms::default() }
     }
 
     /// Compares the data with the problem: what is there, of which type, how long, and that key lengths fit.
@@ -56,41 +37,20 @@ impl<'a> AttentionInputs<'a> {
     /// # Errors
     /// An [`InputError`] that names the tensor, what was found and what would do.
     pub fn check(&self, problem: &AttentionProblem) -> Result<(), InputError> {
-        let spec = problem.spec();
-        tensor("query", self.query, spec.query.element, &spec.query.layout)?;
-        tensor("key", self.key, spec.key.element, &spec.key.layout)?;
-        tensor("value", self.value, spec.value.element, &spec.value.layout)?;
-        self.check_terms(problem)
+        self.checked(problem).map(drop)
     }
 
-    /// The same where keys and values are held elsewhere.
-    pub(crate) fn check_beside_keys(&self, problem: &AttentionProblem) -> Result<(), InputError> {
-        let query = &problem.spec().query;
-        tensor("query", self.query, query.element, &query.layout)?;
-        self.check_terms(problem)
-    }
-
-    /// The same for what is beside query, key and value.
-    pub(crate) fn check_terms(&self, problem: &AttentionProblem) -> Result<(), InputError> {
+    /// The same, and the proof of it.
+    pub(crate) fn checked(&self, problem: &AttentionProblem) -> Result<CheckedInputs<'_, 'a>, InputError> {
         let spec = problem.spec();
-        if let Some((bias, of)) = both("bias", self.bias, spec.bias.as_ref())? {
-            tensor("bias", bias, of.element, &of.layout)?;
+        let tensors =
+            [("query", self.query, &spec.query), ("key", self.key, &spec.key), ("value", self.value, &spec.value)];
+        for (name, data, of) in tensors {
+            check_tensor(name, (data.element().into(), data.len()), of)?;
         }
-        if let Some((mask, layout)) = both("mask", self.mask, spec.mask.as_ref())? {
-            at_least("mask", layout.extent().unwrap_or(usize::MAX), mask.len())?;
-        }
-        let rows = problem.batch() * problem.q_len();
-        exactly("kv_lens", self.kv_lens.map(<[u32]>::len), spec.kv_lens, problem.batch())?;
-        exactly("row_start", self.row_start.map(<[i32]>::len), spec.row_ranges, rows)?;
-        exactly("row_end", self.row_end.map(<[i32]>::len), spec.row_ranges, rows)?;
-        exactly("alibi_slopes", self.alibi_slopes.map(<[f32]>::len), spec.alibi_slopes, problem.q_heads())?;
-        exactly("sinks", self.sinks.map(<[f32]>::len), spec.sinks, problem.q_heads())?;
-        for (batch, &found) in self.kv_lens.unwrap_or_default().iter().enumerate() {
-            if found as usize > problem.kv_len() {
-                return Err(InputError::KvLen { batch, found, kv_len: problem.kv_len() });
-            }
-        }
-        Ok(())
+        check_terms(&self.terms.slices(), problem, |slice| (slice.kind(), slice.len()))?;
+        check_lens("kv_lens", self.terms.kv_lens, problem.kv_len())?;
+        Ok(CheckedInputs(self))
     }
 
     /// Number of keys of batch entry `b`: its key length where given, else `kv_len`.
@@ -99,7 +59,36 @@ impl<'a> AttentionInputs<'a> {
     /// If key lengths are given and `b` is not one of the batch.
     #[must_use]
     pub fn kv_len(&self, problem: &AttentionProblem, b: usize) -> usize {
-        self.kv_lens.map_or(problem.kv_len(), |lens| lens[b] as usize)
+        self.terms.kv_lens.map_or(problem.kv_len(), |lens| lens[b] as usize)
+    }
+
+    /// The key that row `i` of batch entry `b` stands on: its position plus the offset of the diagonal.
+    ///
+    /// # Panics
+    /// As [`kv_len`](Self::kv_len).
+    #[must_use]
+    pub fn diagonal(&self, problem: &AttentionProblem, b: usize, i: usize) -> i64 {
+        i as i64 + problem.offset(self.kv_len(problem, b))
+    }
+
+    /// The keys that row `i` of batch entry `b` may see by its position: what key length, causal mask, window and row range
+    /// leave. Boolean mask and bias come on top of it.
+    ///
+    /// # Panics
+    /// If `b` is not one of the batch, or `i` is not one of its rows.
+    #[must_use]
+    pub fn row_keys(&self, problem: &AttentionProblem, b: usize, i: usize) -> Range<usize> {
+        let Range { mut start, mut end } = problem.row_keys(i, self.kv_len(problem, b));
+        let row = b * problem.q_len() + i;
+        // a position may lie before the first key
+        let index = |position: i32| usize::try_from(position).unwrap_or(0);
+        if let Some(starts) = self.terms.row_start {
+            start = start.max(index(starts[row]));
+        }
+        if let Some(ends) = self.terms.row_end {
+            end = end.min(index(ends[row]));
+        }
+        start.min(end)..end
     }
 }
 
@@ -112,20 +101,8 @@ pub struct AttentionData {
     pub key: TensorData,
     /// `[batch, kv_heads, kv_len, v_head_dim]`.
     pub value: TensorData,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says.
-    pub bias: Option<TensorData>,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says; true = attend.
-    pub mask: Option<Vec<bool>>,
-    /// `[batch]`, in tokens.
-    pub kv_lens: Option<Vec<u32>>,
-    /// `[batch, q_len]`.
-    pub row_start: Option<Vec<i32>>,
-    /// `[batch, q_len]`.
-    pub row_end: Option<Vec<i32>>,
-    /// `[q_heads]`.
-    pub alibi_slopes: Option<Vec<f32>>,
-    /// `[q_heads]`.
-    pub sinks: Option<Vec<f32>>,
+    /// The rest, as the spec asks for it.
+    pub terms: OwnedTerms,
 }
 
 impl AttentionData {
@@ -136,41 +113,62 @@ impl AttentionData {
             query: self.query.as_ref(),
             key: self.key.as_ref(),
             value: self.value.as_ref(),
-            bias: self.bias.as_ref().map(TensorData::as_ref),
-            mask: self.mask.as_deref(),
-            kv_lens: self.kv_lens.as_deref(),
-            row_start: self.row_start.as_deref(),
-            row_end: self.row_end.as_deref(),
-            alibi_slopes: self.alibi_slopes.as_deref(),
-            sinks: self.sinks.as_deref(),
+            terms: self.terms.as_host(),
         }
     }
 }
 
-fn both<D, S>(name: &'static str, data: Option<D>, spec: Option<S>) -> Result<Option<(D, S)>, InputError> {
-    match (data, spec) {
-        (Some(data), Some(spec)) => Ok(Some((data, spec))),
-        (None, None) => Ok(None),
-        (None, Some(_)) => Err(InputError::Missing { name }),
-        (Some(_), None) => Err(InputError::Unexpected { name }),
+/// Inputs that were found to be what a problem asks for. Made where they come in; later stages do not look again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CheckedInputs<'i, 'a>(&'i AttentionInputs<'a>);
+
+impl<'a> std::ops::Deref for CheckedInputs<'_, 'a> {
+    type Target = AttentionInputs<'a>;
+
+    fn deref(&self) -> &AttentionInputs<'a> {
+        self.0
     }
 }
 
-fn tensor(name: &'static str, data: TensorRef<'_>, element: Element, layout: &Layout) -> Result<(), InputError> {
-    if data.element() != element {
-        return Err(InputError::Element { name, wanted: element, found: data.element() });
+/// Whether elements of a type, so many of them, are what a spec says.
+pub(crate) fn check_tensor(name: &'static str, found: (Kind, usize), of: &TensorSpec) -> Result<(), InputError> {
+    let elements = of.layout.extent().unwrap_or(usize::MAX);
+    check_one(name, found, TermSpec { kind: of.element.into(), elements, exact: false, by_batch: false })
+}
+
+/// Whether the terms that a problem asks for are given and no others, of the type and number that it says.
+pub(crate) fn check_terms<T>(
+    given: &Terms<T>,
+    problem: &AttentionProblem,
+    describe: impl Fn(&T) -> (Kind, usize),
+) -> Result<(), InputError> {
+    for ((name, given), (_, wanted)) in given.list().into_iter().zip(problem.terms().list()) {
+        match (given, wanted) {
+            (Some(given), Some(wanted)) => check_one(name, describe(given), *wanted)?,
+            (None, None) => {}
+            (None, Some(_)) => return Err(InputError::Missing { name }),
+            (Some(_), None) => return Err(InputError::Unexpected { name }),
+        }
     }
-    at_least(name, layout.extent().unwrap_or(usize::MAX), data.len())
+    Ok(())
 }
 
-fn at_least(name: &'static str, needed: usize, found: usize) -> Result<(), InputError> {
-    if found < needed { Err(InputError::TooShort { name, needed, found }) } else { Ok(()) }
-}
-
-fn exactly(name: &'static str, found: Option<usize>, wanted: bool, len: usize) -> Result<(), InputError> {
-    match both(name, found, wanted.then_some(len))? {
-        Some((found, wanted)) if found != wanted => Err(InputError::Len { name, wanted, found }),
+fn check_one(name: &'static str, (kind, found): (Kind, usize), wanted: TermSpec) -> Result<(), InputError> {
+    if kind != wanted.kind {
+        return Err(InputError::Element { name, wanted: wanted.kind, found: kind });
+    }
+    match wanted.elements {
+        needed if found < needed && !wanted.exact => Err(InputError::TooShort { name, needed, found }),
+        wanted_len if found != wanted_len && wanted.exact => Err(InputError::Len { name, wanted: wanted_len, found }),
         _ => Ok(()),
+    }
+}
+
+/// Whether lengths, one for each entry of the batch, are within what there is.
+pub(crate) fn check_lens(name: &'static str, lens: Option<&[u32]>, most: usize) -> Result<(), InputError> {
+    match lens.unwrap_or_default().iter().enumerate().find(|(_, len)| **len as usize > most) {
+        Some((batch, &found)) => Err(InputError::Length { name, batch, found, most }),
+        None => Ok(()),
     }
 }
 
@@ -244,9 +242,9 @@ pub enum InputError {
         /// Which tensor.
         name: &'static str,
         /// The type that would do.
-        wanted: Element,
+        wanted: Kind,
         /// The type that was given.
-        found: Element,
+        found: Kind,
     },
     /// The layout reaches past the data.
     #[error("{name} has {found} elements, its layout reaches over {needed}")]
@@ -276,14 +274,16 @@ pub enum InputError {
         /// What all of them take, workspace included; `u64::MAX` if it cannot be counted.
         bytes: u64,
     },
-    /// A key length is beyond the keys.
-    #[error("kv_lens[{batch}] is {found}, there are {kv_len} keys")]
-    KvLen {
+    /// A length is beyond the end of its sequence.
+    #[error("{name}[{batch}] is {found}, the sequence has {most} tokens")]
+    Length {
+        /// `kv_lens`.
+        name: &'static str,
         /// Entry of the batch.
         batch: usize,
         /// The length that was given, in tokens.
         found: u32,
-        /// The keys there are.
-        kv_len: usize,
+        /// The tokens there are.
+        most: usize,
     },
 }

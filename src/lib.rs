@@ -96,6 +96,7 @@ pub mod plan;
 pub mod pool;
 mod problem;
 mod roofline;
+mod slice;
 pub mod sources;
 mod tensor;
 mod terms;
@@ -118,7 +119,7 @@ pub use plan::{Plan, PlanError};
 pub use problem::{AttentionProblem, AttentionSpec, Diagonal, MAX_LEN, ProblemError, ScoreStage};
 pub use roofline::{Roof, Roofline};
 pub use tensor::{Element, Layout, TensorData, TensorRef, TensorSpec};
-pub use terms::Terms;
+pub use terms::{HostTerms, OwnedTerms, Terms};
 pub use timing::{Timing, TimingSource};
 pub use wgpu;
 

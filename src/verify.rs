@@ -283,7 +283,7 @@ fn check_output(problem: &AttentionProblem, output: &AttentionOutput) -> Result<
     let (element, layout) = (spec.output.element, &spec.output.layout);
     if output.output.as_ref().element() != element {
         let found = output.output.as_ref().element();
-        return Err(InputError::Element { name: "output", wanted: element, found });
+        return Err(InputError::Element { name: "output", wanted: element.into(), found: found.into() });
     }
     let (needed, found) = (layout.extent().unwrap_or(usize::MAX), output.output.as_ref().len());
     if found < needed {

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
 use crate::problem::AttentionProblem;
+use crate::terms::Terms;
 
 /// Some positions along one axis. A list may be in any order and may repeat.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -269,7 +270,7 @@ impl WeightsProblem {
         inputs: &AttentionInputs<'a>,
         norm: RowNorm<'_>,
     ) -> Result<AttentionInputs<'a>, InputError> {
-        let inputs = AttentionInputs { value: inputs.key, sinks: None, ..*inputs };
+        let inputs = AttentionInputs { value: inputs.key, terms: Terms { sinks: None, ..inputs.terms }, ..*inputs };
         inputs.check(&self.scores)?;
         norm.check(self.scores.rows())?;
         Ok(inputs)

@@ -3,6 +3,7 @@
 use crate::inputs::{AttentionData, AttentionInputs};
 use crate::problem::{AttentionProblem, AttentionSpec};
 use crate::tensor::{Layout, TensorData, TensorSpec};
+use crate::terms::Terms;
 
 /// A shape with a name: the same in tests, benches and the program.
 #[derive(Clone, Debug, PartialEq)]
@@ -204,23 +205,18 @@ pub fn inputs_with(problem: &AttentionProblem, seed: &str, recipe: InputRecipe) 
         })
         .unzip();
     let heads = problem.q_heads();
+    // the geometric series of Press et al. 2021 (arXiv:2108.12409)
+    let slope = |h: usize| (-8.0 * (h + 1) as f32 / heads as f32).exp2();
+    let alibi_slopes = spec.alibi_slopes.then(|| (0..heads).map(slope).collect());
+    let sinks = spec.sinks.then(|| {
+        let mut rng = rng("sinks");
+        (0..heads).map(|_| rng.normal()).collect()
+    });
     AttentionData {
         query: TensorData::from_f32(spec.query.element, query),
         key: TensorData::from_f32(spec.key.element, key),
         value: TensorData::from_f32(spec.value.element, value),
-        bias,
-        mask,
-        kv_lens,
-        row_start,
-        row_end,
-        // the geometric series of Press et al. 2021 (arXiv:2108.12409)
-        alibi_slopes: spec
-            .alibi_slopes
-            .then(|| (0..heads).map(|h| (-8.0 * (h + 1) as f32 / heads as f32).exp2()).collect()),
-        sinks: spec.sinks.then(|| {
-            let mut rng = rng("sinks");
-            (0..heads).map(|_| rng.normal()).collect()
-        }),
+        terms: Terms { bias, mask, kv_lens, row_start, row_end, alibi_slopes, sinks },
     }
 }
 
@@ -279,16 +275,11 @@ fn dominant_key(kv_len: usize, head: usize) -> usize {
 /// [`check`](AttentionInputs::check).
 #[must_use]
 pub fn flops(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -> f64 {
-    let clamped = |position: i32| usize::try_from(position).unwrap_or(0);
     let mut pairs = 0.0;
     for b in 0..problem.batch() {
-        let kv_len = inputs.kv_len(problem, b);
         for i in 0..problem.q_len() {
-            let row = b * problem.q_len() + i;
-            let mut keys = problem.row_keys(i, kv_len);
-            keys.start = keys.start.max(inputs.row_start.map_or(0, |start| clamped(start[row])));
-            keys.end = keys.end.min(inputs.row_end.map_or(kv_len, |end| clamped(end[row])));
-            let Some((mask, layout)) = inputs.mask.zip(problem.spec().mask.as_ref()) else {
+            let keys = inputs.row_keys(problem, b, i);
+            let Some((mask, layout)) = inputs.terms.mask.zip(problem.spec().mask.as_ref()) else {
                 pairs += (problem.q_heads() * keys.len()) as f64;
                 continue;
             };
@@ -423,10 +414,10 @@ mod tests {
         spec.mask = Some(Layout::bhld([1, 2, 1, 6]));
         let problem = AttentionProblem::new(spec).unwrap();
         let mut data = inputs(&problem, "flops");
-        data.kv_lens = Some(vec![6, 2]);
-        data.row_start = Some(vec![1; 8]);
-        data.row_end = Some(vec![3; 8]);
-        data.mask = Some(vec![true, true, false, true, true, true, true, true, true, true, true, true]);
+        data.terms.kv_lens = Some(vec![6, 2]);
+        data.terms.row_start = Some(vec![1; 8]);
+        data.terms.row_end = Some(vec![3; 8]);
+        data.terms.mask = Some(vec![true, true, false, true, true, true, true, true, true, true, true, true]);
         // keys 1 and 2 below the diagonal: rows see 0 1 2 2, in batch entry 1 just key 1; head 0 does not see key 2
         let pairs = (3 + 5) + (3 + 3);
         is(flops(&problem, &data.as_inputs()), 2 * pairs * 16);
@@ -447,9 +438,9 @@ mod tests {
             assert!(data.query.to_f32().iter().chain(&data.key.to_f32()).all(|x| x.is_finite()));
             assert_eq!(data, inputs_with(&problem, "seed", recipe));
             assert_ne!(data, inputs_with(&problem, "seeds", recipe));
-            let lens = data.kv_lens.unwrap();
+            let lens = data.terms.kv_lens.unwrap();
             assert!(lens.contains(&70) && lens.contains(&0));
-            let mask = data.mask.unwrap();
+            let mask = data.terms.mask.unwrap();
             assert!(mask.chunks(70).any(|row| row.iter().all(|&x| !x)));
         }
     }

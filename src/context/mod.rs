@@ -341,13 +341,17 @@ impl PreparedContext {
         spec.key.layout.shape[0] = count;
         spec.value.layout.shape[0] = count;
         let query = cut(query, &mut spec.query.layout, at);
-        let mut of_run =
-            Terms { alibi_slopes: terms.alibi_slopes.clone(), sinks: terms.sinks.clone(), ..Terms::default() };
+        let (mut of_run, whole_terms) = (terms.clone(), whole.terms());
+        for (term, of) in of_run.row_data_mut().into_iter().zip(whole_terms.row_data()) {
+            if let (Some(list), (_, Some(of))) = (term, of)
+                && of.by_batch
+            {
+                let share = of.elements / whole.batch();
+                *list = list.cut(first * share..run.entries.end * share);
+            }
+        }
         of_run.bias = terms.bias.as_ref().zip(spec.bias.as_mut()).map(|(bias, of)| cut(bias, &mut of.layout, at));
         of_run.mask = terms.mask.as_ref().zip(spec.mask.as_mut()).map(|(mask, layout)| cut(mask, layout, at));
-        let rows = first * whole.q_len()..run.entries.end * whole.q_len();
-        of_run.row_start = terms.row_start.as_ref().map(|starts| starts.cut(rows.clone()));
-        of_run.row_end = terms.row_end.as_ref().map(|ends| ends.cut(rows));
         spec.output.layout = Layout::bhld([count, whole.q_heads(), whole.q_len(), whole.v_head_dim()]);
         let per_entry = whole.q_heads() * whole.q_len() * whole.v_head_dim();
         let (output, before) = to.output.cut_to_bind(first * per_entry..run.entries.end * per_entry);

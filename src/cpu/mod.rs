@@ -28,7 +28,7 @@ pub use weights::weights;
 
 use half::f16;
 
-use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
+use crate::inputs::{AttentionInputs, AttentionOutput, CheckedInputs, InputError, RowState};
 use crate::problem::AttentionProblem;
 use crate::tensor::{Element, Layout, TensorData};
 
@@ -91,12 +91,22 @@ pub fn attention_with(
     problem: &AttentionProblem,
     inputs: &AttentionInputs<'_>,
 ) -> Result<AttentionOutput, InputError> {
-    inputs.check(problem)?;
-    check_memory(problem, size_of::<f32>())?;
-    Ok(match kernel {
-        CpuKernel::Fused => return CpuAttention::for_one_call(problem, SimdLevel::best()).run(inputs),
-        CpuKernel::Plain => run(problem, 1, |task| plain::compute(problem, inputs, task)),
-    })
+    attention_checked(kernel, problem, inputs.checked(problem)?)
+}
+
+/// The same of inputs that were compared with the problem.
+pub(crate) fn attention_checked(
+    kernel: CpuKernel,
+    problem: &AttentionProblem,
+    inputs: CheckedInputs<'_, '_>,
+) -> Result<AttentionOutput, InputError> {
+    match kernel {
+        CpuKernel::Fused => CpuAttention::for_one_call(problem, SimdLevel::best()).run_checked(inputs),
+        CpuKernel::Plain => {
+            check_memory(problem, size_of::<f32>())?;
+            Ok(run(problem, 1, |task| plain::compute(problem, &inputs, task)))
+        }
+    }
 }
 
 /// Computes one attention with the fused kernel and the given instructions.
@@ -108,8 +118,6 @@ pub fn attention_at(
     problem: &AttentionProblem,
     inputs: &AttentionInputs<'_>,
 ) -> Result<AttentionOutput, InputError> {
-    inputs.check(problem)?;
-    check_memory(problem, size_of::<f32>())?;
     CpuAttention::for_one_call(problem, level).run(inputs)
 }
 

@@ -111,7 +111,7 @@ pub fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h
     let allowed: Vec<bool> = keys.clone().map(|j| allowed(problem, inputs, b, h, i, j)).collect();
     let scores: Vec<f64> =
         keys.clone().map(|j| if allowed[j] { score(problem, inputs, b, h, i, j) } else { f64::NEG_INFINITY }).collect();
-    let sink = inputs.sinks.map(|sinks| f64::from(sinks[h]));
+    let sink = inputs.terms.sinks.map(|sinks| f64::from(sinks[h]));
 
     if !keys.clone().any(|j| allowed[j]) {
         // no key: zeros, and nothing but the sink, whatever it is
@@ -207,7 +207,7 @@ fn score(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h: 
     if let Some(bias) = bias(problem, inputs, b, h, i, j) {
         score += bias;
     }
-    if let Some(slopes) = inputs.alibi_slopes {
+    if let Some(slopes) = inputs.terms.alibi_slopes {
         let distance = (i as i64 + offset(problem, inputs, b) - j as i64).abs();
         score -= f64::from(slopes[h]) * distance as f64;
     }
@@ -220,10 +220,10 @@ fn allowed(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h
     let row = b * problem.q_len() + i;
     let diagonal = i as i64 + offset(problem, inputs, b);
     let key = j as i64;
-    inputs.kv_lens.is_none_or(|lens| key < i64::from(lens[b]))
-        && inputs.mask.zip(spec.mask.as_ref()).is_none_or(|(mask, layout)| mask[layout.index([b, h, i, j])])
-        && inputs.row_start.is_none_or(|start| i64::from(start[row]) <= key)
-        && inputs.row_end.is_none_or(|end| key < i64::from(end[row]))
+    inputs.terms.kv_lens.is_none_or(|lens| key < i64::from(lens[b]))
+        && inputs.terms.mask.zip(spec.mask.as_ref()).is_none_or(|(mask, layout)| mask[layout.index([b, h, i, j])])
+        && inputs.terms.row_start.is_none_or(|start| i64::from(start[row]) <= key)
+        && inputs.terms.row_end.is_none_or(|end| key < i64::from(end[row]))
         && (spec.causal.is_none() || key <= diagonal)
         && spec.window_left.is_none_or(|left| diagonal - i64::from(left) <= key)
         && spec.window_right.is_none_or(|right| key <= diagonal + i64::from(right))
@@ -235,7 +235,7 @@ fn offset(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize) ->
     match problem.diagonal() {
         Diagonal::TopLeft => 0,
         Diagonal::BottomRight => kv_len - q_len,
-        Diagonal::EndOfKeys => inputs.kv_lens.map_or(kv_len, |lens| i64::from(lens[b])) - q_len,
+        Diagonal::EndOfKeys => inputs.terms.kv_lens.map_or(kv_len, |lens| i64::from(lens[b])) - q_len,
         Diagonal::Fixed(offset) => i64::from(offset),
     }
 }
@@ -248,7 +248,7 @@ fn bias(
     i: usize,
     j: usize,
 ) -> Option<f64> {
-    let (data, bias) = inputs.bias.zip(problem.spec().bias.as_ref())?;
+    let (data, bias) = inputs.terms.bias.zip(problem.spec().bias.as_ref())?;
     Some(f64::from(data.get(bias.layout.index([b, h, i, j]))))
 }
 

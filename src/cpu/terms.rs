@@ -23,30 +23,21 @@ pub(super) struct RowTerms<'a> {
 impl<'a> RowTerms<'a> {
     pub(super) fn new(problem: &AttentionProblem, inputs: &AttentionInputs<'a>, [b, h, i]: [usize; 3]) -> Self {
         let spec = problem.spec();
-        let kv_len = inputs.kv_len(problem, b);
-        let mut keys = problem.row_keys(i, kv_len);
-        let row = b * problem.q_len() + i;
-        if let Some(start) = inputs.row_start {
-            keys.start = keys.start.max(clamped(start[row]));
-        }
-        if let Some(end) = inputs.row_end {
-            keys.end = keys.end.min(clamped(end[row]));
-        }
-        keys.end = keys.end.max(keys.start);
         Self {
-            keys,
+            keys: inputs.row_keys(problem, b, i),
             scale: problem.scale(),
             softcap: spec.softcap,
-            bias: inputs.bias.zip(spec.bias.as_ref()).map(|(data, bias)| {
+            bias: inputs.terms.bias.zip(spec.bias.as_ref()).map(|(data, bias)| {
                 let layout = &bias.layout;
                 (data, layout.index([b, h, i, 0]), layout.strides[3])
             }),
             mask: inputs
+                .terms
                 .mask
                 .zip(spec.mask.as_ref())
                 .map(|(data, layout)| (data, layout.index([b, h, i, 0]), layout.strides[3])),
-            slope: inputs.alibi_slopes.map(|slopes| slopes[h]),
-            diagonal: i as i64 + problem.offset(kv_len),
+            slope: inputs.terms.alibi_slopes.map(|slopes| slopes[h]),
+            diagonal: inputs.diagonal(problem, b, i),
         }
     }
 
@@ -76,9 +67,4 @@ impl<'a> RowTerms<'a> {
         }
         score
     }
-}
-
-/// A position that may lie before the first key, as an index.
-fn clamped(position: i32) -> usize {
-    usize::try_from(position).unwrap_or(0)
 }

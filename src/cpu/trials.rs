@@ -2,6 +2,7 @@
 //! huge values, wide heads, far positions, odd strides. Bounds come from the arithmetic, not from another kernel.
 
 use super::*;
+use crate::Terms;
 use crate::problem::{AttentionSpec, Diagonal, ScoreStage};
 use crate::tensor::TensorSpec;
 use crate::weights::{WeightsProblem, WeightsSpec};
@@ -122,8 +123,10 @@ fn what_all_scores_share_in_a_bias_changes_nothing() {
             let (query, key) = (noise.whole(rows * 4, most), noise.whole(kv_len * 4, 1));
             let value = noise.even(kv_len * 3);
             let bias = vec![common; kv_len];
-            let inputs =
-                AttentionInputs { bias: Some((&bias[..]).into()), ..AttentionInputs::new(&query, &key, &value) };
+            let inputs = AttentionInputs {
+                terms: Terms { bias: Some((&bias[..]).into()), ..Terms::default() },
+                ..AttentionInputs::new(&query, &key, &value)
+            };
             compare_exact(&format!("{rows} x {kv_len}, {common:e}"), &problem, &inputs);
             let state = attention(&problem, &inputs).unwrap().row_state.unwrap();
             let wanted = WeightsProblem::new(&problem, &WeightsSpec::default()).unwrap();
@@ -176,8 +179,11 @@ fn a_row_of_padding_and_a_sink() {
                 .collect();
             let sinks = [if rows.is_multiple_of(2) { padding } else { 1.0 }];
             let inputs = AttentionInputs {
-                bias: Some((&bias[..]).into()),
-                sinks: problem.spec().sinks.then_some(&sinks[..]),
+                terms: Terms {
+                    bias: Some((&bias[..]).into()),
+                    sinks: problem.spec().sinks.then_some(&sinks[..]),
+                    ..Terms::default()
+                },
                 ..AttentionInputs::new(&query, &key, &value)
             };
             compare_exact(&format!("{rows} x {kv_len}, {padding:e}"), &problem, &inputs);
@@ -211,8 +217,10 @@ fn a_far_position_is_rounded_once() {
             let (query, key, value) = (vec![0.0f32; rows * 4], vec![0.0f32; 1200], Noise(5).even(600));
             for slope in [1.0, 0.3, -0.7] {
                 let slopes = [slope];
-                let inputs =
-                    AttentionInputs { alibi_slopes: Some(&slopes), ..AttentionInputs::new(&query, &key, &value) };
+                let inputs = AttentionInputs {
+                    terms: Terms { alibi_slopes: Some(&slopes), ..Terms::default() },
+                    ..AttentionInputs::new(&query, &key, &value)
+                };
                 for (way, got) in all_ways(&problem, &inputs) {
                     for (i, &lse) in got.lse.unwrap().iter().enumerate() {
                         let want = reference::row(&problem, &inputs, 0, 0, i).lse;
@@ -279,8 +287,7 @@ fn any_stride_will_do_on_an_axis_of_one() {
         let problem = AttentionProblem::new(spec).unwrap();
         let data = vec![0.5f32; dim];
         let inputs = AttentionInputs {
-            bias: Some((&[1.0f32][..]).into()),
-            mask: Some(&[true]),
+            terms: Terms { bias: Some((&[1.0f32][..]).into()), mask: Some(&[true]), ..Terms::default() },
             ..AttentionInputs::new(&data, &data, &data)
         };
         for (way, got) in all_ways(&problem, &inputs) {
@@ -316,8 +323,11 @@ fn terms_on_rows_as_they_are_stored() {
                 let hides = problem.spec().mask.is_some();
                 value.iter_mut().filter(|x| x.is_nan() && !hides).for_each(|x| *x = 1.0);
                 let inputs = AttentionInputs {
-                    bias: problem.spec().bias.is_some().then_some((&bias[..]).into()),
-                    mask: hides.then_some(&mask[..]),
+                    terms: Terms {
+                        bias: problem.spec().bias.is_some().then_some((&bias[..]).into()),
+                        mask: hides.then_some(&mask[..]),
+                        ..Terms::default()
+                    },
                     ..AttentionInputs::new(&query, &key, &value)
                 };
                 let want = reference::attention(&problem, &inputs).unwrap();

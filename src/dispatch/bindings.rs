@@ -4,6 +4,7 @@ use super::{Part, Slot, States};
 use crate::caps::DeviceCaps;
 use crate::problem::AttentionProblem;
 use crate::tensor::Layout;
+use crate::terms::Terms;
 
 /// One storage buffer of a dispatch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -239,41 +240,26 @@ impl StateMap {
     }
 }
 
-/// Where key lengths, row ranges, slopes and sinks lie in the row data buffer, in words of 4 bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Where each kind of row data lies in its buffer, in words of 4 bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct RowDataMap {
-    pub(crate) kv_lens: u32,
-    pub(crate) row_start: u32,
-    pub(crate) row_end: u32,
-    pub(crate) alibi_slopes: u32,
-    pub(crate) sinks: u32,
+    /// Of what the problem has.
+    pub(crate) at: Terms<u32>,
     /// All words; 0 where the problem has no row data.
     pub(crate) words: u32,
 }
 
 impl RowDataMap {
     pub(crate) fn new(problem: &AttentionProblem) -> Self {
-        let spec = problem.spec();
-        let rows = problem.batch() * problem.q_len();
-        let mut words = 0usize;
-        let mut place = |present: bool, len: usize| {
-            let at = words;
-            if present {
-                words = words.saturating_add(len);
-            }
-            u32::try_from(at).unwrap_or(u32::MAX)
-        };
-        let mut map = Self {
-            kv_lens: place(spec.kv_lens, problem.batch()),
-            row_start: place(spec.row_ranges, rows),
-            row_end: place(spec.row_ranges, rows),
-            alibi_slopes: place(spec.alibi_slopes, problem.q_heads()),
-            sinks: place(spec.sinks, problem.q_heads()),
-            words: 0,
-        };
         // more words than a u32 counts are beyond every binding limit, and refused for that
-        map.words = u32::try_from(words).unwrap_or(u32::MAX);
-        map
+        let narrow = |words: usize| u32::try_from(words).unwrap_or(u32::MAX);
+        let mut words = 0usize;
+        let at = Terms { bias: None, mask: None, ..problem.terms() }.map(|term| {
+            let at = narrow(words);
+            words = words.saturating_add(term.elements);
+            at
+        });
+        Self { at, words: narrow(words) }
     }
 }
 
@@ -426,7 +412,7 @@ mod tests {
         let mut spec = AttentionSpec::new([3, 4, 5, 8], [3, 2, 7, 8]);
         (spec.kv_lens, spec.row_ranges, spec.alibi_slopes, spec.sinks) = (true, true, true, true);
         let map = RowDataMap::new(&AttentionProblem::new(spec).unwrap());
-        let places = [map.kv_lens, map.row_start, map.row_end, map.alibi_slopes, map.sinks, map.words];
-        assert_eq!(places, [0, 3, 18, 33, 37, 41]);
+        let places = map.at.row_data().map(|(_, at)| at.copied());
+        assert_eq!((places, map.words), ([0, 3, 18, 33, 37].map(Some), 41));
     }
 }

@@ -4,6 +4,7 @@ use super::uniforms::uniform;
 use super::{Bindings, Part, RowDataMap, Slot, Unsupported};
 use crate::problem::{AttentionProblem, Diagonal};
 use crate::tensor::Element;
+use crate::terms::Terms;
 
 /// Positions within a kernel, and differences of them, stay below this in magnitude, so that sums of three fit `i32`.
 const MAX_POSITION: i64 = 1 << 29;
@@ -61,7 +62,7 @@ impl Params {
     /// The parameters of one dispatch over `part`, whose buffers are bound as `bindings` says.
     pub(crate) fn new(problem: &AttentionProblem, part: &Part, bindings: &Bindings<'_>) -> Self {
         let spec = problem.spec();
-        let row_data = RowDataMap::new(problem);
+        let Terms { kv_lens, row_start, row_end, alibi_slopes, sinks, .. } = RowDataMap::new(problem).at;
         let shifts = Shifts::new(problem);
         let mut params = Self {
             batch_base: narrow(part.batch.start),
@@ -77,11 +78,11 @@ impl Params {
             begin_shift: shifts.begin,
             end_shift: shifts.end,
             diagonal_shift: shifts.diagonal,
-            kv_lens_at: row_data.kv_lens,
-            row_start_at: row_data.row_start,
-            row_end_at: row_data.row_end,
-            alibi_at: row_data.alibi_slopes,
-            sinks_at: row_data.sinks,
+            kv_lens_at: kv_lens.unwrap_or(0),
+            row_start_at: row_start.unwrap_or(0),
+            row_end_at: row_end.unwrap_or(0),
+            alibi_at: alibi_slopes.unwrap_or(0),
+            sinks_at: sinks.unwrap_or(0),
             scale: problem.scale(),
             exponent_scale: problem.exponent_scale().unwrap_or(0.0),
             softcap: spec.softcap.unwrap_or(0.0),

@@ -2,7 +2,7 @@
 
 use super::inputs::{HostInputs, Inputs, on_host};
 use super::recording::Recording;
-use super::tensor::{HostData, HostSlice, Tensor};
+use super::tensor::{HostData, Tensor};
 use crate::cpu::{MergedStates, StatePart, merge_states};
 use crate::device::PreparedOn;
 use crate::dispatch::Variant;
@@ -11,8 +11,8 @@ use crate::error::Error;
 use crate::gpu::{AttentionBuffers, MergeBuffers};
 use crate::inputs::RowState;
 use crate::kernels::beside::small::grid;
+use crate::slice::HostSlice;
 use crate::tensor::{TensorData, TensorRef};
-use crate::terms::Terms;
 
 /// Where an attention writes.
 #[derive(Clone, Debug)]
@@ -46,19 +46,11 @@ impl Recording<'_> {
         let device = self.device();
         match (self.gpu(), prepared) {
             (Some((_, encoder)), PreparedOn::Gpu(attention)) => {
-                let Terms { bias, mask, kv_lens, row_start, row_end, alibi_slopes, sinks } =
-                    inputs.terms.try_map(|name, tensor| bound(name, tensor))?;
                 let buffers = AttentionBuffers {
                     query: bound("query", &inputs.query)?,
                     key: bound("key", &inputs.key)?,
                     value: bound("value", &inputs.value)?,
-                    bias,
-                    mask,
-                    kv_lens,
-                    row_start,
-                    row_end,
-                    alibi_slopes,
-                    sinks,
+                    terms: inputs.terms.try_map(|name, tensor| bound(name, tensor))?,
                     output: bound("output", &to.output)?,
                     lse: to.rows.as_ref().map(|rows| bound("lse", rows)).transpose()?,
                     scores: to.scores.as_ref().map(|scores| bound("scores", scores)).transpose()?,
@@ -72,10 +64,7 @@ impl Recording<'_> {
                     let read = HostInputs::new(inputs, &name)?;
                     prepared.run_on_host(&read.get())
                 };
-                let Some(result) = result.transpose()? else {
-                    let prepared = prepared.kernel_name().to_owned();
-                    return Err(super::PlaceError::OtherRecording { prepared, recording: name }.into());
-                };
+                let result = result?;
                 let offset = prepared.problem().spec().output.layout.offset;
                 let output = result.output.as_ref();
                 let output = match output {

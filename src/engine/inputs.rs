@@ -1,11 +1,12 @@
 //! The tensors of one attention, wherever they are, compared with the problem.
 
 use super::PlaceError;
-use super::tensor::{HostRead, Kind, Tensor};
+use super::tensor::{HostRead, Tensor};
 use crate::error::Error;
-use crate::inputs::{AttentionInputs, InputError};
+use crate::inputs::{self, AttentionInputs, InputError};
 use crate::problem::AttentionProblem;
-use crate::tensor::{Layout, TensorSpec};
+use crate::slice::Kind;
+use crate::tensor::{Element, TensorSpec};
 use crate::terms::Terms;
 
 /// Query, key, value and terms of an attention, on the host or on a device.
@@ -44,60 +45,27 @@ impl<'a> Inputs<'a> {
 
 /// The same for what is beside query, key and value.
 pub(crate) fn check_terms(terms: &Terms<Tensor<'_>>, problem: &AttentionProblem) -> Result<(), Error> {
-    let spec = problem.spec();
-    if let Some((bias, of)) = both("bias", terms.bias.as_ref(), spec.bias.as_ref())? {
-        reaches("bias", bias, of)?;
-    }
-    if let Some((mask, layout)) = both("mask", terms.mask.as_ref(), spec.mask.as_ref())? {
-        is_a("mask", mask, Kind::Bool)?;
-        at_least("mask", layout, mask.len())?;
-    }
-    let rows = problem.batch() * problem.q_len();
-    let vectors = [
-        ("kv_lens", &terms.kv_lens, spec.kv_lens, problem.batch(), Kind::U32),
-        ("row_start", &terms.row_start, spec.row_ranges, rows, Kind::I32),
-        ("row_end", &terms.row_end, spec.row_ranges, rows, Kind::I32),
-        ("alibi_slopes", &terms.alibi_slopes, spec.alibi_slopes, problem.q_heads(), Kind::F32),
-        ("sinks", &terms.sinks, spec.sinks, problem.q_heads(), Kind::F32),
-    ];
-    for (name, tensor, asked, wanted, kind) in vectors {
-        let Some((tensor, ())) = both(name, tensor.as_ref(), asked.then_some(()))? else { continue };
-        is_a(name, tensor, kind)?;
-        if tensor.len() != wanted {
-            return Err(InputError::Len { name, wanted, found: tensor.len() }.into());
-        }
-    }
-    if let Some(lens) = terms.kv_lens.as_ref().and_then(Tensor::host) {
-        let kv_len = problem.kv_len();
-        if let Some((batch, &found)) = lens.u32().iter().enumerate().find(|(_, len)| **len as usize > kv_len) {
-            return Err(InputError::KvLen { batch, found, kv_len }.into());
-        }
-    }
-    Ok(())
+    inputs::check_terms(terms, problem, |tensor| (tensor.kind(), tensor.len()))?;
+    let lens = terms.kv_lens.as_ref().and_then(Tensor::host);
+    Ok(inputs::check_lens("kv_lens", lens.as_ref().map(HostRead::u32), problem.kv_len())?)
 }
 
 /// Whether the elements are of the type and reach as far as a spec says.
-pub(crate) fn reaches(name: &'static str, tensor: &Tensor<'_>, of: &TensorSpec) -> Result<(), Error> {
-    is_a(name, tensor, of.element.into())?;
-    Ok(at_least(name, &of.layout, tensor.len())?)
+pub(crate) fn reaches(name: &'static str, tensor: &Tensor<'_>, of: &TensorSpec) -> Result<(), InputError> {
+    inputs::check_tensor(name, (tensor.kind(), tensor.len()), of)
 }
 
-pub(crate) fn is_a(name: &'static str, tensor: &Tensor<'_>, wanted: Kind) -> Result<(), PlaceError> {
+pub(crate) fn is_a(name: &'static str, tensor: &Tensor<'_>, wanted: Kind) -> Result<(), InputError> {
     let found = tensor.kind();
-    if found == wanted { Ok(()) } else { Err(PlaceError::Kind { name, wanted, found }) }
+    if found == wanted { Ok(()) } else { Err(InputError::Element { name, wanted, found }) }
 }
 
-fn at_least(name: &'static str, layout: &Layout, found: usize) -> Result<(), InputError> {
-    let needed = layout.extent().unwrap_or(usize::MAX);
-    if found < needed { Err(InputError::TooShort { name, needed, found }) } else { Ok(()) }
-}
-
-fn both<D, S>(name: &'static str, data: Option<D>, spec: Option<S>) -> Result<Option<(D, S)>, InputError> {
-    match (data, spec) {
-        (Some(data), Some(spec)) => Ok(Some((data, spec))),
-        (None, None) => Ok(None),
-        (None, Some(_)) => Err(InputError::Missing { name }),
-        (Some(_), None) => Err(InputError::Unexpected { name }),
+/// The type of elements that an attention can read.
+pub(crate) fn element_of(name: &'static str, tensor: &Tensor<'_>) -> Result<Element, InputError> {
+    match tensor.kind() {
+        Kind::F32 => Ok(Element::F32),
+        Kind::F16 => Ok(Element::F16),
+        found => Err(InputError::Element { name, wanted: Kind::F32, found }),
     }
 }
 
@@ -105,15 +73,7 @@ impl<'a> AttentionInputs<'a> {
     /// What is given beside query, key and value, as tensors.
     #[must_use]
     pub fn terms(&self) -> Terms<Tensor<'a>> {
-        Terms {
-            bias: self.bias.map(Tensor::from),
-            mask: self.mask.map(Tensor::from),
-            kv_lens: self.kv_lens.map(Tensor::from),
-            row_start: self.row_start.map(Tensor::from),
-            row_end: self.row_end.map(Tensor::from),
-            alibi_slopes: self.alibi_slopes.map(Tensor::from),
-            sinks: self.sinks.map(Tensor::from),
-        }
+        self.terms.slices().map(|&slice| slice.into())
     }
 }
 
@@ -139,18 +99,11 @@ impl<'r> HostInputs<'r> {
     }
 
     pub(super) fn get(&self) -> AttentionInputs<'_> {
-        let Terms { bias, mask, kv_lens, row_start, row_end, alibi_slopes, sinks } = &self.terms;
         AttentionInputs {
             query: self.query.tensor(),
             key: self.key.tensor(),
             value: self.value.tensor(),
-            bias: bias.as_ref().map(HostRead::tensor),
-            mask: mask.as_ref().map(HostRead::bools),
-            kv_lens: kv_lens.as_ref().map(HostRead::u32),
-            row_start: row_start.as_ref().map(HostRead::i32),
-            row_end: row_end.as_ref().map(HostRead::i32),
-            alibi_slopes: alibi_slopes.as_ref().map(HostRead::f32),
-            sinks: sinks.as_ref().map(HostRead::f32),
+            terms: self.terms.by_kind(HostRead::tensor, HostRead::bools, HostRead::u32, HostRead::i32, HostRead::f32),
         }
     }
 }

@@ -2,12 +2,14 @@
 
 use super::PlaceError;
 use super::commands::{bound, floats, put, read};
+use super::inputs::element_of;
 use super::recording::Recording;
-use super::tensor::{HostSlice, Kind, Tensor};
+use super::tensor::Tensor;
 use crate::cpu;
 use crate::device::Device;
 use crate::error::Error;
 use crate::gpu::{LinearInput, LinearOutput, PreparedLinear, PreparedNorm};
+use crate::slice::{HostSlice, Kind};
 use crate::tensor::{Element, TensorData, TensorRef};
 
 /// `y = x W^T + b`.
@@ -151,14 +153,6 @@ impl Recording<'_> {
                 Err(PlaceError::OtherRecording { prepared: "a device".to_owned(), recording }.into())
             }
         }
-    }
-}
-
-fn element_of(name: &'static str, tensor: &Tensor<'_>) -> Result<Element, PlaceError> {
-    match tensor.kind() {
-        Kind::F32 => Ok(Element::F32),
-        Kind::F16 => Ok(Element::F16),
-        found => Err(PlaceError::Kind { name, wanted: Kind::F32, found }),
     }
 }
 

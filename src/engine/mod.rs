@@ -14,10 +14,12 @@ mod tensor;
 
 pub use inputs::Inputs;
 pub use recording::Recording;
-pub use tensor::{Kind, Tensor};
+pub use tensor::Tensor;
+
+pub use crate::slice::Kind;
 
 pub(crate) use commands::{Combining, Outputs};
-pub(crate) use inputs::{check_terms, is_a, reaches};
+pub(crate) use inputs::{check_terms, element_of, is_a, reaches};
 #[cfg(feature = "layer")]
 pub(crate) use linear::{Linear, RowNorm};
 pub(crate) use tensor::HostData;
@@ -49,16 +51,6 @@ pub enum PlaceError {
         name: &'static str,
         /// Why.
         reason: &'static str,
-    },
-    /// Its elements are of another type.
-    #[error("{name} holds {found}, needs {wanted}")]
-    Kind {
-        /// Which tensor.
-        name: &'static str,
-        /// What would do.
-        wanted: Kind,
-        /// What was given.
-        found: Kind,
     },
     /// A slice of a buffer ends before the elements.
     #[error("the slice has {found} bytes, its elements take {needed}")]

@@ -1,10 +1,12 @@
 //! Commands in order, recorded for a device or computed on the host.
 
 use super::PlaceError;
-use super::tensor::{HostData, Kind, Tensor};
+use super::inputs::element_of;
+use super::tensor::{HostData, Tensor};
 use crate::device::Device;
 use crate::error::Error;
 use crate::gpu::Context;
+use crate::slice::Kind;
 use crate::tensor::{Element, TensorData};
 use crate::terms::Terms;
 
@@ -112,20 +114,10 @@ impl<'e> Recording<'e> {
 
     /// All terms where this recording runs.
     pub(crate) async fn place_terms<'a>(&self, terms: &Terms<Tensor<'a>>) -> Result<Terms<Tensor<'a>>, Error> {
-        let mut placed = terms.clone();
-        let Terms { bias, mask, kv_lens, row_start, row_end, alibi_slopes, sinks } = &mut placed;
-        let all = [
-            ("bias", bias),
-            ("mask", mask),
-            ("kv_lens", kv_lens),
-            ("row_start", row_start),
-            ("row_end", row_end),
-            ("alibi_slopes", alibi_slopes),
-            ("sinks", sinks),
-        ];
-        for (name, term) in all {
-            if let Some(tensor) = term {
-                *tensor = self.place(name, tensor).await?;
+        let mut placed = Terms::default();
+        for (to, (name, tensor)) in placed.places().into_iter().zip(terms.list()) {
+            if let Some(tensor) = tensor {
+                *to = Some(self.place(name, tensor).await?);
             }
         }
         Ok(placed)
@@ -189,13 +181,9 @@ impl Tensor<'_> {
     /// All elements in host memory. Those of a device are there once what writes them is submitted.
     ///
     /// # Errors
-    /// [`Error::Gpu`]; [`PlaceError::Kind`] where the elements are neither f32 nor f16.
+    /// [`Error::Gpu`]; [`InputError::Element`](crate::InputError::Element) where the elements are neither f32 nor f16.
     pub async fn read(&self, name: &'static str) -> Result<TensorData, Error> {
-        let element = match self.kind() {
-            Kind::F32 => Element::F32,
-            Kind::F16 => Element::F16,
-            found => return Err(PlaceError::Kind { name, wanted: Kind::F32, found }.into()),
-        };
+        let element = element_of(name, self)?;
         let (Some(context), Some(slice)) = (self.context(), self.buffer_slice()) else {
             let data = self.host().map(|read| match read.tensor() {
                 crate::tensor::TensorRef::F32(data) => TensorData::F32(data.to_vec()),

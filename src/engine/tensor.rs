@@ -8,59 +8,8 @@ use half::f16;
 use super::PlaceError;
 use crate::error::Error;
 use crate::gpu::Context;
-use crate::tensor::{Element, TensorData, TensorRef};
-
-/// The type of the elements of a [`Tensor`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Kind {
-    /// 4 bytes.
-    F32,
-    /// 2 bytes.
-    F16,
-    /// 4 bytes.
-    U32,
-    /// 4 bytes.
-    I32,
-    /// 1 byte.
-    I8,
-    /// 1 byte; 0 is false.
-    Bool,
-}
-
-impl Kind {
-    /// Bytes of an element.
-    #[must_use]
-    pub const fn size_bytes(self) -> usize {
-        match self {
-            Self::F32 | Self::U32 | Self::I32 => 4,
-            Self::F16 => 2,
-            Self::I8 | Self::Bool => 1,
-        }
-    }
-}
-
-impl From<Element> for Kind {
-    fn from(element: Element) -> Self {
-        match element {
-            Element::F32 => Self::F32,
-            Element::F16 => Self::F16,
-        }
-    }
-}
-
-impl std::fmt::Display for Kind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::U32 => "u32",
-            Self::I32 => "i32",
-            Self::I8 => "i8",
-            Self::Bool => "bool",
-        })
-    }
-}
+use crate::slice::{HostSlice, Kind};
+use crate::tensor::{TensorData, TensorRef};
 
 /// Elements of one type that lie behind one another, in host memory or on a device. Cheap to clone: clones share them.
 ///
@@ -89,65 +38,11 @@ struct OnDevice {
     len: usize,
 }
 
-/// Elements in host memory, borrowed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum HostSlice<'a> {
-    Tensor(TensorRef<'a>),
-    U32(&'a [u32]),
-    I32(&'a [i32]),
-    I8(&'a [i8]),
-    Bool(&'a [bool]),
-}
-
 /// Elements in host memory, owned.
 #[derive(Clone, Debug)]
 pub(crate) enum HostData {
     Tensor(TensorData),
     I8(Vec<i8>),
-}
-
-impl<'a> HostSlice<'a> {
-    const fn kind(&self) -> Kind {
-        match self {
-            Self::Tensor(TensorRef::F32(_)) => Kind::F32,
-            Self::Tensor(TensorRef::F16(_)) => Kind::F16,
-            Self::U32(_) => Kind::U32,
-            Self::I32(_) => Kind::I32,
-            Self::I8(_) => Kind::I8,
-            Self::Bool(_) => Kind::Bool,
-        }
-    }
-
-    const fn len(&self) -> usize {
-        match self {
-            Self::Tensor(data) => data.len(),
-            Self::U32(data) => data.len(),
-            Self::I32(data) => data.len(),
-            Self::I8(data) => data.len(),
-            Self::Bool(data) => data.len(),
-        }
-    }
-
-    fn cut(&self, range: Range<usize>) -> Self {
-        match *self {
-            Self::Tensor(TensorRef::F32(data)) => Self::Tensor(TensorRef::F32(&data[range])),
-            Self::Tensor(TensorRef::F16(data)) => Self::Tensor(TensorRef::F16(&data[range])),
-            Self::U32(data) => Self::U32(&data[range]),
-            Self::I32(data) => Self::I32(&data[range]),
-            Self::I8(data) => Self::I8(&data[range]),
-            Self::Bool(data) => Self::Bool(&data[range]),
-        }
-    }
-
-    pub(super) fn bytes(&self) -> &'a [u8] {
-        match self {
-            Self::Tensor(data) => data.as_bytes(),
-            Self::U32(data) => bytemuck::cast_slice(data),
-            Self::I32(data) => bytemuck::cast_slice(data),
-            Self::I8(data) => bytemuck::cast_slice(data),
-            Self::Bool(data) => bytemuck::cast_slice(data),
-        }
-    }
 }
 
 impl HostData {
@@ -388,6 +283,12 @@ impl HostRead<'_> {
             HostSlice::Bool(data) => data,
             _ => &[],
         }
+    }
+}
+
+impl<'a> From<HostSlice<'a>> for Tensor<'a> {
+    fn from(data: HostSlice<'a>) -> Self {
+        Self(Place::Borrowed(data))
     }
 }
 

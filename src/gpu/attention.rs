@@ -1,16 +1,17 @@
 //! A prepared attention: pipelines and workspace of a plan, bound to buffers, recorded into a command encoder.
 
 use super::bound::{BoundAttention, RowDataCopy};
-use super::buffers::AttentionBuffers;
+use super::buffers::{AttentionBuffers, row_data_copies, single_row_data};
 use super::context::Context;
 use super::error::GpuError;
 use super::steps::PreparedSteps;
 use crate::dispatch::{Kernel, Slot};
 use crate::error::Error;
-use crate::inputs::{AttentionInputs, AttentionOutput, RowState};
+use crate::inputs::{AttentionInputs, AttentionOutput, CheckedInputs, RowState};
 use crate::plan::Plan;
 use crate::problem::AttentionProblem;
 use crate::tensor::{Element, TensorData};
+use crate::terms::{HostTerms, Terms};
 
 /// A plan with its pipelines, parameters and workspace on a device, to be used for any number of calls.
 ///
@@ -84,8 +85,8 @@ impl Context {
         inputs: &AttentionInputs<'_>,
         kernel: Option<Kernel>,
     ) -> Result<AttentionOutput, Error> {
-        inputs.check(problem)?;
-        self.prepare(problem, kernel).await?.run(inputs).await
+        let inputs = inputs.checked(problem)?;
+        self.prepare(problem, kernel).await?.run_checked(inputs).await
     }
 
     /// [`prepare`](Self::prepare), blocking.
@@ -182,9 +183,9 @@ impl PreparedAttention {
         buffers: &AttentionBuffers<'a>,
     ) -> Result<(Option<wgpu::BufferSlice<'a>>, Vec<RowDataCopy>), GpuError> {
         let Some(packed) = &self.row_data else { return Ok((None, vec![])) };
-        Ok(match buffers.single_row_data(self.context.caps()) {
+        Ok(match single_row_data(&buffers.terms, self.context.caps()) {
             Some(slice) => (Some(slice), vec![]),
-            None => (Some(packed.slice(..)), buffers.row_data_copies(self.problem(), packed)?),
+            None => (Some(packed.slice(..)), row_data_copies(&buffers.terms, self.problem(), packed)?),
         })
     }
 
@@ -215,7 +216,12 @@ impl PreparedAttention {
     /// # Errors
     /// [`Error::Input`], [`Error::Gpu`].
     pub async fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
-        let tensors = self.upload(inputs).await?;
+        self.run_checked(inputs.checked(self.problem())?).await
+    }
+
+    /// The same of inputs that were compared with the problem.
+    pub(crate) async fn run_checked(&self, inputs: CheckedInputs<'_, '_>) -> Result<AttentionOutput, Error> {
+        let tensors = self.upload_checked(inputs).await?;
         let bound = self.bind(&tensors.buffers())?;
         self.submit(&bound).await?;
         self.read_output(&tensors).await
@@ -251,62 +257,22 @@ impl PreparedAttention {
     /// # Errors
     /// [`Error::Input`] if they are not what the problem says, [`Error::Gpu`].
     pub async fn upload(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionTensors, Error> {
-        inputs.check(self.problem())?;
-        let query = self.context.upload_tensor("query", inputs.query).await?;
-        let key = self.context.upload_tensor("key", inputs.key).await?;
-        let value = self.context.upload_tensor("value", inputs.value).await?;
-        let mut tensors = self.upload_terms(inputs, [query, key, value]).await?;
-        tensors.large_values = self.problem().may_overflow(inputs.value);
-        Ok(tensors)
+        self.upload_checked(inputs.checked(self.problem())?).await
     }
 
-    /// Copies all other inputs to the device; query, key and value are there. `inputs` needs no keys and values.
-    pub(crate) async fn upload_terms(
-        &self,
-        inputs: &AttentionInputs<'_>,
-        [query, key, value]: [wgpu::Buffer; 3],
-    ) -> Result<AttentionTensors, Error> {
-        inputs.check_beside_keys(self.problem())?;
-        let context = &self.context;
-        let spec = self.problem().spec();
-        let bytes = |slot| self.plan_bytes(slot);
+    async fn upload_checked(&self, inputs: CheckedInputs<'_, '_>) -> Result<AttentionTensors, Error> {
+        let (context, spec) = (&self.context, self.problem().spec());
+        let bytes = |slot| super::buffers::needed_bytes(self.problem(), slot);
         let mut tensors = AttentionTensors {
-            query,
-            key,
-            value,
-            bias: None,
-            mask: None,
-            kv_lens: None,
-            row_start: None,
-            row_end: None,
-            alibi_slopes: None,
-            sinks: None,
+            query: context.upload_tensor("query", inputs.query).await?,
+            key: context.upload_tensor("key", inputs.key).await?,
+            value: context.upload_tensor("value", inputs.value).await?,
+            terms: context.upload_terms(&inputs.terms).await?,
             output: context.allocate("output", bytes(Slot::Output)).await?,
             lse: None,
             scores: None,
-            large_values: true,
+            large_values: self.problem().may_overflow(inputs.value),
         };
-        if let Some(bias) = inputs.bias {
-            tensors.bias = Some(context.upload_tensor("bias", bias).await?);
-        }
-        if let Some(mask) = inputs.mask {
-            tensors.mask = Some(context.upload("mask", mask).await?);
-        }
-        if let Some(kv_lens) = inputs.kv_lens {
-            tensors.kv_lens = Some(context.upload("kv_lens", kv_lens).await?);
-        }
-        if let Some(row_start) = inputs.row_start {
-            tensors.row_start = Some(context.upload("row_start", row_start).await?);
-        }
-        if let Some(row_end) = inputs.row_end {
-            tensors.row_end = Some(context.upload("row_end", row_end).await?);
-        }
-        if let Some(slopes) = inputs.alibi_slopes {
-            tensors.alibi_slopes = Some(context.upload("alibi_slopes", slopes).await?);
-        }
-        if let Some(sinks) = inputs.sinks {
-            tensors.sinks = Some(context.upload("sinks", sinks).await?);
-        }
         if spec.returns_rows() {
             tensors.lse = Some(context.allocate("lse", bytes(Slot::Lse)).await?);
         }
@@ -365,29 +331,26 @@ impl PreparedAttention {
     pub fn read_output_blocking(&self, tensors: &AttentionTensors) -> Result<AttentionOutput, Error> {
         self.context.block_on(self.read_output(tensors))
     }
-
-    fn plan_bytes(&self, slot: Slot) -> u64 {
-        super::buffers::needed_bytes(self.problem(), slot)
-    }
 }
 
-/// Every tensor of one call, on the device.
+/// Every tensor of one call, on the device; shapes and types are those of [`AttentionBuffers`].
 #[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "the fields are those of AttentionInputs and AttentionOutput")]
 pub struct AttentionTensors {
+    /// `[batch, q_heads, q_len, head_dim]`.
     pub query: wgpu::Buffer,
+    /// `[batch, kv_heads, kv_len, head_dim]`.
     pub key: wgpu::Buffer,
+    /// `[batch, kv_heads, kv_len, v_head_dim]`.
     pub value: wgpu::Buffer,
-    pub bias: Option<wgpu::Buffer>,
-    pub mask: Option<wgpu::Buffer>,
-    pub kv_lens: Option<wgpu::Buffer>,
-    pub row_start: Option<wgpu::Buffer>,
-    pub row_end: Option<wgpu::Buffer>,
-    pub alibi_slopes: Option<wgpu::Buffer>,
-    pub sinks: Option<wgpu::Buffer>,
+    /// The rest, as the spec asks for it.
+    pub terms: Terms<wgpu::Buffer>,
+    /// `[batch, q_heads, q_len, v_head_dim]`, written.
     pub output: wgpu::Buffer,
+    /// `[batch, q_heads, q_len]`, or with `row_state` `[batch, q_heads, q_len, 2]`; written.
     pub lse: Option<wgpu::Buffer>,
+    /// `[batch, q_heads, q_len, kv_len]`, written.
     pub scores: Option<wgpu::Buffer>,
+    /// As [`AttentionBuffers::large_values`].
     pub large_values: bool,
 }
 
@@ -395,24 +358,28 @@ impl AttentionTensors {
     /// The whole buffers, to bind.
     #[must_use]
     pub fn buffers(&self) -> AttentionBuffers<'_> {
-        fn whole(buffer: &Option<wgpu::Buffer>) -> Option<wgpu::BufferSlice<'_>> {
-            buffer.as_ref().map(|buffer| buffer.slice(..))
-        }
         AttentionBuffers {
             query: self.query.slice(..),
             key: self.key.slice(..),
             value: self.value.slice(..),
-            bias: whole(&self.bias),
-            mask: whole(&self.mask),
-            kv_lens: whole(&self.kv_lens),
-            row_start: whole(&self.row_start),
-            row_end: whole(&self.row_end),
-            alibi_slopes: whole(&self.alibi_slopes),
-            sinks: whole(&self.sinks),
+            terms: self.terms.map(|buffer| buffer.slice(..)),
             output: self.output.slice(..),
-            lse: whole(&self.lse),
-            scores: whole(&self.scores),
+            lse: self.lse.as_ref().map(|buffer| buffer.slice(..)),
+            scores: self.scores.as_ref().map(|buffer| buffer.slice(..)),
             large_values: self.large_values,
         }
+    }
+}
+
+impl Context {
+    /// Copies terms to new buffers.
+    pub(super) async fn upload_terms(&self, terms: &HostTerms<'_>) -> Result<Terms<wgpu::Buffer>, GpuError> {
+        let mut uploaded = Terms::default();
+        for (to, (name, slice)) in uploaded.places().into_iter().zip(terms.slices().list()) {
+            if let Some(slice) = slice {
+                *to = Some(self.upload(name, slice.bytes()).await?);
+            }
+        }
+        Ok(uploaded)
     }
 }

@@ -6,6 +6,7 @@ use crate::caps::DeviceCaps;
 use crate::dispatch::{RowDataMap, Slot};
 use crate::plan::Plan;
 use crate::problem::AttentionProblem;
+use crate::terms::Terms;
 
 /// Every buffer of one attention. Each slice starts where the tensor's buffer starts; the layout's offset counts from
 /// there. Which optional ones are given must be what the spec says.
@@ -21,20 +22,8 @@ pub struct AttentionBuffers<'a> {
     pub key: wgpu::BufferSlice<'a>,
     /// `[batch, kv_heads, kv_len, v_head_dim]`.
     pub value: wgpu::BufferSlice<'a>,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says.
-    pub bias: Option<wgpu::BufferSlice<'a>>,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says; one byte an element, 0 = masked.
-    pub mask: Option<wgpu::BufferSlice<'a>>,
-    /// `[batch]`, u32, in tokens.
-    pub kv_lens: Option<wgpu::BufferSlice<'a>>,
-    /// `[batch, q_len]`, i32.
-    pub row_start: Option<wgpu::BufferSlice<'a>>,
-    /// `[batch, q_len]`, i32.
-    pub row_end: Option<wgpu::BufferSlice<'a>>,
-    /// `[q_heads]`, f32.
-    pub alibi_slopes: Option<wgpu::BufferSlice<'a>>,
-    /// `[q_heads]`, f32.
-    pub sinks: Option<wgpu::BufferSlice<'a>>,
+    /// The rest, as the spec asks for it.
+    pub terms: Terms<wgpu::BufferSlice<'a>>,
     /// `[batch, q_heads, q_len, v_head_dim]`; gaps of its layout are left alone.
     pub output: wgpu::BufferSlice<'a>,
     /// `[batch, q_heads, q_len]`, f32; where the spec asks for `row_state`, `[batch, q_heads, q_len, 2]`, maximum and sum of
@@ -59,8 +48,8 @@ pub(super) fn needed_bytes(problem: &AttentionProblem, slot: Slot) -> u64 {
         Slot::Key => tensor(&spec.key),
         Slot::Value => tensor(&spec.value),
         Slot::Output => tensor(&spec.output),
-        Slot::Bias => spec.bias.as_ref().map_or(0, tensor),
-        Slot::Mask => spec.mask.and_then(|mask| mask.extent()).unwrap_or(0) as u64,
+        Slot::Bias => problem.terms().bias.map_or(0, |bias| bias.bytes()),
+        Slot::Mask => problem.terms().mask.map_or(0, |mask| mask.bytes()),
         Slot::Lse => problem.rows() as u64 * spec.lse_width() as u64 * 4,
         Slot::Scores => problem.rows() as u64 * problem.kv_len() as u64 * 4,
         Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartRowState => 0,
@@ -73,28 +62,13 @@ pub(super) fn needed_bytes(problem: &AttentionProblem, slot: Slot) -> u64 {
 impl<'a> AttentionBuffers<'a> {
     /// What every attention has; fields for the rest can be filled in.
     #[must_use]
-    pub const fn new(
+    pub fn new(
         query: wgpu::BufferSlice<'a>,
         key: wgpu::BufferSlice<'a>,
         value: wgpu::BufferSlice<'a>,
         output: wgpu::BufferSlice<'a>,
     ) -> Self {
-        Self {
-            query,
-            key,
-            value,
-            bias: None,
-            mask: None,
-            kv_lens: None,
-            row_start: None,
-            row_end: None,
-            alibi_slopes: None,
-            sinks: None,
-            output,
-            lse: None,
-            scores: None,
-            large_values: true,
-        }
+        Self { query, key, value, terms: Terms::default(), output, lse: None, scores: None, large_values: true }
     }
 
     pub(super) fn slice(&self, slot: Slot) -> Option<wgpu::BufferSlice<'a>> {
@@ -102,8 +76,8 @@ impl<'a> AttentionBuffers<'a> {
             Slot::Query => Some(self.query),
             Slot::Key => Some(self.key),
             Slot::Value => Some(self.value),
-            Slot::Bias => self.bias,
-            Slot::Mask => self.mask,
+            Slot::Bias => self.terms.bias,
+            Slot::Mask => self.terms.mask,
             Slot::Output => Some(self.output),
             Slot::Lse => self.lse,
             Slot::Scores => self.scores,
@@ -131,12 +105,7 @@ impl<'a> AttentionBuffers<'a> {
                 aligned(slot.name(), &slice, caps.min_storage_buffer_offset_alignment)?;
             }
         }
-        for (name, slice, wanted, words) in self.row_data(problem) {
-            if let Some(slice) = present(name, slice, wanted)? {
-                enough(name, &slice, words as u64 * 4)?;
-                aligned(name, &slice, 4)?;
-            }
-        }
+        check_row_data(&self.terms, problem)?;
         self.check_aliases(plan)
     }
 
@@ -145,17 +114,9 @@ impl<'a> AttentionBuffers<'a> {
         if plan.steps().is_empty() {
             return Ok(());
         }
-        let read = [Slot::Query, Slot::Key, Slot::Value, Slot::Bias, Slot::Mask]
-            .into_iter()
-            .filter_map(|slot| Some((slot.name(), self.slice(slot)?)));
-        let row_data = [
-            ("kv_lens", self.kv_lens),
-            ("row_start", self.row_start),
-            ("row_end", self.row_end),
-            ("alibi_slopes", self.alibi_slopes),
-            ("sinks", self.sinks),
-        ];
-        let read: Vec<_> = read.chain(row_data.into_iter().filter_map(|(name, slice)| Some((name, slice?)))).collect();
+        let tensors = [("query", &self.query), ("key", &self.key), ("value", &self.value)];
+        let terms = self.terms.list().into_iter().filter_map(|(name, slice)| Some((name, slice?)));
+        let read: Vec<_> = tensors.into_iter().chain(terms).map(|(name, slice)| (name, *slice)).collect();
         let written = [Slot::Output, Slot::Lse, Slot::Scores];
         for (n, slot) in written.into_iter().enumerate() {
             let Some(slice) = self.slice(slot) else { continue };
@@ -168,54 +129,55 @@ impl<'a> AttentionBuffers<'a> {
         }
         Ok(())
     }
+}
 
-    /// Name, slice, whether it is wanted, and its words of 4 bytes, in the order of [`RowDataMap`].
-    pub(super) fn row_data(
-        &self,
-        problem: &AttentionProblem,
-    ) -> [(&'static str, Option<wgpu::BufferSlice<'a>>, bool, usize); 5] {
-        let spec = problem.spec();
-        let rows = problem.batch() * problem.q_len();
-        [
-            ("kv_lens", self.kv_lens, spec.kv_lens, problem.batch()),
-            ("row_start", self.row_start, spec.row_ranges, rows),
-            ("row_end", self.row_end, spec.row_ranges, rows),
-            ("alibi_slopes", self.alibi_slopes, spec.alibi_slopes, problem.q_heads()),
-            ("sinks", self.sinks, spec.sinks, problem.q_heads()),
-        ]
-    }
-
-    /// The only kind of row data, where it can be bound as it is.
-    pub(super) fn single_row_data(&self, caps: &DeviceCaps) -> Option<wgpu::BufferSlice<'a>> {
-        let mut given =
-            [self.kv_lens, self.row_start, self.row_end, self.alibi_slopes, self.sinks].into_iter().flatten();
-        let only = given.next()?;
-        let bindable = only.offset().is_multiple_of(u64::from(caps.min_storage_buffer_offset_alignment))
-            && only.buffer().usage().contains(wgpu::BufferUsages::STORAGE);
-        (given.next().is_none() && bindable).then_some(only)
-    }
-
-    pub(super) fn row_data_copies(
-        &self,
-        problem: &AttentionProblem,
-        packed: &wgpu::Buffer,
-    ) -> Result<Vec<RowDataCopy>, GpuError> {
-        let map = RowDataMap::new(problem);
-        let places = [map.kv_lens, map.row_start, map.row_end, map.alibi_slopes, map.sinks];
-        let mut copies = vec![];
-        for ((name, slice, _, words), at) in self.row_data(problem).into_iter().zip(places) {
-            let Some(slice) = slice.filter(|_| words > 0) else { continue };
-            usage(name, &slice, wgpu::BufferUsages::COPY_SRC)?;
-            copies.push(RowDataCopy {
-                from: slice.buffer().clone(),
-                from_bytes: slice.offset(),
-                to: packed.clone(),
-                to_bytes: u64::from(at) * 4,
-                bytes: words as u64 * 4,
-            });
+/// Row data alone: it is copied, or bound where it lies.
+pub(super) fn check_row_data(terms: &Terms<wgpu::BufferSlice<'_>>, problem: &AttentionProblem) -> Result<(), GpuError> {
+    for ((name, slice), (_, wanted)) in terms.row_data().into_iter().zip(problem.terms().row_data()) {
+        if let (Some(slice), Some(wanted)) = (present(name, slice.copied(), wanted.is_some())?, wanted) {
+            enough(name, &slice, wanted.bytes())?;
+            aligned(name, &slice, 4)?;
         }
-        Ok(copies)
     }
+    Ok(())
+}
+
+/// The only kind of row data, where it can be bound as it is.
+pub(super) fn single_row_data<'a>(
+    terms: &Terms<wgpu::BufferSlice<'a>>,
+    caps: &DeviceCaps,
+) -> Option<wgpu::BufferSlice<'a>> {
+    let mut given = terms.row_data().into_iter().filter_map(|(_, slice)| slice.copied());
+    let only = given.next()?;
+    let bindable = only.offset().is_multiple_of(u64::from(caps.min_storage_buffer_offset_alignment))
+        && only.buffer().usage().contains(wgpu::BufferUsages::STORAGE);
+    (given.next().is_none() && bindable).then_some(only)
+}
+
+pub(super) fn row_data_copies(
+    terms: &Terms<wgpu::BufferSlice<'_>>,
+    problem: &AttentionProblem,
+    packed: &wgpu::Buffer,
+) -> Result<Vec<RowDataCopy>, GpuError> {
+    let (map, wanted) = (RowDataMap::new(problem), problem.terms());
+    let mut copies = vec![];
+    for (((name, slice), (_, wanted)), (_, at)) in
+        terms.row_data().into_iter().zip(wanted.row_data()).zip(map.at.row_data())
+    {
+        let (Some(slice), Some(wanted), Some(at)) = (slice, wanted, at) else { continue };
+        if wanted.elements == 0 {
+            continue;
+        }
+        usage(name, slice, wgpu::BufferUsages::COPY_SRC)?;
+        copies.push(RowDataCopy {
+            from: slice.buffer().clone(),
+            from_bytes: slice.offset(),
+            to: packed.clone(),
+            to_bytes: u64::from(*at) * 4,
+            bytes: wanted.bytes(),
+        });
+    }
+    Ok(copies)
 }
 
 pub(super) fn present<'a>(

@@ -169,9 +169,36 @@ impl Context {
     pub(super) fn or_lost<T>(&self, result: Result<T, GpuError>) -> Result<T, GpuError> {
         if result.is_err() {
             self.poll(wgpu::PollType::wait_indefinitely());
-            self.check_faults()?;
+            self.check_there()?;
         }
         result
+    }
+
+    /// What was told of the device, or what a look at it shows: the poll of another thread may have taken the news of a loss
+    /// and not told it yet.
+    fn check_there(&self) -> Result<(), GpuError> {
+        self.check_faults()?;
+        if self.inner.faults.are_heard() && self.makes_nothing() {
+            // the reason may have come meanwhile
+            self.check_faults()?;
+            return Err(GpuError::DeviceLost { reason: "nothing that is made on it can be used".to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Whether a buffer can be made, as far as the device says, but not used: so it is with a device that is lost.
+    fn makes_nothing(&self) -> bool {
+        let make = || {
+            self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("probe"),
+                size: 16,
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        };
+        checked_now(self.device(), "a probe", make).is_ok_and(|probe| {
+            checked_now(self.device(), "a probe", || probe.map_async(wgpu::MapMode::Read, .., |_| ())).is_err()
+        })
     }
 
     /// Lets a device of ours tell what it has to; what the poll says of itself adds nothing.
@@ -184,7 +211,7 @@ impl Context {
     /// Looks whether a device of ours is lost, which is told in a callback of a poll.
     pub(crate) fn check_alive(&self) -> Result<(), GpuError> {
         self.poll(wgpu::PollType::Poll);
-        self.check_faults()
+        self.check_there()
     }
 
     /// What a device of ours reported since the last look.

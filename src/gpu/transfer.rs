@@ -105,7 +105,7 @@ impl Context {
         self.check_faults()?;
         let failed = |message: String| GpuError::ReadBack { what: name.to_owned(), message };
         if !arrived {
-            return Err(failed("the buffer could not be mapped".to_owned()));
+            return self.or_lost(Err(failed("the buffer could not be mapped".to_owned())));
         }
         let mut data = vec![T::zeroed(); len];
         let view = staging.slice(..).get_mapped_range().map_err(|error| failed(error.to_string()))?;

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::{PassageId, PassagePool, PoolError};
 use crate::device::{Device, KernelChoice};
-use crate::engine::{Inputs, Kind, Outputs, PlaceError, Recording, Tensor};
+use crate::engine::{self, Inputs, Kind, Outputs, Recording, Tensor};
 use crate::error::Error;
 use crate::inputs::RowState;
 use crate::problem::{AttentionProblem, AttentionSpec};
-use crate::tensor::{Element, Layout, TensorData, TensorSpec};
+use crate::tensor::{Layout, TensorData, TensorSpec};
 use crate::terms::Terms;
 
 /// Query rows and the passages they attend to.
@@ -296,11 +296,7 @@ impl PassagePool {
         options: &PoolAttention,
     ) -> Result<AttentionProblem, Error> {
         let spec = &self.spec;
-        let element = match group.query.kind() {
-            Kind::F32 => Element::F32,
-            Kind::F16 => Element::F16,
-            found => return Err(PlaceError::Kind { name: "query", wanted: Kind::F32, found }.into()),
-        };
+        let element = engine::element_of("query", &group.query)?;
         let tensor = |layout| TensorSpec { element: spec.element, layout };
         let query = Layout::bhld([parts, options.q_heads, group.q_len, spec.head_dim]);
         let layout = query.with_strides([0, query.strides[1], query.strides[2], 1]);

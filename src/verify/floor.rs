@@ -200,13 +200,13 @@ pub(super) fn score(
         score = round(capped);
     }
     let capped = (score, off);
-    if let Some((bias, of)) = inputs.bias.zip(spec.bias.as_ref()) {
+    if let Some((bias, of)) = inputs.terms.bias.zip(spec.bias.as_ref()) {
         let exact = f64::from(score) + f64::from(bias.get(of.layout.index([b, h, i, j])));
         off = off.rounded(exact);
         score = round(exact);
     }
-    if let Some(slopes) = inputs.alibi_slopes {
-        let distance = (i as i64 + problem.offset(inputs.kv_len(problem, b)) - j as i64).abs() as f64;
+    if let Some(slopes) = inputs.terms.alibi_slopes {
+        let distance = (inputs.diagonal(problem, b, i) - j as i64).abs() as f64;
         let slope = f64::from(slopes[h]);
         let term = slope * f64::from(round(distance));
         // the distance, if it has more than 24 bits, and the product, which may be part of a fused difference

@@ -1,6 +1,7 @@
 //! The tolerance rule is itself tested: sound kernels pass, planted faults do not.
 
 use super::*;
+use crate::OwnedTerms;
 use crate::cpu::{CpuKernel, SimdLevel, attention_at, attention_with};
 use crate::workload::{InputRecipe, inputs_with};
 use crate::{AttentionData, AttentionSpec, Diagonal, Layout, TensorSpec, f16};
@@ -27,7 +28,7 @@ fn twin(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, fault: Fault) 
             Fault::HeadsSwapped => h % problem.kv_heads(),
             _ => h / problem.group_size(),
         };
-        let mut keys = problem.row_keys(i, inputs.kv_len(problem, b));
+        let mut keys = inputs.row_keys(problem, b, i);
         match fault {
             Fault::MaskOffByOne => keys.end = (keys.end + 1).min(problem.kv_len()),
             Fault::LastKeyDropped => keys.end = keys.end.saturating_sub(1),
@@ -223,7 +224,7 @@ fn poisoned(problem: &AttentionProblem, data: &AttentionData, poison: f32) -> At
     let spec = problem.spec();
     let inputs = data.as_inputs();
     let (mut key, mut value) = (data.key.to_f32(), data.value.to_f32());
-    let mut bias = data.bias.as_ref().map(TensorData::to_f32);
+    let mut bias = data.terms.bias.as_ref().map(TensorData::to_f32);
     let mut seen = vec![false; problem.batch() * problem.kv_heads() * problem.kv_len()];
     let seen_at = |b: usize, h: usize, j: usize| (b * problem.kv_heads() + h) * problem.kv_len() + j;
     for n in 0..problem.rows() {
@@ -251,7 +252,10 @@ fn poisoned(problem: &AttentionProblem, data: &AttentionData, poison: f32) -> At
     AttentionData {
         key: TensorData::from_f32(spec.key.element, key),
         value: TensorData::from_f32(spec.value.element, value),
-        bias: bias.zip(spec.bias.as_ref()).map(|(bias, of)| TensorData::from_f32(of.element, bias)),
+        terms: OwnedTerms {
+            bias: bias.zip(spec.bias.as_ref()).map(|(bias, of)| TensorData::from_f32(of.element, bias)),
+            ..data.terms.clone()
+        },
         ..data.clone()
     }
 }
@@ -310,7 +314,7 @@ fn special_values_must_match() {
     let problem = AttentionProblem::new(spec).unwrap();
     let mut data = inputs_with(&problem, "special", InputRecipe::Normal);
     // row 0 sees nothing, row 1 one value beyond f16, row 2 NaN
-    (data.row_start, data.row_end) = (Some(vec![0, 1, 2]), Some(vec![0, 2, 4]));
+    (data.terms.row_start, data.terms.row_end) = (Some(vec![0, 1, 2]), Some(vec![0, 2, 4]));
     data.value = TensorData::F32(vec![1.0, 2.0, 65519.99, -70000.0, f32::NAN, 1.0, 2.0, 3.0]);
     let inputs = data.as_inputs();
     let sound = attention_with(CpuKernel::Fused, &problem, &inputs).unwrap();
@@ -378,7 +382,7 @@ fn padded() -> (AttentionProblem, AttentionData) {
     let problem = AttentionProblem::new(spec).unwrap();
     let mut data = inputs_with(&problem, "padded", InputRecipe::Normal);
     data.key = TensorData::F32(vec![0.0; 4 * 77]);
-    data.bias = Some(TensorData::F32(vec![-1e9; 2 * 77]));
+    data.terms.bias = Some(TensorData::F32(vec![-1e9; 2 * 77]));
     (problem, data)
 }
 
@@ -389,7 +393,7 @@ fn sound(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -> AttentionO
     for n in 0..problem.rows() {
         let (b, h, i) = cpu::row_place(problem, n);
         let row = reference::row(problem, inputs, b, h, i);
-        let sink = inputs.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[h]));
+        let sink = inputs.terms.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[h]));
         let max = round(row.scores.iter().copied().fold(sink, f64::max));
         state.row_max.push(max);
         state.row_sum.push(round((row.lse - f64::from(max)).exp()));
@@ -477,8 +481,8 @@ fn maxima_and_sums_are_compared() {
     (spec.row_ranges, spec.row_state, spec.sinks) = (true, true, true);
     let problem = AttentionProblem::new(spec).unwrap();
     let mut data = inputs_with(&problem, "states", InputRecipe::Normal);
-    (data.row_start, data.row_end) = (Some(vec![0, 5, 7]), Some(vec![0, 6, 40]));
-    data.sinks = Some(vec![0.5, f32::NEG_INFINITY]);
+    (data.terms.row_start, data.terms.row_end) = (Some(vec![0, 5, 7]), Some(vec![0, 6, 40]));
+    data.terms.sinks = Some(vec![0.5, f32::NEG_INFINITY]);
     let inputs = data.as_inputs();
     let right = sound(&problem, &inputs);
     let verdict = |change: &dyn Fn(&mut crate::RowState)| {
@@ -617,7 +621,7 @@ fn what_one_row_sees_stays_from_the_others() {
         let problem = AttentionProblem::new(spec).unwrap();
         let mut data = inputs_with(&problem, "one row", InputRecipe::Normal);
         let mask: Vec<bool> = (0..2 * query[2] * 70).map(|n| n % 70 != 33 || n / 70 == 1).collect();
-        data.mask = Some(mask);
+        data.terms.mask = Some(mask);
         for level in SimdLevel::available() {
             let clean = attention_at(level, &problem, &data.as_inputs()).unwrap().output.to_f32();
             let mut poisoned = data.clone();

@@ -37,18 +37,18 @@ pub(super) fn plain(
     let capped = |j: usize| spec.softcap.map_or_else(|| scaled(j), |cap| cap * (scaled(j) / cap).tanh());
     let masked = |j: usize| {
         let mut score = capped(j);
-        if let Some((bias, of)) = inputs.bias.zip(spec.bias.as_ref()) {
+        if let Some((bias, of)) = inputs.terms.bias.zip(spec.bias.as_ref()) {
             score += bias.get(of.layout.index([b, h, i, j]));
         }
-        if let Some(slopes) = inputs.alibi_slopes {
-            let distance = (i as i64 + problem.offset(inputs.kv_len(problem, b)) - j as i64).unsigned_abs();
+        if let Some(slopes) = inputs.terms.alibi_slopes {
+            let distance = (inputs.diagonal(problem, b, i) - j as i64).unsigned_abs();
             score -= slopes[h] * distance as f32;
         }
         score
     };
     let keys: Vec<usize> = (0..problem.kv_len()).filter(|&j| oracle.allowed[j]).collect();
     let scores: Vec<f32> = keys.iter().map(|&j| masked(j)).collect();
-    let sink = inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
+    let sink = inputs.terms.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
     let row_max = scores.iter().copied().fold(sink, f32::max);
     let shift = if row_max == f32::NEG_INFINITY { 0.0 } else { row_max };
     let weights: Vec<f32> = scores.iter().map(|score| (score - shift).exp()).collect();
@@ -118,7 +118,7 @@ pub(super) fn twin(
     for j in live() {
         (scores[j], offs[j]) = floor::score(problem, inputs, &query, [b, h, i], j).masked;
     }
-    let sink = inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
+    let sink = inputs.terms.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
     let mut max = f64::from(sink);
     let mut of_max = Off::default();
     for j in live() {

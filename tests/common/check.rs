@@ -55,7 +55,7 @@ fn empty_rows(
             }
         }
         if let Some(lse) = &output.lse {
-            let want = inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
+            let want = inputs.terms.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
             // a sink comes back through exp and ln
             let near = (lse[row] - want).abs() <= 4.0 * f32::EPSILON * want.abs().max(1.0);
             let both_nan = lse[row].is_nan() && want.is_nan();

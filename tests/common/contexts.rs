@@ -5,8 +5,8 @@
 use cross_attention::context::{ContextError, ContextInputs, ContextSpec, ContextStorage, PreparedContext};
 use cross_attention::verify::verify;
 use cross_attention::{
-    AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Diagonal, Element, Error, Layout,
-    ScoreStage, TensorData, TensorRef, TensorSpec, f16,
+    AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Diagonal, Element, Error, HostTerms,
+    Layout, ScoreStage, TensorData, TensorRef, TensorSpec, f16,
 };
 
 use super::case::arranged;
@@ -52,7 +52,7 @@ fn stored(data: &[f32], storage: ContextStorage) -> Vec<f32> {
 }
 
 /// The terms of a call, for a batch of so many.
-struct Terms {
+struct Given {
     query: TensorData,
     bias: Vec<f32>,
     mask: Vec<bool>,
@@ -62,7 +62,7 @@ struct Terms {
     sinks: Vec<f32>,
 }
 
-impl Terms {
+impl Given {
     fn new(batch: usize, element: Element, common: f32) -> Self {
         let rows = batch * Q_LEN;
         Self {
@@ -95,14 +95,14 @@ impl Terms {
     }
 
     fn give<'a>(&'a self, inputs: &mut AttentionInputs<'a>) {
-        *inputs = AttentionInputs {
+        inputs.terms = HostTerms {
             bias: Some((&self.bias).into()),
             mask: Some(&self.mask),
             row_start: Some(&self.row_start),
             row_end: Some(&self.row_end),
             alibi_slopes: Some(&self.slopes),
             sinks: Some(&self.sinks),
-            ..*inputs
+            ..inputs.terms
         };
     }
 }
@@ -173,7 +173,7 @@ fn attend(
 ) -> Result<(), String> {
     let of_entry: Vec<usize> = index.map_or((0..3).collect(), |index| index.iter().map(|&c| c as usize).collect());
     let batch = of_entry.len();
-    let (terms, with_terms) = (Terms::new(batch, element, common.unwrap_or(0.0)), common.is_some());
+    let (terms, with_terms) = (Given::new(batch, element, common.unwrap_or(0.0)), common.is_some());
     let query = TensorSpec { element, layout: Layout::bhld([batch, Q_HEADS, Q_LEN, DIM]) };
     let mut asked = context.attention(query);
     asked.lse = true;
@@ -203,7 +203,7 @@ fn attend(
     asked.kv_lens = lens.is_some();
     let problem = AttentionProblem::new(asked).map_err(text)?;
     let kv_lens: Option<Vec<u32>> = lens.map(|lens| of_entry.iter().map(|&c| lens[c]).collect());
-    (inputs.key, inputs.value, inputs.kv_lens) = ((&key).into(), (&value).into(), kv_lens.as_deref());
+    (inputs.key, inputs.value, inputs.terms.kv_lens) = ((&key).into(), (&value).into(), kv_lens.as_deref());
     let report = verify(&problem, &inputs, &got).map_err(text)?;
     if report.passed() { Ok(()) } else { Err(report.to_string()) }
 }

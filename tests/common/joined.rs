@@ -14,7 +14,7 @@ use cross_attention::sources::{Combine, Gate, PreparedSources, Source, SourceInp
 use cross_attention::weights::{HeadReduce, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Element, Error, Kernel, KernelChoice,
-    Layout, PreparedOn, TensorSpec, wgpu,
+    Layout, PreparedOn, TensorSpec, Terms, wgpu,
 };
 
 use super::plain::numbers;
@@ -177,8 +177,7 @@ fn data() -> [Data; INPUTS] {
 impl Data {
     fn inputs(&self) -> AttentionInputs<'_> {
         AttentionInputs {
-            kv_lens: Some(&self.kv_lens),
-            sinks: Some(&self.sinks),
+            terms: Terms { kv_lens: Some(&self.kv_lens), sinks: Some(&self.sinks), ..Terms::default() },
             ..AttentionInputs::new(&self.query, &self.key, &self.value)
         }
     }

@@ -2,7 +2,7 @@
 
 use cross_attention::Diagonal::{self, BottomRight, EndOfKeys, Fixed, TopLeft};
 use cross_attention::{
-    AttentionData, AttentionProblem, AttentionSpec, Layout, ScoreStage, TensorData, TensorSpec, f16,
+    AttentionData, AttentionProblem, AttentionSpec, Layout, ScoreStage, TensorData, TensorSpec, Terms, f16,
 };
 
 use super::check::{Run, is_near};
@@ -18,7 +18,7 @@ pub(crate) struct Sight {
 fn nothing(_: &mut AttentionData) {}
 
 fn lens(data: &mut AttentionData) {
-    data.kv_lens = Some(vec![5, 2]);
+    data.terms.kv_lens = Some(vec![5, 2]);
 }
 
 fn causal(spec: &mut AttentionSpec, diagonal: Diagonal) {
@@ -46,7 +46,7 @@ pub(crate) const SIGHTS: [Sight; 20] = [
     Sight {
         name: "kv_lens_zero",
         spec: |spec| spec.kv_lens = true,
-        data: |data| data.kv_lens = Some(vec![0, 6]),
+        data: |data| data.terms.kv_lens = Some(vec![0, 6]),
         seen: ["...... ...... ...... ......", "xxxxxx xxxxxx xxxxxx xxxxxx"],
     },
     Sight {
@@ -138,8 +138,8 @@ pub(crate) const SIGHTS: [Sight; 20] = [
         name: "row_ranges",
         spec: |spec| spec.row_ranges = true,
         data: |data| {
-            data.row_start = Some(vec![0, 2, 4, 3, -9, 6, i32::MIN, 5]);
-            data.row_end = Some(vec![1, 5, 9, 3, 2, 7, i32::MAX, 1]);
+            data.terms.row_start = Some(vec![0, 2, 4, 3, -9, 6, i32::MIN, 5]);
+            data.terms.row_end = Some(vec![1, 5, 9, 3, 2, 7, i32::MAX, 1]);
         },
         seen: ["x..... ..xxx. ....xx ......", "xx.... ...... xxxxxx ......"],
     },
@@ -147,14 +147,14 @@ pub(crate) const SIGHTS: [Sight; 20] = [
         name: "mask_of_keys",
         spec: |spec| spec.mask = Some(Layout::bhld([2, 1, 1, 6])),
         data: |data| {
-            data.mask = Some([1, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0].map(|x| x == 1).to_vec());
+            data.terms.mask = Some([1, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0].map(|x| x == 1).to_vec());
         },
         seen: ["x.xx.x x.xx.x x.xx.x x.xx.x", "...... ...... ...... ......"],
     },
     Sight {
         name: "mask_of_rows",
         spec: |spec| spec.mask = Some(Layout::bhld([1, 1, 4, 1])),
-        data: |data| data.mask = Some(vec![true, false, false, true]),
+        data: |data| data.terms.mask = Some(vec![true, false, false, true]),
         seen: ["xxxxxx ...... ...... xxxxxx", "xxxxxx ...... ...... xxxxxx"],
     },
     Sight {
@@ -164,7 +164,7 @@ pub(crate) const SIGHTS: [Sight; 20] = [
             let mut bias = vec![f16::ZERO; 6];
             bias[1] = f16::NEG_INFINITY;
             bias[5] = f16::NEG_INFINITY;
-            data.bias = Some(TensorData::F16(bias));
+            data.terms.bias = Some(TensorData::F16(bias));
         },
         seen: ["x.xxx. x.xxx. x.xxx. x.xxx.", "x.xxx. x.xxx. x.xxx. x.xxx."],
     },
@@ -178,10 +178,10 @@ pub(crate) const SIGHTS: [Sight; 20] = [
             spec.mask = Some(Layout::bhld([1, 1, 1, 6]));
         },
         data: |data| {
-            data.kv_lens = Some(vec![6, 5]);
-            data.row_start = Some(vec![0, 0, 3, 0, 0, 0, 0, 0]);
-            data.row_end = Some(vec![6, 6, 6, 6, 6, 2, 6, 6]);
-            data.mask = Some(vec![true, false, true, true, true, true]);
+            data.terms.kv_lens = Some(vec![6, 5]);
+            data.terms.row_start = Some(vec![0, 0, 3, 0, 0, 0, 0, 0]);
+            data.terms.row_end = Some(vec![6, 6, 6, 6, 6, 2, 6, 6]);
+            data.terms.mask = Some(vec![true, false, true, true, true, true]);
         },
         // diagonals: 2 + i and 1 + i; key 1 masked
         seen: ["x.x... ..xx.. ...xx. ...xxx", "x..... x..... ..xx.. ..xxx."],
@@ -200,13 +200,7 @@ impl Sight {
             query: TensorData::F32(vec![1.0; 16]),
             key: TensorData::F32(vec![0.0; 24]),
             value: TensorData::F32((0..36).map(|n| if n / 6 == n % 6 { 1.0 } else { 0.0 }).collect()),
-            bias: None,
-            mask: None,
-            kv_lens: None,
-            row_start: None,
-            row_end: None,
-            alibi_slopes: None,
-            sinks: None,
+            terms: Terms::default(),
         };
         (self.data)(&mut data);
         let problem = AttentionProblem::new(spec).map_err(|error| error.to_string())?;
@@ -248,13 +242,13 @@ pub(crate) fn scores(run: &Run<'_>) -> Result<(), String> {
         query: TensorData::F32(vec![2.0]),
         key: TensorData::F32(vec![1.0, -1.0, 3.0, 0.0]),
         value: TensorData::F32(vec![10.0, 20.0, 40.0, 80.0]),
-        bias: Some(TensorData::F32(vec![1.5, 0.25, f32::NEG_INFINITY, 4.0])),
-        mask: None,
-        kv_lens: Some(vec![3]),
-        row_start: None,
-        row_end: None,
-        alibi_slopes: Some(vec![0.75]),
-        sinks: Some(vec![0.5]),
+        terms: Terms {
+            bias: Some(TensorData::F32(vec![1.5, 0.25, f32::NEG_INFINITY, 4.0])),
+            kv_lens: Some(vec![3]),
+            alibi_slopes: Some(vec![0.75]),
+            sinks: Some(vec![0.5]),
+            ..Terms::default()
+        },
     };
     let cap = |x: f64| 2.0 * (x / 2.0).tanh();
     let none = f64::NEG_INFINITY;

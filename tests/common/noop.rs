@@ -1,5 +1,6 @@
 //! A device of wgpu's that checks everything and computes nothing.
 
+use cross_attention::Terms;
 use cross_attention::gpu::{AttentionBuffers, Context};
 use cross_attention::wgpu;
 
@@ -30,13 +31,7 @@ pub(crate) fn buffers<'a>(
         query: query.slice(..),
         key: key.slice(..),
         value: value.slice(..),
-        bias: None,
-        mask: None,
-        kv_lens: None,
-        row_start: None,
-        row_end: None,
-        alibi_slopes: None,
-        sinks: None,
+        terms: Terms::default(),
         output: output.slice(..),
         lse: None,
         scores: None,

@@ -1,6 +1,6 @@
 //! ONNX's published `Attention` cases as problems of ours; see `tests/golden/README.md`.
 
-use cross_attention::{AttentionData, AttentionSpec, Diagonal, Layout, ScoreStage, TensorData, TensorSpec, f16};
+use cross_attention::{AttentionData, AttentionSpec, Diagonal, Layout, ScoreStage, TensorData, TensorSpec, Terms, f16};
 use safetensors::Dtype;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -128,28 +128,17 @@ fn read(entry: &Entry) -> OnnxCase {
     spec.causal = (attributes.is_causal == 1).then_some(diagonal);
     spec.offset = Some(diagonal);
 
-    let mut data = AttentionData {
-        query,
-        key,
-        value,
-        bias: None,
-        mask: None,
-        kv_lens,
-        row_start: None,
-        row_end: None,
-        alibi_slopes: None,
-        sinks: None,
-    };
+    let mut data = AttentionData { query, key, value, terms: Terms { kv_lens, ..Terms::default() } };
     if let Some(mask) = input("attn_mask") {
         let (shape, numbers) = widen(mask, dims.total_kv_len);
         match numbers {
             Numbers::Bool(mask) => {
                 spec.mask = Some(Layout::bhld(shape));
-                data.mask = Some(mask);
+                data.terms.mask = Some(mask);
             }
             Numbers::Real(bias) => {
                 spec.bias = Some(of(&bias, Layout::bhld(shape)));
-                data.bias = Some(bias);
+                data.terms.bias = Some(bias);
             }
             Numbers::Int(_) => panic!("{name}: a mask of integers"),
         }

@@ -1,6 +1,6 @@
 //! Attention that trained models computed on real input; origins in `tests/golden/README.md`.
 
-use cross_attention::{AttentionData, AttentionSpec, Layout, TensorData, TensorSpec};
+use cross_attention::{AttentionData, AttentionSpec, Layout, TensorData, TensorSpec, Terms};
 
 use super::golden::{File, Numbers};
 
@@ -64,7 +64,7 @@ fn annalog(layer: u32) -> Capture {
     let results = [results[0].as_str(), results[1].as_str()];
     let mut capture = capture(format!("annalog_layer_{layer}"), [[5, 8, 36, 32]; 2], data, &file, results, None);
     capture.spec.mask = Some(Layout::bhld([5, 1, 1, 36]));
-    capture.data.mask = match file.tensor("key_keep").numbers {
+    capture.data.terms.mask = match file.tensor("key_keep").numbers {
         Numbers::Bool(keep) => Some(keep),
         other => panic!("key_keep is {other:?}"),
     };
@@ -84,17 +84,6 @@ fn capture(
     spec.output = TensorSpec::f32(Layout::bhld(query));
     spec.lse = true;
     let [query, key, value] = data;
-    let data = AttentionData {
-        query,
-        key,
-        value,
-        bias: None,
-        mask: None,
-        kv_lens: None,
-        row_start: None,
-        row_end: None,
-        alibi_slopes: None,
-        sinks: None,
-    };
+    let data = AttentionData { query, key, value, terms: Terms::default() };
     Capture { name, spec, data, output: file.real(output).to_f32(), lse: file.real(lse).to_f32(), error_of_others }
 }

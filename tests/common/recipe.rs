@@ -1,7 +1,7 @@
 //! Inputs of a case: numbers that show a fault, drawn from the case's name and from the place they stand in.
 
 use cross_attention::{
-    AttentionData, AttentionInputs, AttentionProblem, AttentionSpec, Layout, TensorData, TensorSpec, f16,
+    AttentionData, AttentionInputs, AttentionProblem, AttentionSpec, Layout, OwnedTerms, TensorData, TensorSpec, f16,
 };
 
 /// How the scores of a row are spread over its keys.
@@ -131,41 +131,53 @@ impl Recipe {
                 let number = ((7 * j + 3 * h + 5 * b) % 16) as f32 / 4.0 - 2.0;
                 self.value_size * (number + 0.3 * value.normal(at))
             }),
-            bias: spec.bias.as_ref().map(|of| {
-                let (numbers, forbids, pads) = (draw("bias"), draw("bias_forbids"), draw("padding"));
-                fill(of, |at| match self.padding {
-                    Some((padding, share)) if pads.unit(at) < share || self.is_blank(at) => padding,
-                    None if self.is_blank(at) => f32::NEG_INFINITY,
-                    _ if forbids.unit(at) < self.bias_forbids => f32::NEG_INFINITY,
-                    _ => self.bias_common + 2.0 * numbers.normal(at),
-                })
-            }),
-            mask: spec.mask.as_ref().map(|layout| {
-                let keeps = draw("mask");
-                let mut mask = vec![true; layout.extent().unwrap_or(0)];
-                for at in places(layout.shape) {
-                    let own = self.mask_segments == 0 || at[2] / self.mask_segments == at[3] / self.mask_segments;
-                    mask[layout.index(at)] = own && keeps.unit(at) < self.mask_keeps && !self.is_blank(at);
-                }
-                mask
-            }),
-            kv_lens: spec.kv_lens.then(|| self.kv_lens.clone()),
-            row_start: spec.row_ranges.then(|| Vec::with_capacity(batch * q_len)),
-            row_end: spec.row_ranges.then(|| Vec::with_capacity(batch * q_len)),
-            alibi_slopes: spec.alibi_slopes.then(|| {
-                let heads = problem.q_heads();
-                (0..heads).map(|h| if h == 1 { 0.0 } else { (-8.0 * (h + 1) as f32 / heads as f32).exp2() }).collect()
-            }),
-            sinks: spec.sinks.then(|| {
-                let sinks = draw("sinks");
-                let drawn = |h| self.sinks_around + 4.0 * sinks.unit([h, 0, 0, 0]) - 2.0;
-                let wild = [f32::INFINITY, f32::NAN, f32::NEG_INFINITY];
-                (0..problem.q_heads())
-                    .map(|h| if self.wild_sinks { wild.get(h).copied().unwrap_or_else(|| drawn(h)) } else { drawn(h) })
-                    .collect()
-            }),
+            terms: OwnedTerms {
+                bias: spec.bias.as_ref().map(|of| {
+                    let (numbers, forbids, pads) = (draw("bias"), draw("bias_forbids"), draw("padding"));
+                    fill(of, |at| match self.padding {
+                        Some((padding, share)) if pads.unit(at) < share || self.is_blank(at) => padding,
+                        None if self.is_blank(at) => f32::NEG_INFINITY,
+                        _ if forbids.unit(at) < self.bias_forbids => f32::NEG_INFINITY,
+                        _ => self.bias_common + 2.0 * numbers.normal(at),
+                    })
+                }),
+                mask: spec.mask.as_ref().map(|layout| {
+                    let keeps = draw("mask");
+                    let mut mask = vec![true; layout.extent().unwrap_or(0)];
+                    for at in places(layout.shape) {
+                        let own = self.mask_segments == 0 || at[2] / self.mask_segments == at[3] / self.mask_segments;
+                        mask[layout.index(at)] = own && keeps.unit(at) < self.mask_keeps && !self.is_blank(at);
+                    }
+                    mask
+                }),
+                kv_lens: spec.kv_lens.then(|| self.kv_lens.clone()),
+                row_start: spec.row_ranges.then(|| Vec::with_capacity(batch * q_len)),
+                row_end: spec.row_ranges.then(|| Vec::with_capacity(batch * q_len)),
+                alibi_slopes: spec.alibi_slopes.then(|| {
+                    let heads = problem.q_heads();
+                    (0..heads)
+                        .map(|h| if h == 1 { 0.0 } else { (-8.0 * (h + 1) as f32 / heads as f32).exp2() })
+                        .collect()
+                }),
+                sinks: spec.sinks.then(|| {
+                    let sinks = draw("sinks");
+                    let drawn = |h| self.sinks_around + 4.0 * sinks.unit([h, 0, 0, 0]) - 2.0;
+                    let wild = [f32::INFINITY, f32::NAN, f32::NEG_INFINITY];
+                    (0..problem.q_heads())
+                        .map(
+                            |h| {
+                                if self.wild_sinks {
+                                    wild.get(h).copied().unwrap_or_else(|| drawn(h))
+                                } else {
+                                    drawn(h)
+                                }
+                            },
+                        )
+                        .collect()
+                }),
+            },
         };
-        if let (Some(starts), Some(ends)) = (&mut data.row_start, &mut data.row_end) {
+        if let (Some(starts), Some(ends)) = (&mut data.terms.row_start, &mut data.terms.row_end) {
             let ranges = draw("ranges");
             for [b, i, ..] in places([batch, q_len, 1, 1]) {
                 let (start, end) = self.range(&ranges, [b, i, 0, 0], problem);
@@ -178,7 +190,7 @@ impl Recipe {
                 Tensor::Query => (&spec.query, Some(&mut data.query)),
                 Tensor::Key => (&spec.key, Some(&mut data.key)),
                 Tensor::Value => (&spec.value, Some(&mut data.value)),
-                Tensor::Bias => (spec.bias.as_ref().unwrap_or(&spec.query), data.bias.as_mut()),
+                Tensor::Bias => (spec.bias.as_ref().unwrap_or(&spec.query), data.terms.bias.as_mut()),
             };
             set(into.expect("a number is planted in a tensor that is there"), of.layout.index(at), number);
         }
@@ -230,16 +242,16 @@ pub(crate) fn allowed(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, 
     let [b, _, i, j] = at;
     let row = b * problem.q_len() + i;
     let (signed_i, signed_j) = (i as i64, j as i64);
-    let kv_len = inputs.kv_lens.map_or(problem.kv_len(), |lens| lens[b] as usize);
+    let kv_len = inputs.terms.kv_lens.map_or(problem.kv_len(), |lens| lens[b] as usize);
     let diagonal = signed_i + problem.offset(kv_len);
     let rest = j < kv_len
-        && inputs.mask.is_none_or(|mask| mask[spec.mask.expect("the mask has a layout").index(at)])
-        && inputs.row_start.is_none_or(|start| i64::from(start[row]) <= signed_j)
-        && inputs.row_end.is_none_or(|end| signed_j < i64::from(end[row]))
+        && inputs.terms.mask.is_none_or(|mask| mask[spec.mask.expect("the mask has a layout").index(at)])
+        && inputs.terms.row_start.is_none_or(|start| i64::from(start[row]) <= signed_j)
+        && inputs.terms.row_end.is_none_or(|end| signed_j < i64::from(end[row]))
         && (spec.causal.is_none() || signed_j <= diagonal)
         && spec.window_left.is_none_or(|left| diagonal - i64::from(left) <= signed_j)
         && spec.window_right.is_none_or(|right| signed_j <= diagonal + i64::from(right));
-    let bias = match (inputs.bias, spec.bias) {
+    let bias = match (inputs.terms.bias, spec.bias) {
         (Some(bias), Some(of)) => bias.get(of.layout.index(at)) != f32::NEG_INFINITY,
         _ => true,
     };
@@ -308,7 +320,7 @@ fn poison(problem: &AttentionProblem, data: &mut AttentionData) {
     let spec = problem.spec();
     let untouched = |tensor: &TensorData| vec![false; tensor.as_ref().len()];
     let mut seen = [&data.query, &data.key, &data.value].map(untouched);
-    let mut bias_seen = data.bias.as_ref().map(untouched).unwrap_or_default();
+    let mut bias_seen = data.terms.bias.as_ref().map(untouched).unwrap_or_default();
     let inputs = data.as_inputs();
     for at in places(problem.score_shape()) {
         let [b, h, i, j] = at;
@@ -327,7 +339,7 @@ fn poison(problem: &AttentionProblem, data: &mut AttentionData) {
             bias_seen[of.layout.index(at)] = true;
         }
     }
-    let tensors = [&mut data.query, &mut data.key, &mut data.value].into_iter().chain(&mut data.bias);
+    let tensors = [&mut data.query, &mut data.key, &mut data.value].into_iter().chain(&mut data.terms.bias);
     for (tensor, seen) in tensors.zip(seen.iter().chain([&bias_seen])) {
         let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30];
         for (n, _) in seen.iter().enumerate().filter(|(_, seen)| !**seen) {

@@ -305,9 +305,9 @@ pub(crate) fn terms(device: &Device) -> Result<(), String> {
                         spec.lse = true;
                         let problem = AttentionProblem::new(spec).expect("sound");
                         let mut of = AttentionInputs::new(&query, &keys[n], &values[n]);
-                        of.bias = Some((&biases[n]).into());
-                        of.alibi_slopes = (n == 0).then_some(&slopes);
-                        of.sinks = (n == 1).then_some(&sinks);
+                        of.terms.bias = Some((&biases[n]).into());
+                        of.terms.alibi_slopes = (n == 0).then_some(&slopes);
+                        of.terms.sinks = (n == 1).then_some(&sinks);
                         let output = AttentionOutput {
                             output: TensorData::F32(one.output.clone()),
                             lse: Some(one.source_lse.clone()),
@@ -386,13 +386,7 @@ fn joined(
         query: TensorData::F32(query.to_vec()),
         key: rows(keys, DIM),
         value: rows(values, WIDTH),
-        bias: Some(TensorData::F32(bias)),
-        mask: None,
-        kv_lens: None,
-        row_start: None,
-        row_end: None,
-        alibi_slopes: None,
-        sinks: None,
+        terms: Terms { bias: Some(TensorData::F32(bias)), ..Terms::default() },
     };
     (AttentionProblem::new(spec).expect("sound"), data)
 }

@@ -18,16 +18,16 @@ pub(crate) fn at(case: &Case, at: usize) -> [Part; 2] {
     let data = case.data();
     let rows = case.problem().batch() * case.problem().q_len();
     let ends = |given: &Option<Vec<i32>>, open: i32| given.clone().unwrap_or_else(|| vec![open; rows]);
-    let (starts, ends) = (ends(&data.row_start, i32::MIN), ends(&data.row_end, i32::MAX));
+    let (starts, ends) = (ends(&data.terms.row_start, i32::MIN), ends(&data.terms.row_end, i32::MAX));
     let part = |first: bool| {
         let mut spec = whole.spec.clone();
         let mut data = data.clone();
         spec.row_ranges = true;
-        data.row_start = Some(starts.iter().map(|&start| if first { start } else { start.max(at) }).collect());
-        data.row_end = Some(ends.iter().map(|&end| if first { end.min(at) } else { end }).collect());
+        data.terms.row_start = Some(starts.iter().map(|&start| if first { start } else { start.max(at) }).collect());
+        data.terms.row_end = Some(ends.iter().map(|&end| if first { end.min(at) } else { end }).collect());
         if !first {
             spec.sinks = false;
-            data.sinks = None;
+            data.terms.sinks = None;
         }
         Part { problem: AttentionProblem::new(spec).expect("the whole case is sound"), data }
     };

@@ -108,12 +108,12 @@ fn weight(
     if let Some(cap) = spec.softcap {
         error += 12.0 * U * f64::from(cap);
     }
-    if let Some((bias, of)) = inputs.bias.zip(spec.bias.as_ref()) {
+    if let Some((bias, of)) = inputs.terms.bias.zip(spec.bias.as_ref()) {
         let bias = f64::from(bias.get(of.layout.index([b, h, i, j])));
         error += U * (scale * magnitude + bias.abs());
         largest = largest.max(bias.abs());
     }
-    if let Some(slopes) = inputs.alibi_slopes {
+    if let Some(slopes) = inputs.terms.alibi_slopes {
         let distance = i as i64 + problem.offset(inputs.kv_len(problem, b)) - j as i64;
         let term = (f64::from(slopes[h]) * distance as f64).abs();
         // the distance, the product, the difference

@@ -197,11 +197,11 @@ fn weights(draw: &mut Draw) -> Result<(), String> {
     let slopes = spec.alibi_slopes.then(|| draw.floats(problem.q_heads()));
     let sinks = spec.sinks.then(|| draw.floats(problem.q_heads()));
     let mut inputs = AttentionInputs::new(query.as_ref(), key.as_ref(), value.as_ref());
-    inputs.bias = bias.as_ref().map(cross_attention::TensorData::as_ref);
-    inputs.mask = mask.as_deref();
-    inputs.kv_lens = kv_lens.as_deref();
-    (inputs.row_start, inputs.row_end) = (row_start.as_deref(), row_end.as_deref());
-    (inputs.alibi_slopes, inputs.sinks) = (slopes.as_deref(), sinks.as_deref());
+    inputs.terms.bias = bias.as_ref().map(cross_attention::TensorData::as_ref);
+    inputs.terms.mask = mask.as_deref();
+    inputs.terms.kv_lens = kv_lens.as_deref();
+    (inputs.terms.row_start, inputs.terms.row_end) = (row_start.as_deref(), row_end.as_deref());
+    (inputs.terms.alibi_slopes, inputs.terms.sinks) = (slopes.as_deref(), sinks.as_deref());
     for kernel in cpu::CpuKernel::ALL {
         let Ok(output) = cpu::attention_with(kernel, &problem, &inputs) else { continue };
         let lse = output.lse.unwrap_or_default();

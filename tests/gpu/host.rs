@@ -3,7 +3,7 @@
 use cross_attention::gpu::{
     BoundAttention, Context, GpuError, PipelineCacheFault, PipelineCacheState, PreparedAttention,
 };
-use cross_attention::{AttentionInputs, AttentionProblem, Kernel, verify, wgpu};
+use cross_attention::{AttentionInputs, AttentionProblem, Kernel, Terms, verify, wgpu};
 
 use super::interop::{Check, Data, expect, other_device, problem, text};
 
@@ -132,7 +132,10 @@ fn many_in_one_recording(context: &Context, _: &str) -> Result<(), String> {
     let plain = context.prepare_blocking(&problem(), None).map_err(text)?;
     let (data, sinks) = (Data::of(&masked), [0.5f32, -1.0, 2.0, 0.0]);
     let lens = [[21u32, 7], [3, 20]];
-    let inputs = |lens| AttentionInputs { kv_lens: Some(lens), sinks: Some(&sinks), ..data.inputs() };
+    let inputs = |lens| AttentionInputs {
+        terms: Terms { kv_lens: Some(lens), sinks: Some(&sinks), ..Terms::default() },
+        ..data.inputs()
+    };
     let first = prepared.upload_blocking(&inputs(&lens[0])).map_err(text)?;
     let second = prepared.upload_blocking(&inputs(&lens[1])).map_err(text)?;
     let third = plain.upload_blocking(&data.inputs()).map_err(text)?;

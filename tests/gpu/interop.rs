@@ -224,7 +224,7 @@ fn wrong_buffers_are_refused(context: &Context, _: &str) -> Result<(), String> {
     buffers.lse = None;
     expect("lse left out", bind(&buffers), |e| matches!(e, GpuError::Missing { name: "lse" }))?;
     let mut buffers = good;
-    buffers.sinks = Some(tensors.key.slice(..));
+    buffers.terms.sinks = Some(tensors.key.slice(..));
     expect("sinks given", bind(&buffers), |e| matches!(e, GpuError::Unexpected { name: "sinks" }))?;
     let mut buffers = good;
     buffers.key = tensors.key.slice(256..);
@@ -255,12 +255,12 @@ fn wrong_buffers_are_refused(context: &Context, _: &str) -> Result<(), String> {
     let mut buffers = good;
     let slopes = context.upload_blocking("slopes", &[0.5f32; 4]).map_err(text)?;
     let no_copy = context.device().create_buffer(&descriptor(16, BufferUsages::STORAGE));
-    buffers.alibi_slopes = Some(slopes.slice(..));
-    buffers.sinks = Some(no_copy.slice(..));
+    buffers.terms.alibi_slopes = Some(slopes.slice(..));
+    buffers.terms.sinks = Some(no_copy.slice(..));
     expect("sinks that cannot be copied", prepared.bind(&buffers).map(|_| ()), |e| {
         matches!(e, GpuError::Usage { name: "sinks", needed: BufferUsages::COPY_SRC, .. })
     })?;
-    buffers.sinks = Some(slopes.slice(..));
+    buffers.terms.sinks = Some(slopes.slice(..));
     let bound = prepared.bind(&buffers).map_err(text)?;
     let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());

@@ -154,17 +154,17 @@ fn mask_as_bias(adapter: &Adapter, kernel: Kernel) -> Result<(), String> {
         // a bias in both, for without one scores may be taken in another way
         let masked = case.clone().spec(|spec| spec.bias = Some(TensorSpec::f32(layout)));
         let mut with_zeros = data.clone();
-        let zeros = vec![0.0; data.mask.as_ref().map_or(0, Vec::len)];
-        with_zeros.bias = Some(TensorData::from_f32(Element::F32, zeros));
+        let zeros = vec![0.0; data.terms.mask.as_ref().map_or(0, Vec::len)];
+        with_zeros.terms.bias = Some(TensorData::from_f32(Element::F32, zeros));
         let masked = run_with(adapter, kernel)(&masked.problem(), &with_zeros.as_inputs())?;
         let biased = case.clone().spec(|spec| {
             spec.mask = None;
             spec.bias = Some(TensorSpec::f32(layout));
         });
         let mut as_bias = data.clone();
-        let mask = as_bias.mask.take().expect("it has a mask");
+        let mask = as_bias.terms.mask.take().expect("it has a mask");
         let numbers = mask.iter().map(|&allowed| if allowed { 0.0 } else { f32::NEG_INFINITY }).collect();
-        as_bias.bias = Some(TensorData::from_f32(Element::F32, numbers));
+        as_bias.terms.bias = Some(TensorData::from_f32(Element::F32, numbers));
         let biased = run_with(adapter, kernel)(&biased.problem(), &as_bias.as_inputs())?;
         check::same_bits(&masked, &biased).map_err(|error| format!("{case}\nas a bias: {error}"))?;
     }

@@ -75,22 +75,7 @@ fn buffers<'a>(
     lse: wgpu::BufferSlice<'a>,
 ) -> AttentionBuffers<'a> {
     let [query, key, value] = inputs;
-    AttentionBuffers {
-        query,
-        key,
-        value,
-        bias: None,
-        mask: None,
-        kv_lens: None,
-        row_start: None,
-        row_end: None,
-        alibi_slopes: None,
-        sinks: None,
-        output,
-        lse: Some(lse),
-        scores: None,
-        large_values: true,
-    }
+    AttentionBuffers { lse: Some(lse), ..AttentionBuffers::new(query, key, value, output) }
 }
 
 /// The output of one attention is the query of the next, on a device of the caller's, without a wait between.
@@ -220,12 +205,12 @@ fn inputs_that_do_not_fit(adapter: &Adapter) -> Result<(), String> {
     let case = full_case();
     let problem = case.problem();
     let changes: [fn(&mut AttentionData); 6] = [
-        |data| data.sinks = None,
-        |data| data.kv_lens = Some(vec![70, 71]),
-        |data| data.mask = Some(vec![true; 3]),
+        |data| data.terms.sinks = None,
+        |data| data.terms.kv_lens = Some(vec![70, 71]),
+        |data| data.terms.mask = Some(vec![true; 3]),
         |data| data.query = TensorData::zeros(Element::F16, 10_000),
         |data| data.key = TensorData::zeros(Element::F32, 3),
-        |data| data.row_start = Some(vec![0; 3]),
+        |data| data.terms.row_start = Some(vec![0; 3]),
     ];
     for change in changes {
         let mut data = case.data();

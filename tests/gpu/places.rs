@@ -8,7 +8,7 @@ use cross_attention::engine::{Kind, PlaceError, Recording, Tensor};
 use cross_attention::gpu::{AdapterRequest, Context, choose};
 use cross_attention::pool::{GroupQuery, PassageId, PassagePool, PoolAttention, PoolSpec, Storage};
 use cross_attention::sources::{Combine, Gate, PreparedSources, Source, SourceInputs, Sources};
-use cross_attention::{Device, Element, Error, Layout, TensorData, TensorSpec, Terms, wgpu};
+use cross_attention::{Device, Element, Error, InputError, Layout, TensorData, TensorSpec, Terms, wgpu};
 use libtest_mimic::Trial;
 
 use super::adapters::Adapter;
@@ -292,26 +292,26 @@ fn refusals(context: &Context) -> Result<(), String> {
         Tensor::on_device(context, buffer.slice(..), Kind::F32, 64).map_err(text)
     };
     let (tensor, foreign) = (on(context)?, on(&other)?);
-    let refused = |device: &Device, recording: &mut Recording<'_>, tensor: Tensor<'_>, wanted: PlaceError| {
+    let refused = |device: &Device, recording: &mut Recording<'_>, tensor: Tensor<'_>, wanted: Error| {
         let spec = ContextSpec::new([1, 1, 8, 8]);
         let of = PreparedContext::new_blocking(device, spec, &data, &data, None).map_err(text)?;
         let asked = of.attention(TensorSpec::f32(Layout::bhld([1, 1, 8, 8])));
         match pollster::block_on(of.record(recording, &asked, &ContextInputs::new(tensor))) {
-            Err(Error::Place(error)) if error == wanted => Ok(()),
+            Err(error) if error.to_string() == wanted.to_string() => Ok(()),
             found => Err(format!("wanted {wanted:?}, found {found:?}")),
         }
     };
     let name = context.info().name.clone();
     let cpu = Device::Cpu;
     let on_device = PlaceError::OnDevice { name: "query", device: cpu.name() };
-    refused(&cpu, &mut Recording::new(&cpu), tensor.clone(), on_device)?;
+    refused(&cpu, &mut Recording::new(&cpu), tensor.clone(), on_device.into())?;
     let other_device = PlaceError::OtherDevice { name: "query", device: name.clone() };
-    refused(&here, &mut Recording::new(&here), foreign, other_device)?;
-    let kind = PlaceError::Kind { name: "query", wanted: Kind::F32, found: Kind::U32 };
-    refused(&here, &mut Recording::new(&here), Tensor::from(&[1u32; 64]), kind)?;
+    refused(&here, &mut Recording::new(&here), foreign, other_device.into())?;
+    let kind = InputError::Element { name: "query", wanted: Kind::F32, found: Kind::U32 };
+    refused(&here, &mut Recording::new(&here), Tensor::from(&[1u32; 64]), kind.into())?;
     for (prepared, recording) in [(&here, &elsewhere), (&cpu, &here), (&here, &cpu)] {
         let wanted = PlaceError::OtherRecording { prepared: prepared.name(), recording: recording.name() };
-        refused(prepared, &mut Recording::new(recording), tensor.clone(), wanted)?;
+        refused(prepared, &mut Recording::new(recording), tensor.clone(), wanted.into())?;
     }
     let buffer = context.allocate_blocking("small", 16).map_err(text)?;
     match Tensor::on_device(context, buffer.slice(..), Kind::F32, 5) {

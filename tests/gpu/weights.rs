@@ -4,7 +4,7 @@
 use cross_attention::gpu::{GpuError, WeightsBuffers};
 use cross_attention::plan::WeightsPlan;
 use cross_attention::weights::{HeadReduce, Keys, Select, WeightsProblem, WeightsSpec};
-use cross_attention::{AttentionData, AttentionProblem, Device, DeviceCaps, Error, wgpu};
+use cross_attention::{AttentionData, AttentionProblem, Device, DeviceCaps, Error, Terms, wgpu};
 use libtest_mimic::Trial;
 
 use super::adapters::Adapter;
@@ -172,8 +172,8 @@ fn run_plan(adapter: &Adapter, case: &Case, plan: WeightsPlan, lse: &[f32]) -> R
         let upload = async |name, words: &[u32]| context.upload(name, words).await;
         let query = context.upload_tensor("query", data.query.as_ref()).await?;
         let key = context.upload_tensor("key", data.key.as_ref()).await?;
-        let kv_lens = upload("kv_lens", data.kv_lens.as_deref().unwrap_or_default()).await?;
-        let slopes = context.upload("alibi_slopes", data.alibi_slopes.as_deref().unwrap_or_default()).await?;
+        let kv_lens = upload("kv_lens", data.terms.kv_lens.as_deref().unwrap_or_default()).await?;
+        let slopes = context.upload("alibi_slopes", data.terms.alibi_slopes.as_deref().unwrap_or_default()).await?;
         let pairs: Vec<f32> =
             lse.iter().flat_map(|&lse| [lse, if lse == f32::NEG_INFINITY { 0.0 } else { 1.0 }]).collect();
         let row_state = context.upload("row_state", &pairs).await?;
@@ -183,12 +183,7 @@ fn run_plan(adapter: &Adapter, case: &Case, plan: WeightsPlan, lse: &[f32]) -> R
         let buffers = WeightsBuffers {
             query: query.slice(..),
             key: key.slice(..),
-            bias: None,
-            mask: None,
-            kv_lens: Some(kv_lens.slice(..)),
-            row_start: None,
-            row_end: None,
-            alibi_slopes: Some(slopes.slice(..)),
+            terms: Terms { kv_lens: Some(kv_lens.slice(..)), alibi_slopes: Some(slopes.slice(..)), ..Terms::default() },
             row_state: row_state.slice(..),
             weights: weights.slice(..),
         };
@@ -259,7 +254,7 @@ fn refusals(adapter: &Adapter) -> Result<(), String> {
         pass.bind(&of(small.slice(..))?).err(),
         pass.bind(&WeightsBuffers { weights: tensors.query.slice(..), query: right.slice(..), ..good }).err(),
         pass.bind(&WeightsBuffers { row_state: right.slice(..), ..good }).err(),
-        pass.bind(&WeightsBuffers { mask: Some(small.slice(..)), ..good }).err(),
+        pass.bind(&WeightsBuffers { terms: Terms { mask: Some(small.slice(..)), ..good.terms }, ..good }).err(),
         pass.bind(&good).err(),
     ];
     let expected = [

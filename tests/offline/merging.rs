@@ -82,7 +82,7 @@ fn order_and_grouping_do_not_matter() {
     let [second, third] = split::at(&case, 60);
     // keys 30..60: what is in both `rest` and `second`
     let mut middle = rest.data.clone();
-    middle.row_end = second.data.row_end.clone();
+    middle.terms.row_end = second.data.terms.row_end.clone();
     let a = run(&first.problem, &first.data);
     let b = run(&rest.problem, &middle);
     let c = run(&third.problem, &third.data);

@@ -41,22 +41,22 @@ const FAULTS: [(&str, Fault); 26] = [
     ("softcap left out", |case| case.spec.softcap.and_then(|_| misread(case, |spec| spec.softcap = None))),
     ("bias left out", |case| {
         case.spec.bias?;
-        wrong(case, |spec| spec.bias = None, |data| data.bias = None)
+        wrong(case, |spec| spec.bias = None, |data| data.terms.bias = None)
     }),
     ("mask left out", |case| {
         case.spec.mask?;
-        wrong(case, |spec| spec.mask = None, |data| data.mask = None)
+        wrong(case, |spec| spec.mask = None, |data| data.terms.mask = None)
     }),
     ("key lengths left out", |case| {
         let unused = case.spec.kv_lens && case.spec.causal.is_none();
-        unused.then(|| wrong(case, |spec| spec.kv_lens = false, |data| data.kv_lens = None))?
+        unused.then(|| wrong(case, |spec| spec.kv_lens = false, |data| data.terms.kv_lens = None))?
     }),
     ("slopes left out", |case| {
         let asked = case.spec.alibi_slopes;
-        asked.then(|| wrong(case, |spec| spec.alibi_slopes = false, |data| data.alibi_slopes = None))?
+        asked.then(|| wrong(case, |spec| spec.alibi_slopes = false, |data| data.terms.alibi_slopes = None))?
     }),
     ("sinks left out", |case| {
-        case.spec.sinks.then(|| wrong(case, |spec| spec.sinks = false, |data| data.sinks = None))?
+        case.spec.sinks.then(|| wrong(case, |spec| spec.sinks = false, |data| data.terms.sinks = None))?
     }),
     ("heads of a group swapped", swapped_heads),
     ("values one key late", |case| {
@@ -72,8 +72,8 @@ const FAULTS: [(&str, Fault); 26] = [
     ("a range of keys merged twice", |case| ranged(case, 2, |_, _| {})),
     ("a range of keys not merged", |case| ranged(case, 0, |_, _| {})),
     ("a sink in every range of keys", |case| {
-        let sinks = case.spec.sinks.then(|| case.data().sinks)?;
-        ranged(case, 1, |spec, data| (spec.sinks, data.sinks) = (true, sinks))
+        let sinks = case.spec.sinks.then(|| case.data().terms.sinks)?;
+        ranged(case, 1, |spec, data| (spec.sinks, data.terms.sinks) = (true, sinks))
     }),
     ("a range's diagonal counted from its first key", |case| {
         let at = i32::try_from(case.problem().kv_len() / 2).ok()?;
@@ -181,7 +181,7 @@ fn drop_keys(case: &Case, keys: impl FnOnce(usize) -> Option<std::ops::Range<usi
     wrong(
         case,
         |spec| spec.mask = Some(Layout::bhld([1, 1, 1, kv_len])),
-        |data| data.mask = Some((0..kv_len).map(|j| !keys.contains(&j)).collect()),
+        |data| data.terms.mask = Some((0..kv_len).map(|j| !keys.contains(&j)).collect()),
     )
 }
 

@@ -168,15 +168,15 @@ fn the_order_of_keys_does_not_matter() {
         *to = TensorData::F32(numbers);
     }
     let (bias_of, mask_of) = (spec.bias.unwrap().layout, spec.mask.unwrap());
-    let mut bias = data.bias.as_ref().unwrap().to_f32();
-    let mut mask = data.mask.clone().unwrap();
+    let mut bias = data.terms.bias.as_ref().unwrap().to_f32();
+    let mut mask = data.terms.mask.clone().unwrap();
     for [b, h, i, j] in places(problem.score_shape()) {
         let (from, to) = ([b, h, i, j], [b, h, i, moved(j)]);
-        bias[bias_of.index(to)] = data.bias.as_ref().unwrap().as_ref().get(bias_of.index(from));
-        mask[mask_of.index(to)] = data.mask.as_ref().unwrap()[mask_of.index(from)];
+        bias[bias_of.index(to)] = data.terms.bias.as_ref().unwrap().as_ref().get(bias_of.index(from));
+        mask[mask_of.index(to)] = data.terms.mask.as_ref().unwrap()[mask_of.index(from)];
     }
-    mixed.bias = Some(TensorData::F32(bias));
-    mixed.mask = Some(mask);
+    mixed.terms.bias = Some(TensorData::F32(bias));
+    mixed.terms.mask = Some(mask);
     for kernel in CpuKernel::ALL {
         let output = run(kernel, &problem, &mixed);
         let report = verify(&problem, &data.as_inputs(), &output).unwrap();
@@ -192,11 +192,11 @@ fn a_constant_in_a_row_of_the_bias_moves_its_lse_alone() {
     let layout = problem.spec().bias.unwrap().layout;
     let constant = |i: usize| i as f32 - 2.5;
     let mut moved = data.clone();
-    let mut bias = data.bias.as_ref().unwrap().to_f32();
+    let mut bias = data.terms.bias.as_ref().unwrap().to_f32();
     for at in places(problem.score_shape()) {
         bias[layout.index(at)] += constant(at[2]);
     }
-    moved.bias = Some(TensorData::F32(bias));
+    moved.terms.bias = Some(TensorData::F32(bias));
     for kernel in CpuKernel::ALL {
         let mut output = run(kernel, &problem, &moved);
         let q_len = problem.q_len();

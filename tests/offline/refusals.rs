@@ -1,6 +1,7 @@
 //! What is refused, and that the refusal says what was asked, what was found and what would do.
 
 use cross_attention::cpu::{self, CpuKernel, MergeError, PartialState};
+use cross_attention::engine::Kind;
 use cross_attention::{
     AttentionData, AttentionInputs, AttentionProblem, AttentionSpec, Diagonal, Element, InputError, Layout, MAX_LEN,
     ProblemError, ScoreStage, TensorData, TensorSpec,
@@ -169,13 +170,13 @@ fn inputs_that_are_missing_or_not_asked_for() {
     type Change = fn(&mut AttentionData);
     type Ask = fn(&mut AttentionSpec);
     let tensors: [(&str, Change, Ask); 7] = [
-        ("bias", |data| data.bias = None, |spec| spec.bias = None),
-        ("mask", |data| data.mask = None, |spec| spec.mask = None),
-        ("kv_lens", |data| data.kv_lens = None, |spec| spec.kv_lens = false),
-        ("row_start", |data| data.row_start = None, |spec| spec.row_ranges = false),
-        ("row_end", |data| data.row_end = None, |_| {}),
-        ("alibi_slopes", |data| data.alibi_slopes = None, |spec| spec.alibi_slopes = false),
-        ("sinks", |data| data.sinks = None, |spec| spec.sinks = false),
+        ("bias", |data| data.terms.bias = None, |spec| spec.bias = None),
+        ("mask", |data| data.terms.mask = None, |spec| spec.mask = None),
+        ("kv_lens", |data| data.terms.kv_lens = None, |spec| spec.kv_lens = false),
+        ("row_start", |data| data.terms.row_start = None, |spec| spec.row_ranges = false),
+        ("row_end", |data| data.terms.row_end = None, |_| {}),
+        ("alibi_slopes", |data| data.terms.alibi_slopes = None, |spec| spec.alibi_slopes = false),
+        ("sinks", |data| data.terms.sinks = None, |spec| spec.sinks = false),
     ];
     for (name, remove, unask) in tensors {
         assert_eq!(refused_inputs(|_| {}, remove), InputError::Missing { name });
@@ -183,7 +184,7 @@ fn inputs_that_are_missing_or_not_asked_for() {
             assert_eq!(refused_inputs(unask, |_| {}), InputError::Unexpected { name });
         }
     }
-    let error = refused_inputs(|spec| spec.row_ranges = false, |data| data.row_start = None);
+    let error = refused_inputs(|spec| spec.row_ranges = false, |data| data.terms.row_start = None);
     assert_eq!(error, InputError::Unexpected { name: "row_end" });
     assert_eq!(error.to_string(), "row_end is given but the spec does not ask for it");
 }
@@ -192,11 +193,11 @@ fn inputs_that_are_missing_or_not_asked_for() {
 fn inputs_of_another_type() {
     let half = |data: &mut TensorData| *data = TensorData::from_f32(Element::F16, data.to_f32());
     let refuse = |change: &dyn Fn(&mut AttentionData)| refused_inputs(|_| {}, change);
-    let error = |name| InputError::Element { name, wanted: Element::F32, found: Element::F16 };
+    let error = |name| InputError::Element { name, wanted: Kind::F32, found: Kind::F16 };
     assert_eq!(refuse(&|data| half(&mut data.query)), error("query"));
     assert_eq!(refuse(&|data| half(&mut data.key)), error("key"));
     assert_eq!(refuse(&|data| half(&mut data.value)), error("value"));
-    assert_eq!(refuse(&|data| data.bias.iter_mut().for_each(half)), error("bias"));
+    assert_eq!(refuse(&|data| data.terms.bias.iter_mut().for_each(half)), error("bias"));
 }
 
 #[test]
@@ -207,26 +208,26 @@ fn inputs_that_are_too_short() {
     assert_eq!(refuse(&|data| cut(&mut data.query)), error("query", 2 * 4 * 3 * 8));
     assert_eq!(refuse(&|data| cut(&mut data.key)), error("key", 2 * 2 * 5 * 8));
     assert_eq!(refuse(&|data| cut(&mut data.value)), error("value", 2 * 2 * 5 * 6));
-    assert_eq!(refuse(&|data| data.bias.iter_mut().for_each(cut)), error("bias", 2 * 4 * 3 * 5));
-    assert_eq!(refuse(&|data| data.mask = Some(vec![true; 7])), error("mask", 2 * 5));
+    assert_eq!(refuse(&|data| data.terms.bias.iter_mut().for_each(cut)), error("bias", 2 * 4 * 3 * 5));
+    assert_eq!(refuse(&|data| data.terms.mask = Some(vec![true; 7])), error("mask", 2 * 5));
 }
 
 #[test]
 fn lists_of_another_length() {
     let refuse = |change: fn(&mut AttentionData)| refused_inputs(|_| {}, change);
     let error = |name, wanted| InputError::Len { name, wanted, found: 3 };
-    assert_eq!(refuse(|data| data.kv_lens = Some(vec![1; 3])), error("kv_lens", 2));
-    assert_eq!(refuse(|data| data.row_start = Some(vec![1; 3])), error("row_start", 6));
-    assert_eq!(refuse(|data| data.row_end = Some(vec![1; 3])), error("row_end", 6));
-    assert_eq!(refuse(|data| data.alibi_slopes = Some(vec![1.0; 3])), error("alibi_slopes", 4));
-    assert_eq!(refuse(|data| data.sinks = Some(vec![1.0; 3])), error("sinks", 4));
+    assert_eq!(refuse(|data| data.terms.kv_lens = Some(vec![1; 3])), error("kv_lens", 2));
+    assert_eq!(refuse(|data| data.terms.row_start = Some(vec![1; 3])), error("row_start", 6));
+    assert_eq!(refuse(|data| data.terms.row_end = Some(vec![1; 3])), error("row_end", 6));
+    assert_eq!(refuse(|data| data.terms.alibi_slopes = Some(vec![1.0; 3])), error("alibi_slopes", 4));
+    assert_eq!(refuse(|data| data.terms.sinks = Some(vec![1.0; 3])), error("sinks", 4));
 }
 
 #[test]
 fn more_keys_than_there_are() {
-    let error = refused_inputs(|_| {}, |data| data.kv_lens = Some(vec![5, 6]));
-    assert_eq!(error, InputError::KvLen { batch: 1, found: 6, kv_len: 5 });
-    assert_eq!(error.to_string(), "kv_lens[1] is 6, there are 5 keys");
+    let error = refused_inputs(|_| {}, |data| data.terms.kv_lens = Some(vec![5, 6]));
+    assert_eq!(error, InputError::Length { name: "kv_lens", batch: 1, found: 6, most: 5 });
+    assert_eq!(error.to_string(), "kv_lens[1] is 6, the sequence has 5 tokens");
 }
 
 #[test]

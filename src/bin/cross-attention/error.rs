@@ -20,8 +20,8 @@ pub(crate) enum Error {
     ElementType { name: &'static str, found: safetensors::Dtype, possible: &'static str },
     #[error("{name} has shape {found:?}, needs {wanted}")]
     Rank { name: &'static str, found: Vec<usize>, wanted: String },
-    #[error("kv_lens[{batch}] is {found}, possible: 0 to {kv_len}, the number of keys")]
-    KvLen { batch: usize, found: i64, kv_len: usize },
+    #[error("{name}[{batch}] is {found}, possible: 0 to {most}, the tokens of the sequence")]
+    Length { name: &'static str, batch: usize, found: i64, most: usize },
     #[error("option {name} is {found:?}, needs {wanted}")]
     Option { name: &'static str, found: String, wanted: &'static str },
     #[error("{path} holds no file named *.safetensors")]

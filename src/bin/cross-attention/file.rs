@@ -5,7 +5,7 @@ use std::path::Path;
 
 use cross_attention::{
     AttentionInputs, AttentionProblem, AttentionSpec, Element, Layout, ProblemError, ScoreStage, TensorRef, TensorSpec,
-    f16,
+    Terms, f16,
 };
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
@@ -129,20 +129,14 @@ pub(crate) struct Operands<'a> {
     query: Floats<'a>,
     key: Floats<'a>,
     value: Floats<'a>,
-    bias: Option<Floats<'a>>,
-    mask: Option<Vec<bool>>,
-    kv_lens: Option<Vec<u32>>,
-    row_start: Option<Vec<i32>>,
-    row_end: Option<Vec<i32>>,
-    alibi_slopes: Option<Vec<f32>>,
-    sinks: Option<Vec<f32>>,
+    terms: Terms<Floats<'a>, Vec<bool>, Vec<u32>, Vec<i32>, Vec<f32>>,
 }
 
 impl<'a> Operands<'a> {
     /// Finds the numbers of a request in the bytes of its file.
     ///
     /// # Errors
-    /// [`Error::KvLen`]; [`Error::Memory`] where something has to be copied and cannot be.
+    /// [`Error::Length`]; [`Error::Memory`] where something has to be copied and cannot be.
     pub(crate) fn new(file: &Contents, bytes: &'a [u8], kv_len: usize) -> Result<Self, Error> {
         let data = |name| file.info(name).map(|info| (file.data(bytes, info), info.dtype));
         let floats = |name| data(name).map(|(bytes, dtype)| Floats::new(bytes, dtype)).transpose();
@@ -159,13 +153,15 @@ impl<'a> Operands<'a> {
             query: needed("query")?,
             key: needed("key")?,
             value: needed("value")?,
-            bias: floats("bias")?,
-            mask: data("mask").map(mask).transpose()?,
-            kv_lens: integers("kv_lens")?.map(|lens| key_lengths(&lens, kv_len)).transpose()?,
-            row_start: bounds("row_start")?,
-            row_end: bounds("row_end")?,
-            alibi_slopes: per_head("alibi_slopes")?,
-            sinks: per_head("sinks")?,
+            terms: Terms {
+                bias: floats("bias")?,
+                mask: data("mask").map(mask).transpose()?,
+                kv_lens: integers("kv_lens")?.map(|lens| lengths("kv_lens", &lens, kv_len)).transpose()?,
+                row_start: bounds("row_start")?,
+                row_end: bounds("row_end")?,
+                alibi_slopes: per_head("alibi_slopes")?,
+                sinks: per_head("sinks")?,
+            },
         })
     }
 
@@ -174,13 +170,7 @@ impl<'a> Operands<'a> {
             query: self.query.as_ref(),
             key: self.key.as_ref(),
             value: self.value.as_ref(),
-            bias: self.bias.as_ref().map(Floats::as_ref),
-            mask: self.mask.as_deref(),
-            kv_lens: self.kv_lens.as_deref(),
-            row_start: self.row_start.as_deref(),
-            row_end: self.row_end.as_deref(),
-            alibi_slopes: self.alibi_slopes.as_deref(),
-            sinks: self.sinks.as_deref(),
+            terms: self.terms.by_kind(Floats::as_ref, Vec::as_slice, Vec::as_slice, Vec::as_slice, Vec::as_slice),
         }
     }
 }
@@ -320,12 +310,13 @@ impl AxisOrder {
     }
 }
 
-fn key_lengths(lens: &[i64], kv_len: usize) -> Result<Vec<u32>, Error> {
+/// Lengths, one for each entry of the batch, of at most so many tokens.
+fn lengths(name: &'static str, lens: &[i64], most: usize) -> Result<Vec<u32>, Error> {
     lens.iter()
         .enumerate()
         .map(|(batch, &found)| match u32::try_from(found) {
-            Ok(len) if len as usize <= kv_len => Ok(len),
-            _ => Err(Error::KvLen { batch, found, kv_len }),
+            Ok(len) if len as usize <= most => Ok(len),
+            _ => Err(Error::Length { name, batch, found, most }),
         })
         .collect()
 }
@@ -494,11 +485,11 @@ mod tests {
             "row_end is there without row_start; row ranges need both row_start and row_end"
         );
         assert_eq!(
-            key_lengths(&[5, -1], 5).unwrap_err().to_string(),
-            "kv_lens[1] is -1, possible: 0 to 5, the number of keys"
+            lengths("kv_lens", &[5, -1], 5).unwrap_err().to_string(),
+            "kv_lens[1] is -1, possible: 0 to 5, the tokens of the sequence"
         );
-        assert!(key_lengths(&[6], 5).is_err());
-        assert!(key_lengths(&[i64::MAX], 5).is_err());
+        assert!(lengths("kv_lens", &[6], 5).is_err());
+        assert!(lengths("kv_lens", &[i64::MAX], 5).is_err());
     }
 
     #[test]

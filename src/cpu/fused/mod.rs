@@ -21,7 +21,7 @@ use half::f16;
 
 pub use plan::{CpuPlan, CpuStrategy};
 
-use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
+use crate::inputs::{AttentionInputs, AttentionOutput, CheckedInputs, InputError, RowState};
 use crate::problem::{AttentionProblem, ScoreStage};
 use crate::tensor::{Element, TensorData};
 
@@ -90,12 +90,18 @@ enum Target<'a> {
     New(&'a mut TensorData),
 }
 
+impl<'a> From<&'a mut TensorData> for TensorMut<'a> {
+    fn from(data: &'a mut TensorData) -> Self {
+        match data {
+            TensorData::F32(data) => Self::F32(data),
+            TensorData::F16(data) => Self::F16(data),
+        }
+    }
+}
+
 impl<'a> From<&'a mut AttentionOutput> for CpuOutputs<'a> {
     fn from(of: &'a mut AttentionOutput) -> Self {
-        let output = match &mut of.output {
-            TensorData::F32(data) => TensorMut::F32(data),
-            TensorData::F16(data) => TensorMut::F16(data),
-        };
+        let output = (&mut of.output).into();
         let (lse, row_state, scores) = (of.lse.as_deref_mut(), of.row_state.as_mut(), of.scores.as_deref_mut());
         Self { output, lse, row_state, scores }
     }
@@ -162,6 +168,11 @@ impl CpuAttention {
     /// # Errors
     /// An [`InputError`] if the data is not what the problem asks for.
     pub fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, InputError> {
+        self.run_checked(inputs.checked(&self.problem)?)
+    }
+
+    /// The same of inputs that were compared with the problem.
+    pub(crate) fn run_checked(&self, inputs: CheckedInputs<'_, '_>) -> Result<AttentionOutput, InputError> {
         super::check_memory(&self.problem, size_of::<f32>())?;
         let spec = self.problem.spec();
         let rows = self.problem.rows();
@@ -173,19 +184,17 @@ impl CpuAttention {
             row_state: spec.row_state.then(|| RowState { row_max: vec![0.0; rows], row_sum: vec![0.0; rows] }),
             scores: spec.scores.map(|_| vec![0.0; rows * self.problem.kv_len()]),
         };
-        if !written {
-            self.run_into(inputs, (&mut result).into())?;
+        if self.problem.is_empty() {
             return Ok(result);
         }
-        inputs.check(&self.problem)?;
         let AttentionOutput { output, lse, row_state, scores } = &mut result;
         let results = Results {
-            output: Target::New(output),
+            output: if written { Target::New(output) } else { Target::Given(output.into()) },
             lse: lse.as_deref_mut(),
             row_state: row_state.as_mut(),
             scores: scores.as_deref_mut(),
         };
-        self.with_shared(|shared| self.compute(inputs, results, shared))?;
+        self.with_shared(|shared| self.compute(&inputs, results, shared))?;
         Ok(result)
     }
 
@@ -194,14 +203,14 @@ impl CpuAttention {
     /// # Errors
     /// An [`InputError`] if inputs or outputs are not what the problem asks for.
     pub fn run_into(&self, inputs: &AttentionInputs<'_>, outputs: CpuOutputs<'_>) -> Result<(), InputError> {
-        inputs.check(&self.problem)?;
+        let inputs = inputs.checked(&self.problem)?;
         self.check(&outputs)?;
         if self.problem.is_empty() {
             return Ok(());
         }
         let CpuOutputs { output, lse, row_state, scores } = outputs;
         let results = Results { output: Target::Given(output), lse, row_state, scores };
-        self.with_shared(|shared| self.compute(inputs, results, shared))
+        self.with_shared(|shared| self.compute(&inputs, results, shared))
     }
 
     /// Calls with the state that is held, or with one of its own.
@@ -235,7 +244,11 @@ impl CpuAttention {
             TensorMut::F16(data) => (data.len(), Element::F16),
         };
         if element != spec.output.element {
-            return Err(InputError::Element { name: "output", wanted: spec.output.element, found: element });
+            return Err(InputError::Element {
+                name: "output",
+                wanted: spec.output.element.into(),
+                found: element.into(),
+            });
         }
         let needed = spec.output.layout.extent().unwrap_or(usize::MAX);
         if found < needed {
@@ -282,8 +295,7 @@ impl CpuAttention {
                     self.attend(job, &Shared::new(gathered, dense, of_output), ends, partial, of_partial);
                     let output = match output {
                         Target::Given(output) => output,
-                        Target::New(TensorData::F32(data)) => TensorMut::F32(data),
-                        Target::New(TensorData::F16(data)) => TensorMut::F16(data),
+                        Target::New(data) => data.into(),
                     };
                     scatter(&problem.spec().output.layout, gathered, output);
                 }
@@ -444,16 +456,21 @@ impl Clone for CpuAttention {
 
 impl SharedState {
     fn new(problem: &AttentionProblem, plan: &CpuPlan, direct: bool) -> Result<Self, InputError> {
-        super::check_memory(problem, size_of::<f32>())?;
         let flags = |n: usize| (0..n).map(|_| AtomicBool::new(false)).collect();
         let (chunks, rows) = (plan.map.chunks(), problem.rows());
         let spec = problem.spec();
         let wanted = spec.lse || spec.row_state || spec.scores == Some(ScoreStage::Probs);
         let parts = if plan.splits > 1 { chunks * plan.splits } else { 0 };
+        let partial = parts * plan.partial_len(problem.v_head_dim());
+        let gathered = if direct { Some(0) } else { rows.checked_mul(problem.v_head_dim()) };
+        let ends = if wanted { rows } else { 0 };
+        let floats = gathered.and_then(|n| n.checked_add(partial)).and_then(|n| n.checked_mul(size_of::<f32>()));
+        let end_bytes = ends.checked_mul(size_of::<RowEnd>());
+        super::check_bytes(floats.zip(end_bytes).and_then(|(floats, ends)| floats.checked_add(ends)))?;
         Ok(Self {
-            partial: Buffer::new(parts * plan.partial_len(problem.v_head_dim())),
-            gathered: vec![0.0; if direct { 0 } else { rows * problem.v_head_dim() }],
-            ends: vec![RowEnd::default(); if wanted { rows } else { 0 }],
+            partial: Buffer::new(partial),
+            gathered: vec![0.0; gathered.unwrap_or(0)],
+            ends: vec![RowEnd::default(); ends],
             flags: [flags(chunks), flags(chunks), flags(parts), flags(chunks)],
         })
     }

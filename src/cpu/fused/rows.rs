@@ -36,21 +36,9 @@ pub(super) fn fill_keys(
     }
     for (r, keys) in keys.iter_mut().enumerate() {
         let [b, _, i] = map.place(chunk, r);
-        let mut range = problem.row_keys(i, inputs.kv_len(problem, b));
-        let row = b * problem.q_len() + i;
-        if let Some(start) = inputs.row_start {
-            range.start = range.start.max(clamped(start[row]));
-        }
-        if let Some(end) = inputs.row_end {
-            range.end = range.end.min(clamped(end[row]));
-        }
+        let range = inputs.row_keys(problem, b, i);
         *keys = if range.is_empty() { [0, 0] } else { [range.start, range.end] };
     }
-}
-
-/// A position that may lie before the first key, as an index.
-fn clamped(position: i32) -> usize {
-    usize::try_from(position).unwrap_or(0)
 }
 
 /// Rows `rows` of head `[b, h]` in f32: where they lie, or in `buffer`. There must be at least one.
@@ -207,8 +195,8 @@ pub(super) fn fill_extra(
     lines: &mut [f32],
 ) -> Seen {
     let spec = problem.spec();
-    let mask = inputs.mask.zip(spec.mask.as_ref());
-    let bias = inputs.bias.zip(spec.bias.as_ref());
+    let mask = inputs.terms.mask.zip(spec.mask.as_ref());
+    let bias = inputs.terms.bias.zip(spec.bias.as_ref());
     if mask.is_none() && bias.is_none() {
         return Seen::Everything;
     }

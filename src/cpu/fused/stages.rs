@@ -71,14 +71,14 @@ impl Job<'_> {
         ends: &mut Option<Unit<'_, '_, RowEnd, TensorRows>>,
     ) {
         let rows = max.iter().zip(sum).zip(factors).take(tile.rows);
-        if self.inputs.sinks.is_none() && ends.is_none() {
+        if self.inputs.terms.sinks.is_none() && ends.is_none() {
             rows.for_each(|((_, &sum), factor)| *factor = if sum == 0.0 { 0.0 } else { 1.0 / sum });
             return;
         }
         let (map, unit, to_natural) = (&self.plan.map, self.plan.exponents.unit, f64::from(self.natural()));
         let of = map.chunk(chunk);
         for (r, ((&max, &sum), factor)) in rows.enumerate() {
-            let sink = self.inputs.sinks.map_or(f32::NEG_INFINITY, |sinks| {
+            let sink = self.inputs.terms.sinks.map_or(f32::NEG_INFINITY, |sinks| {
                 let [_, h, _] = map.place_in(of, tile.first_row + r);
                 sinks[h]
             });

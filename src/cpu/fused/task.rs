@@ -160,17 +160,17 @@ impl Job<'_> {
             Seen::Alike => &scratch.extra[..n],
             Seen::Everything | Seen::Bits | Seen::Nothing => &[],
         };
-        if let Some(slopes) = inputs.alibi_slopes {
+        if let Some(slopes) = inputs.terms.alibi_slopes {
             for r in 0..tile.rows {
                 let [b, h, i] = places(r);
-                let diagonal = i as i64 + problem.offset(inputs.kv_len(problem, b)) - keys.start as i64;
+                let diagonal = inputs.diagonal(problem, b, i) - keys.start as i64;
                 // both are exact: a position has 31 bits at most
                 let near = diagonal & 0xff;
                 (scratch.slope[r], scratch.far[r], scratch.near[r]) =
                     (slopes[h], (diagonal - near) as f32, near as f32);
             }
         }
-        if softcap > 0.0 || !extra.is_empty() || inputs.alibi_slopes.is_some() {
+        if softcap > 0.0 || !extra.is_empty() || inputs.terms.alibi_slopes.is_some() {
             let alike = seen == Seen::Alike;
             let (scores, slope) = (&mut *scratch.scores, &*scratch.slope);
             simd::add_terms(level, tile.vectors, n, scores, softcap, extra, alike, slope, scratch.far, scratch.near);
@@ -401,8 +401,9 @@ impl Job<'_> {
     pub(super) fn allows(&self, [b, h, i]: [usize; 3], j: usize) -> bool {
         let (inputs, spec) = (self.inputs, self.problem.spec());
         let at = [b, h, i, j];
-        inputs.mask.zip(spec.mask.as_ref()).is_none_or(|(mask, layout)| mask[layout.index(at)])
+        inputs.terms.mask.zip(spec.mask.as_ref()).is_none_or(|(mask, layout)| mask[layout.index(at)])
             && inputs
+                .terms
                 .bias
                 .zip(spec.bias.as_ref())
                 .is_none_or(|(data, bias)| data.get(bias.layout.index(at)) != f32::NEG_INFINITY)

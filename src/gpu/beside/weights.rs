@@ -4,13 +4,16 @@ use crate::dispatch::Slot;
 use crate::error::Error;
 use crate::gpu::attention::AttentionTensors;
 use crate::gpu::bound::BoundAttention;
-use crate::gpu::buffers::{AttentionBuffers, aligned, enough, needed_bytes, present, usage};
+use crate::gpu::buffers::{
+    AttentionBuffers, aligned, check_row_data, enough, needed_bytes, present, row_data_copies, single_row_data, usage,
+};
 use crate::gpu::context::Context;
 use crate::gpu::error::GpuError;
 use crate::gpu::steps::PreparedSteps;
 use crate::inputs::AttentionInputs;
 use crate::plan::WeightsPlan;
 use crate::problem::AttentionProblem;
+use crate::terms::Terms;
 use crate::weights::{AttentionWithWeights, RowNorm, WeightsProblem, WeightsSpec};
 
 /// Selected weights with their pipelines and parameters on a device, to be used for any number of calls.
@@ -31,18 +34,8 @@ pub struct WeightsBuffers<'a> {
     pub query: wgpu::BufferSlice<'a>,
     /// `[batch, kv_heads, kv_len, head_dim]`.
     pub key: wgpu::BufferSlice<'a>,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says.
-    pub bias: Option<wgpu::BufferSlice<'a>>,
-    /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says; one byte an element, 0 = masked.
-    pub mask: Option<wgpu::BufferSlice<'a>>,
-    /// `[batch]`, u32, in tokens.
-    pub kv_lens: Option<wgpu::BufferSlice<'a>>,
-    /// `[batch, q_len]`, i32.
-    pub row_start: Option<wgpu::BufferSlice<'a>>,
-    /// `[batch, q_len]`, i32.
-    pub row_end: Option<wgpu::BufferSlice<'a>>,
-    /// `[q_heads]`, f32.
-    pub alibi_slopes: Option<wgpu::BufferSlice<'a>>,
+    /// The rest, as the attention has it, but for sinks.
+    pub terms: Terms<wgpu::BufferSlice<'a>>,
     /// `[batch, q_heads, q_len, 2]`, f32, maximum and sum of each row, as an attention writes them whose spec asks for
     /// `row_state`. Who knows a log-sum-exp alone may take it for the maximum, and 1 for the sum; how far that can be off
     /// stands at [`RowNorm::Lse`].
@@ -57,42 +50,32 @@ impl<'a> WeightsBuffers<'a> {
     /// # Errors
     /// [`GpuError::Missing`] if there is no `lse`.
     pub fn of(attention: &AttentionBuffers<'a>, weights: wgpu::BufferSlice<'a>) -> Result<Self, GpuError> {
-        let AttentionBuffers { query, key, bias, mask, kv_lens, row_start, row_end, alibi_slopes, .. } = *attention;
+        let AttentionBuffers { query, key, terms, .. } = *attention;
         let row_state = attention.lse.ok_or(GpuError::Missing { name: "row_state" })?;
-        Ok(Self { query, key, bias, mask, kv_lens, row_start, row_end, alibi_slopes, row_state, weights })
+        Ok(Self { query, key, terms: Terms { sinks: None, ..terms }, row_state, weights })
     }
 
-    /// The same as buffers of the attention that a [`WeightsProblem`] has inside.
-    const fn as_attention(&self) -> AttentionBuffers<'a> {
-        let Self { query, key, bias, mask, kv_lens, row_start, row_end, alibi_slopes, row_state, weights } = *self;
-        AttentionBuffers {
-            query,
-            key,
-            value: key,
-            bias,
-            mask,
-            kv_lens,
-            row_start,
-            row_end,
-            alibi_slopes,
-            sinks: None,
-            output: weights,
-            lse: Some(row_state),
-            scores: None,
-            large_values: false,
+    fn slice(&self, slot: Slot) -> Option<wgpu::BufferSlice<'a>> {
+        match slot {
+            Slot::Query => Some(self.query),
+            Slot::Key => Some(self.key),
+            Slot::Bias => self.terms.bias,
+            Slot::Mask => self.terms.mask,
+            Slot::Lse => Some(self.row_state),
+            Slot::Weights => Some(self.weights),
+            _ => None,
         }
     }
 
     fn check(&self, problem: &WeightsProblem, alignment: u32) -> Result<(), GpuError> {
         let scores = problem.scores();
         let spec = scores.spec();
-        let as_attention = self.as_attention();
         let weights_bytes = problem.elements() as u64 * 4;
         let tensors = [
             ("query", Some(self.query), true, needed_bytes(scores, Slot::Query)),
             ("key", Some(self.key), true, needed_bytes(scores, Slot::Key)),
-            ("bias", self.bias, spec.bias.is_some(), needed_bytes(scores, Slot::Bias)),
-            ("mask", self.mask, spec.mask.is_some(), needed_bytes(scores, Slot::Mask)),
+            ("bias", self.terms.bias, spec.bias.is_some(), needed_bytes(scores, Slot::Bias)),
+            ("mask", self.terms.mask, spec.mask.is_some(), needed_bytes(scores, Slot::Mask)),
             ("row_state", Some(self.row_state), true, needed_bytes(scores, Slot::Lse)),
             ("weights", Some(self.weights), true, weights_bytes),
         ];
@@ -103,15 +86,9 @@ impl<'a> WeightsBuffers<'a> {
                 aligned(name, &slice, alignment)?;
             }
         }
-        let row_data = as_attention.row_data(scores);
-        for (name, slice, wanted, words) in row_data {
-            if let Some(slice) = present(name, slice, wanted)? {
-                enough(name, &slice, words as u64 * 4)?;
-                aligned(name, &slice, 4)?;
-            }
-        }
+        check_row_data(&self.terms, scores)?;
         let read = tensors[..5].iter().map(|&(name, slice, ..)| (name, slice));
-        for (name, slice) in read.chain(row_data.iter().map(|&(name, slice, ..)| (name, slice))) {
+        for (name, slice) in read.chain(self.terms.row_data().map(|(name, slice)| (name, slice.copied()))) {
             if slice.is_some_and(|slice| slice.buffer() == self.weights.buffer()) {
                 return Err(GpuError::Aliased { written: "weights", read: name });
             }
@@ -170,26 +147,13 @@ impl Context {
         let prepared = self.prepare_weights(problem).await?;
         let query = self.upload_tensor("query", inputs.query).await?;
         let key = self.upload_tensor("key", inputs.key).await?;
-        let bias = match inputs.bias {
-            Some(bias) => Some(self.upload_tensor("bias", bias).await?),
-            None => None,
-        };
-        let mask = self.upload_optional("mask", inputs.mask).await?;
-        let kv_lens = self.upload_optional("kv_lens", inputs.kv_lens).await?;
-        let row_start = self.upload_optional("row_start", inputs.row_start).await?;
-        let row_end = self.upload_optional("row_end", inputs.row_end).await?;
-        let alibi_slopes = self.upload_optional("alibi_slopes", inputs.alibi_slopes).await?;
+        let terms = self.upload_terms(&inputs.terms).await?;
         let row_state = self.upload("row_state", &norm.pairs()).await?;
         let weights = prepared.allocate().await?;
         let bound = prepared.bind(&WeightsBuffers {
             query: query.slice(..),
             key: key.slice(..),
-            bias: whole(&bias),
-            mask: whole(&mask),
-            kv_lens: whole(&kv_lens),
-            row_start: whole(&row_start),
-            row_end: whole(&row_end),
-            alibi_slopes: whole(&alibi_slopes),
+            terms: terms.map(|buffer| buffer.slice(..)),
             row_state: row_state.slice(..),
             weights: weights.slice(..),
         })?;
@@ -257,17 +221,6 @@ impl Context {
         self.block_on(self.attention_with_weights(problem, inputs, spec))
     }
 
-    async fn upload_optional<T: bytemuck::NoUninit>(
-        &self,
-        name: &str,
-        data: Option<&[T]>,
-    ) -> Result<Option<wgpu::Buffer>, GpuError> {
-        match data {
-            Some(data) => Ok(Some(self.upload(name, data).await?)),
-            None => Ok(None),
-        }
-    }
-
     async fn submit_all(&self, what: &str, bound: &[&BoundAttention]) -> Result<(), GpuError> {
         self.check_faults()?;
         self.checked(what, 0, || {
@@ -277,10 +230,6 @@ impl Context {
         })
         .await
     }
-}
-
-fn whole(buffer: &Option<wgpu::Buffer>) -> Option<wgpu::BufferSlice<'_>> {
-    buffer.as_ref().map(|buffer| buffer.slice(..))
 }
 
 impl PreparedWeights {
@@ -312,13 +261,12 @@ impl PreparedWeights {
     pub fn bind(&self, buffers: &WeightsBuffers<'_>) -> Result<BoundAttention, GpuError> {
         let caps = self.context.caps();
         buffers.check(self.problem(), caps.min_storage_buffer_offset_alignment)?;
-        let as_attention = buffers.as_attention();
         let (row_data, copies) = match &self.row_data {
             None => (None, vec![]),
-            Some(packed) => match as_attention.single_row_data(caps) {
+            Some(packed) => match single_row_data(&buffers.terms, caps) {
                 Some(slice) => (Some(slice), vec![]),
                 None => {
-                    let copies = as_attention.row_data_copies(self.problem().scores(), packed)?;
+                    let copies = row_data_copies(&buffers.terms, self.problem().scores(), packed)?;
                     (Some(packed.slice(..)), copies)
                 }
             },
@@ -326,8 +274,7 @@ impl PreparedWeights {
         let slice = |slot: Slot| match slot {
             Slot::RowData => row_data,
             Slot::Selection => Some(self.selection.slice(..)),
-            Slot::Weights => Some(buffers.weights),
-            slot => as_attention.slice(slot),
+            slot => buffers.slice(slot),
         };
         self.context.checked_now("bind groups of weights", || {
             let dispatches = self.steps.bind(&self.context, self.plan.steps(), 0, slice);
