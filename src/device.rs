@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use crate::cpu::{self, CpuKernel, CpuPlan, SimdLevel};
 use crate::dispatch::Kernel;
-use crate::engine::PlaceError;
 use crate::error::{Error, kernel_names};
 use crate::gpu::{self, AdapterRequest, Context, GpuError};
 use crate::inputs::{AttentionInputs, AttentionOutput, CheckedInputs};
@@ -491,27 +490,24 @@ impl PreparedOn {
     /// The same of inputs that were compared with the problem.
     async fn run_checked(&self, inputs: CheckedInputs<'_, '_>) -> Result<AttentionOutput, Error> {
         match self {
-            Self::Gpu(prepared) => prepared.run_checked(inputs).await,
-            host => host.compute(inputs),
-        }
-    }
-
-    /// The same where it is prepared on the host.
-    fn compute(&self, inputs: CheckedInputs<'_, '_>) -> Result<AttentionOutput, Error> {
-        match self {
             Self::Cpu(prepared) => Ok(prepared.run_checked(inputs)?),
             Self::CpuPlain(problem) => Ok(cpu::attention_checked(CpuKernel::Plain, problem, inputs)?),
             Self::Oracle(problem) => Ok(cpu::reference::attention(problem, &inputs)?.to_output(problem)),
-            Self::Gpu(_) => {
-                let prepared = self.kernel_name().to_owned();
-                Err(PlaceError::OtherRecording { prepared, recording: Device::Cpu.name() }.into())
-            }
+            Self::Gpu(prepared) => prepared.run_checked(inputs).await,
         }
     }
 
-    /// [`run`](Self::run) without waiting, where it is prepared on the host.
-    pub(crate) fn run_on_host(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
-        self.compute(inputs.checked(self.problem())?)
+    /// [`run`](Self::run) without waiting, where it is prepared on the host; `None` where it is not.
+    pub(crate) fn run_on_host(&self, inputs: &AttentionInputs<'_>) -> Option<Result<AttentionOutput, Error>> {
+        if matches!(self, Self::Gpu(_)) {
+            return None;
+        }
+        let mut run = std::pin::pin!(self.run(inputs));
+        match run.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+            std::task::Poll::Ready(result) => Some(result),
+            // nothing there waits for anything
+            std::task::Poll::Pending => None,
+        }
     }
 
     /// The problem it is prepared for.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::problem::AttentionProblem;
+use crate::problem::{AlibiSlopes, AttentionProblem};
 use crate::slice::Kind;
 use crate::tensor::{TensorData, TensorRef, TensorSpec};
 use crate::terms::{HostTerms, OwnedTerms, TermSpec, Terms};
@@ -49,8 +49,18 @@ impl<'a> AttentionInputs<'a> {
             check_tensor(name, (data.element().into(), data.len()), of)?;
         }
         check_terms(&self.terms.slices(), problem, |slice| (slice.kind(), slice.len()))?;
+        check_lens("q_lens", self.terms.q_lens, problem.q_len())?;
         check_lens("kv_lens", self.terms.kv_lens, problem.kv_len())?;
         Ok(CheckedInputs(self))
+    }
+
+    /// Number of rows of batch entry `b`: its query length where given, else `q_len`.
+    ///
+    /// # Panics
+    /// If query lengths are given and `b` is not one of the batch.
+    #[must_use]
+    pub fn q_len(&self, problem: &AttentionProblem, b: usize) -> usize {
+        self.terms.q_lens.map_or(problem.q_len(), |lens| lens[b] as usize)
     }
 
     /// Number of keys of batch entry `b`: its key length where given, else `kv_len`.
@@ -68,17 +78,17 @@ impl<'a> AttentionInputs<'a> {
     /// As [`kv_len`](Self::kv_len).
     #[must_use]
     pub fn diagonal(&self, problem: &AttentionProblem, b: usize, i: usize) -> i64 {
-        i as i64 + problem.offset(self.kv_len(problem, b))
+        i as i64 + problem.offset(self.q_len(problem, b), self.kv_len(problem, b))
     }
 
-    /// The keys that row `i` of batch entry `b` may see by its position: what key length, causal mask, window and row range
+    /// The keys that row `i` of batch entry `b` may see by its position: what lengths, causal mask, window and row range
     /// leave. Boolean mask and bias come on top of it.
     ///
     /// # Panics
     /// If `b` is not one of the batch, or `i` is not one of its rows.
     #[must_use]
     pub fn row_keys(&self, problem: &AttentionProblem, b: usize, i: usize) -> Range<usize> {
-        let Range { mut start, mut end } = problem.row_keys(i, self.kv_len(problem, b));
+        let Range { mut start, mut end } = problem.row_keys(i, self.q_len(problem, b), self.kv_len(problem, b));
         let row = b * problem.q_len() + i;
         // a position may lie before the first key
         let index = |position: i32| usize::try_from(position).unwrap_or(0);
@@ -89,6 +99,23 @@ impl<'a> AttentionInputs<'a> {
             end = end.min(index(ends[row]));
         }
         start.min(end)..end
+    }
+
+    /// The slope of a head, where there are slopes.
+    pub(crate) fn slope(&self, problem: &AttentionProblem, b: usize, h: usize) -> Option<f32> {
+        let slopes = self.terms.alibi_slopes?;
+        Some(match problem.spec().alibi_slopes {
+            Some(AlibiSlopes::PerBatchAndHead) => slopes[b * problem.q_heads() + h],
+            Some(AlibiSlopes::PerHead) | None => slopes[h],
+        })
+    }
+
+    /// The sink of a row, negative infinity where it has none: without sinks, and behind the query length.
+    pub(crate) fn sink(&self, problem: &AttentionProblem, [b, h, i]: [usize; 3]) -> f32 {
+        match self.terms.sinks {
+            Some(sinks) if i < self.q_len(problem, b) => sinks[h],
+            _ => f32::NEG_INFINITY,
+        }
     }
 }
 
@@ -277,7 +304,7 @@ pub enum InputError {
     /// A length is beyond the end of its sequence.
     #[error("{name}[{batch}] is {found}, the sequence has {most} tokens")]
     Length {
-        /// `kv_lens`.
+        /// `q_lens` or `kv_lens`.
         name: &'static str,
         /// Entry of the batch.
         batch: usize,

@@ -116,7 +116,7 @@ pub use half::f16;
 pub use inputs::{AttentionData, AttentionInputs, AttentionOutput, InputError, RowState};
 pub use name::UnknownName;
 pub use plan::{Plan, PlanError};
-pub use problem::{AttentionProblem, AttentionSpec, Diagonal, MAX_LEN, ProblemError, ScoreStage};
+pub use problem::{AlibiSlopes, AttentionProblem, AttentionSpec, Diagonal, MAX_LEN, ProblemError, ScoreStage};
 pub use roofline::{Roof, Roofline};
 pub use tensor::{Element, Layout, TensorData, TensorRef, TensorSpec};
 pub use terms::{HostTerms, OwnedTerms, Terms};

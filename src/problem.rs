@@ -7,7 +7,7 @@ mod tests;
 
 use std::ops::Range;
 
-pub use terms::{Diagonal, ScoreStage};
+pub use terms::{AlibiSlopes, Diagonal, ScoreStage};
 
 use crate::tensor::{Layout, TensorSpec};
 
@@ -22,8 +22,8 @@ pub const MAX_LEN: usize = 1 << 30;
 /// s  = scale * dot(query[b,h,i,:], key[b,h/group,j,:])
 /// s  = softcap * tanh(s / softcap)                     if a softcap is given
 /// s += bias[b,h,i,j]                                   if a bias is given
-/// s -= alibi_slopes[h] * |i + offset - j|              if ALiBi slopes are given
-/// j is allowed iff  j < kv_lens[b]  and  mask[b,h,i,j]  and  row_start[b,i] <= j < row_end[b,i]
+/// s -= alibi_slopes[h] * |i + offset - j|              if ALiBi slopes are given ([b,h] if there are so many)
+/// j is allowed iff  i < q_lens[b]  and  j < kv_lens[b]  and  mask[b,h,i,j]  and  row_start[b,i] <= j < row_end[b,i]
 ///              and  j <= i + offset                    if causal
 ///              and  i + offset - window_left <= j <= i + offset + window_right
 ///              and  bias[b,h,i,j] is not -inf
@@ -31,7 +31,8 @@ pub const MAX_LEN: usize = 1 << 30;
 /// output = sum over allowed j of exp(s - lse) * value[b,h/group,j,:]
 /// ```
 ///
-/// A row with no allowed key gives zeros, and an `lse` of negative infinity (of `sinks[h]` with a sink).
+/// A row with no allowed key gives zeros, and an `lse` of negative infinity (of `sinks[h]` with a sink). A row behind its
+/// entry's query length gives zeros and negative infinity, sink or not.
 ///
 /// ```
 /// use cross_attention::{AttentionProblem, AttentionSpec};
@@ -61,12 +62,15 @@ pub struct AttentionSpec {
     /// Boolean mask, true = attend; `[batch, q_heads, q_len, kv_len]`, each axis may also be 1.
     /// On a device one byte an element, 0 = false.
     pub mask: Option<Layout>,
+    /// Whether query lengths `[batch]` are given, in tokens: sequences of different lengths, padded to `q_len` rows. What
+    /// stands in the rows behind a length is not looked at.
+    pub q_lens: bool,
     /// Whether key lengths `[batch]` are given, in tokens.
     pub kv_lens: bool,
     /// Whether a range of keys `row_start <= j < row_end` is given for each row, two tensors `[batch, q_len]`.
     pub row_ranges: bool,
-    /// Whether ALiBi slopes `[q_heads]` are given.
-    pub alibi_slopes: bool,
+    /// Whether ALiBi slopes are given, and how many; `None`: none.
+    pub alibi_slopes: Option<AlibiSlopes>,
     /// Whether attention sinks `[q_heads]` are given: a logit that takes part in the softmax and has no value.
     pub sinks: bool,
     /// Causal mask along this diagonal; `None`: not causal.
@@ -114,9 +118,10 @@ impl AttentionSpec {
             softcap: None,
             bias: None,
             mask: None,
+            q_lens: false,
             kv_lens: false,
             row_ranges: false,
-            alibi_slopes: false,
+            alibi_slopes: None,
             sinks: false,
             causal: None,
             window_left: None,
@@ -308,7 +313,7 @@ impl AttentionProblem {
     #[expect(clippy::cast_possible_truncation, reason = "rounded to f32, as kernels compute")]
     pub(crate) fn exponent_scale(&self) -> Option<f32> {
         let factor = (f64::from(self.scale) * std::f64::consts::LOG2_E) as f32;
-        let bare = self.spec.softcap.is_none() && self.spec.bias.is_none() && !self.spec.alibi_slopes;
+        let bare = self.spec.softcap.is_none() && self.spec.bias.is_none() && self.spec.alibi_slopes.is_none();
         // subnormal factors may be flushed to 0
         (bare && (f32::MIN_POSITIVE..=1.0).contains(&factor)).then_some(factor)
     }
@@ -337,25 +342,28 @@ impl AttentionProblem {
         [self.batch(), self.q_heads(), self.q_len(), self.kv_len()]
     }
 
-    /// The offset of the diagonal for a batch entry with `kv_len` keys (its key length, where given).
+    /// The offset of the diagonal for a batch entry with `q_len` rows and `kv_len` keys (its lengths, where given).
     #[must_use]
-    pub fn offset(&self, kv_len: usize) -> i64 {
-        let q_len = self.q_len() as i64;
+    pub fn offset(&self, q_len: usize, kv_len: usize) -> i64 {
         match self.diagonal {
             Diagonal::TopLeft => 0,
-            Diagonal::BottomRight => self.kv_len() as i64 - q_len,
-            Diagonal::EndOfKeys => kv_len as i64 - q_len,
+            Diagonal::BottomRight => self.kv_len() as i64 - self.q_len() as i64,
+            Diagonal::EndOfKeys => kv_len as i64 - q_len as i64,
             Diagonal::Fixed(offset) => i64::from(offset),
         }
     }
 
-    /// The keys that row `i` may see by causal mask and window, for a batch entry with `kv_len` keys.
+    /// The keys that row `i` may see by causal mask and window, for a batch entry with `q_len` rows and `kv_len` keys; none
+    /// for a row behind the last.
     ///
     /// Boolean mask, row ranges and bias come on top of it.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "0 <= from <= to <= kv_len, which was a usize")]
-    pub fn row_keys(&self, i: usize, kv_len: usize) -> Range<usize> {
-        let diagonal = i as i64 + self.offset(kv_len);
+    pub fn row_keys(&self, i: usize, q_len: usize, kv_len: usize) -> Range<usize> {
+        if i >= q_len {
+            return 0..0;
+        }
+        let diagonal = i as i64 + self.offset(q_len, kv_len);
         let from = self.spec.window_left.map_or(0, |left| diagonal - i64::from(left)).max(0);
         let mut to = self.spec.window_right.map_or(i64::MAX, |right| diagonal + i64::from(right) + 1);
         if self.spec.causal.is_some() {

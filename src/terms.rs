@@ -1,6 +1,6 @@
 //! What an attention may have beside query, key and value.
 
-use crate::problem::AttentionProblem;
+use crate::problem::{AlibiSlopes, AttentionProblem, AttentionSpec};
 use crate::slice::{HostSlice, Kind};
 use crate::tensor::{TensorData, TensorRef};
 
@@ -13,13 +13,15 @@ pub struct Terms<Data, Bools = Data, U32s = Data, I32s = Data, F32s = Data> {
     /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says; true = attend. On a device one byte an
     /// element, 0 = false.
     pub mask: Option<Bools>,
+    /// `[batch]`, u32, in tokens, each at most `q_len`.
+    pub q_lens: Option<U32s>,
     /// `[batch]`, u32, in tokens, each at most `kv_len`.
     pub kv_lens: Option<U32s>,
     /// `[batch, q_len]`, i32: the first key each row may see. May be any number, also negative.
     pub row_start: Option<I32s>,
     /// `[batch, q_len]`, i32: one past the last key each row may see. May be any number.
     pub row_end: Option<I32s>,
-    /// `[q_heads]`, f32.
+    /// `[q_heads]` or `[batch, q_heads]`, as the spec says, f32.
     pub alibi_slopes: Option<F32s>,
     /// `[q_heads]`, f32.
     pub sinks: Option<F32s>,
@@ -33,13 +35,22 @@ pub type OwnedTerms = Terms<TensorData, Vec<bool>, Vec<u32>, Vec<i32>, Vec<f32>>
 
 /// Number of terms, and of those that are laid out by strides; the others, a few numbers for each batch entry, row or head,
 /// are packed into one buffer on a device and are called row data.
-const ALL: usize = 7;
+const ALL: usize = 8;
 const STRIDED: usize = 2;
 pub(crate) const ROW_DATA: usize = ALL - STRIDED;
 
 impl<Data, Bools, U32s, I32s, F32s> Default for Terms<Data, Bools, U32s, I32s, F32s> {
     fn default() -> Self {
-        Self { bias: None, mask: None, kv_lens: None, row_start: None, row_end: None, alibi_slopes: None, sinks: None }
+        Self {
+            bias: None,
+            mask: None,
+            q_lens: None,
+            kv_lens: None,
+            row_start: None,
+            row_end: None,
+            alibi_slopes: None,
+            sinks: None,
+        }
     }
 }
 
@@ -56,7 +67,8 @@ impl<Data, Bools, U32s, I32s, F32s> Terms<Data, Bools, U32s, I32s, F32s> {
         Terms {
             bias: self.bias.as_ref().map(data),
             mask: self.mask.as_ref().map(bools),
-            kv_lens: self.kv_lens.as_ref().map(u32s),
+            q_lens: self.q_lens.as_ref().map(&u32s),
+            kv_lens: self.kv_lens.as_ref().map(&u32s),
             row_start: self.row_start.as_ref().map(&i32s),
             row_end: self.row_end.as_ref().map(&i32s),
             alibi_slopes: self.alibi_slopes.as_ref().map(&f32s),
@@ -87,11 +99,12 @@ impl<'a> HostTerms<'a> {
 }
 
 impl<T> Terms<T> {
-    /// Each with its name; row data last.
+    /// Each with its name; row data last, and of these query lengths first: shaders look for them there.
     pub(crate) fn list(&self) -> [(&'static str, Option<&T>); ALL] {
         [
             ("bias", self.bias.as_ref()),
             ("mask", self.mask.as_ref()),
+            ("q_lens", self.q_lens.as_ref()),
             ("kv_lens", self.kv_lens.as_ref()),
             ("row_start", self.row_start.as_ref()),
             ("row_end", self.row_end.as_ref()),
@@ -102,8 +115,8 @@ impl<T> Terms<T> {
 
     /// Where each is held, in the same order.
     pub(crate) fn places(&mut self) -> [&mut Option<T>; ALL] {
-        let Self { bias, mask, kv_lens, row_start, row_end, alibi_slopes, sinks } = self;
-        [bias, mask, kv_lens, row_start, row_end, alibi_slopes, sinks]
+        let Self { bias, mask, q_lens, kv_lens, row_start, row_end, alibi_slopes, sinks } = self;
+        [bias, mask, q_lens, kv_lens, row_start, row_end, alibi_slopes, sinks]
     }
 
     /// Those that are packed into one buffer on a device, in this order.
@@ -170,11 +183,38 @@ impl AttentionProblem {
         Terms {
             bias: spec.bias.as_ref().map(|bias| strided(bias.element.into(), bias.layout.extent())),
             mask: spec.mask.map(|layout| strided(Kind::Bool, layout.extent())),
+            q_lens: list(spec.q_lens, Kind::U32, self.batch(), true),
             kv_lens: list(spec.kv_lens, Kind::U32, self.batch(), true),
             row_start: list(spec.row_ranges, Kind::I32, rows, true),
             row_end: list(spec.row_ranges, Kind::I32, rows, true),
-            alibi_slopes: list(spec.alibi_slopes, Kind::F32, self.q_heads(), false),
+            alibi_slopes: spec.alibi_slopes.and_then(|slopes| match slopes {
+                AlibiSlopes::PerHead => list(true, Kind::F32, self.q_heads(), false),
+                AlibiSlopes::PerBatchAndHead => list(true, Kind::F32, self.batch() * self.q_heads(), true),
+            }),
             sinks: list(spec.sinks, Kind::F32, self.q_heads(), false),
         }
+    }
+}
+
+impl AttentionSpec {
+    /// Whether there is anything that is packed into the row data.
+    pub(crate) const fn has_row_data(&self) -> bool {
+        self.q_lens || self.kv_lens || self.row_ranges || self.alibi_slopes.is_some() || self.sinks
+    }
+
+    /// What is asked for beside query, key and value, by name: `bias f16`, `mask`, `row_ranges`.
+    #[must_use]
+    pub fn term_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.bias.iter().map(|bias| format!("bias {}", bias.element)).collect();
+        let others = [
+            (self.mask.is_some(), "mask"),
+            (self.q_lens, "q_lens"),
+            (self.kv_lens, "kv_lens"),
+            (self.row_ranges, "row_ranges"),
+            (self.alibi_slopes.is_some(), "alibi_slopes"),
+            (self.sinks, "sinks"),
+        ];
+        names.extend(others.into_iter().filter(|(asked, _)| *asked).map(|(_, name)| name.to_owned()));
+        names
     }
 }

@@ -178,16 +178,18 @@ pub fn inputs_with(problem: &AttentionProblem, seed: &str, recipe: InputRecipe) 
         });
         data
     });
-    let kv_lens = spec.kv_lens.then(|| {
-        let mut rng = rng("kv_lens");
-        let mut some = || if kv_len == 0 { 0 } else { 1 + rng.below(kv_len) };
+    let lens = |name, all: usize| {
+        let mut rng = rng(name);
+        let mut some = || if all == 0 { 0 } else { 1 + rng.below(all) };
         let lens = (0..batch).map(|b| match b % 4 {
-            1 => kv_len,
+            1 => all,
             2 => 0,
             _ => some(),
         });
-        lens.map(|len| u32::try_from(len).unwrap_or(u32::MAX)).collect()
-    });
+        lens.map(|len| u32::try_from(len).unwrap_or(u32::MAX)).collect::<Vec<_>>()
+    };
+    let q_lens = spec.q_lens.then(|| lens("q_lens", q_len));
+    let kv_lens = spec.kv_lens.then(|| lens("kv_lens", kv_len));
     let (row_start, row_end) = spec
         .row_ranges
         .then(|| {
@@ -207,7 +209,8 @@ pub fn inputs_with(problem: &AttentionProblem, seed: &str, recipe: InputRecipe) 
     let heads = problem.q_heads();
     // the geometric series of Press et al. 2021 (arXiv:2108.12409)
     let slope = |h: usize| (-8.0 * (h + 1) as f32 / heads as f32).exp2();
-    let alibi_slopes = spec.alibi_slopes.then(|| (0..heads).map(slope).collect());
+    let alibi_slopes = problem.terms().alibi_slopes;
+    let alibi_slopes = alibi_slopes.map(|slopes| (0..slopes.elements).map(|n| slope(n % heads)).collect());
     let sinks = spec.sinks.then(|| {
         let mut rng = rng("sinks");
         (0..heads).map(|_| rng.normal()).collect()
@@ -216,7 +219,7 @@ pub fn inputs_with(problem: &AttentionProblem, seed: &str, recipe: InputRecipe) 
         query: TensorData::from_f32(spec.query.element, query),
         key: TensorData::from_f32(spec.key.element, key),
         value: TensorData::from_f32(spec.value.element, value),
-        terms: Terms { bias, mask, kv_lens, row_start, row_end, alibi_slopes, sinks },
+        terms: Terms { bias, mask, q_lens, kv_lens, row_start, row_end, alibi_slopes, sinks },
     }
 }
 
@@ -374,6 +377,7 @@ impl Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::AlibiSlopes;
     use crate::Diagonal;
 
     #[test]
@@ -429,7 +433,8 @@ mod tests {
         spec.query = TensorSpec::f16(Layout::packed([5, 4, 9, 8], 3, 1).with_offset(5));
         spec.bias = Some(TensorSpec::f16(Layout::bhld([1, 4, 9, 70])));
         spec.mask = Some(Layout::bhld([5, 1, 9, 70]));
-        (spec.kv_lens, spec.row_ranges, spec.alibi_slopes, spec.sinks) = (true, true, true, true);
+        (spec.q_lens, spec.kv_lens, spec.row_ranges, spec.sinks) = (true, true, true, true);
+        spec.alibi_slopes = Some(AlibiSlopes::PerBatchAndHead);
         let problem = AttentionProblem::new(spec).unwrap();
         for recipe in InputRecipe::ALL {
             let data = inputs_with(&problem, "seed", recipe);

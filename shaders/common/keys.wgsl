@@ -1,11 +1,11 @@
-// keys.wgsl: which keys a row may see, by length, range, causal mask and window; needs row_data_*.
+// keys.wgsl: which keys a row may see, by length, range, causal mask and window; needs row_data_*, q_lens.
 //
 // All of these leave one interval of keys. The host folds causal mask and window into two shifts:
 // row i sees keys from i + begin_shift up to, not including, i + end_shift (src/dispatch/params.rs).
 
 override KV_LENS: bool = false;
 override ROW_RANGES: bool = false;
-// the diagonal counts from the end of each batch entry's keys
+// the diagonal ends where each batch entry's rows and keys do
 override END_OF_KEYS: bool = false;
 
 // Of the whole problem, not of the part.
@@ -19,7 +19,11 @@ fn batch_kv_len(b: u32) -> u32 {
 
 // Row i of the part, counted from the point that begin_shift, end_shift and diagonal_shift refer to.
 fn row_position(row: Row, kv_len: u32) -> i32 {
-    return i32(params.row_base + row.i) + select(0, i32(kv_len), END_OF_KEYS);
+    var position = i32(params.row_base + row.i);
+    if END_OF_KEYS {
+        position += i32(kv_len) - i32(batch_q_len(row.b));
+    }
+    return position;
 }
 
 // First key of the part and one past the last, counted from key_base; equal where there is none.
@@ -33,6 +37,9 @@ fn row_keys(row: Row) -> vec2u {
         let at = (params.batch_base + row.b) * params.q_len_whole + params.row_base + row.i;
         begin = max(begin, bitcast<i32>(row_data_word(params.row_start_at + at)));
         end = min(end, bitcast<i32>(row_data_word(params.row_end_at + at)));
+    }
+    if row_is_behind(row) {
+        end = first;
     }
     end = max(end, first);
     return vec2u(u32(min(begin, end) - first), u32(end - first));

@@ -49,7 +49,8 @@ struct Params {
     headroom_inverse: f32,
     // parts that the keys are split into, or states that are merged
     splits: u32,
-    padding: u32,
+    // of the slopes of one batch entry; 0 where all have the same
+    alibi_batch_stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,4 +1,4 @@
-// row_end.wgsl: the end of a row's softmax: sink, normalisation, log-sum-exp; needs numerics.wgsl, row_data_*.
+// row_end.wgsl: the end of a row's softmax: sink, normalisation, log-sum-exp; needs numerics.wgsl, row_data_*, q_lens.
 
 override SINKS: bool = false;
 
@@ -13,6 +13,9 @@ struct RowEnd {
 // `one` is what the largest probability was taken for: 1, or params.headroom where values may be near f32's end. row_sum is
 // 0 only where no key had any mass: the largest one adds `one`.
 fn row_end(row: Row, row_max: f32, row_sum: f32, one: f32) -> RowEnd {
+    if row_is_behind(row) {
+        return RowEnd(0.0, params.negative_infinity, params.negative_infinity, 0.0);
+    }
     var top = row_max;
     var total = row_sum;
     var rescale = 1.0;

@@ -14,7 +14,7 @@ fn capped_score(dot: f32) -> f32 {
 fn full_score(row: Row, j: u32, dot: f32) -> f32 {
     var score = add_bias(row, j, capped_score(dot));
     if ALIBI {
-        let slope = bitcast<f32>(row_data_word(params.alibi_at + params.head_base + row.h));
+        let slope = bitcast<f32>(row_data_word(params.alibi_at + (params.batch_base + row.b) * params.alibi_batch_stride + params.head_base + row.h));
         let position = row_position(row, batch_kv_len(row.b)) + params.diagonal_shift;
         score -= slope * f32(abs(position - i32(params.key_base + j)));
     }

@@ -49,7 +49,7 @@ pub(crate) fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, [b, 
 
     let keys: Vec<usize> = terms.keys.clone().filter(|&j| terms.allows(j)).collect();
     let scores: Vec<f32> = keys.iter().map(|&j| terms.score(j, dot(j))).collect();
-    let sink = inputs.terms.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
+    let sink = inputs.sink(problem, [b, h, i]);
     let row_max = scores.iter().copied().fold(sink, f32::max);
     // while all scores are -inf there is no maximum to subtract, and -inf - -inf would be NaN
     let shift = if row_max == f32::NEG_INFINITY { 0.0 } else { row_max };

@@ -5,7 +5,7 @@
 use half::f16;
 
 use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
-use crate::problem::{AttentionProblem, Diagonal, ScoreStage};
+use crate::problem::{AlibiSlopes, AttentionProblem, Diagonal, ScoreStage};
 use crate::tensor::{Layout, TensorRef};
 
 /// The right answer, in f64.
@@ -111,7 +111,8 @@ pub fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h
     let allowed: Vec<bool> = keys.clone().map(|j| allowed(problem, inputs, b, h, i, j)).collect();
     let scores: Vec<f64> =
         keys.clone().map(|j| if allowed[j] { score(problem, inputs, b, h, i, j) } else { f64::NEG_INFINITY }).collect();
-    let sink = inputs.terms.sinks.map(|sinks| f64::from(sinks[h]));
+    let behind = inputs.terms.q_lens.is_some_and(|lens| i >= lens[b] as usize);
+    let sink = inputs.terms.sinks.filter(|_| !behind).map(|sinks| f64::from(sinks[h]));
 
     if !keys.clone().any(|j| allowed[j]) {
         // no key: zeros, and nothing but the sink, whatever it is
@@ -209,7 +210,11 @@ fn score(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h: 
     }
     if let Some(slopes) = inputs.terms.alibi_slopes {
         let distance = (i as i64 + offset(problem, inputs, b) - j as i64).abs();
-        score -= f64::from(slopes[h]) * distance as f64;
+        let slope = match problem.spec().alibi_slopes {
+            Some(AlibiSlopes::PerBatchAndHead) => slopes[b * problem.q_heads() + h],
+            _ => slopes[h],
+        };
+        score -= f64::from(slope) * distance as f64;
     }
     score
 }
@@ -220,7 +225,8 @@ fn allowed(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h
     let row = b * problem.q_len() + i;
     let diagonal = i as i64 + offset(problem, inputs, b);
     let key = j as i64;
-    inputs.terms.kv_lens.is_none_or(|lens| key < i64::from(lens[b]))
+    inputs.terms.q_lens.is_none_or(|lens| i < lens[b] as usize)
+        && inputs.terms.kv_lens.is_none_or(|lens| key < i64::from(lens[b]))
         && inputs.terms.mask.zip(spec.mask.as_ref()).is_none_or(|(mask, layout)| mask[layout.index([b, h, i, j])])
         && inputs.terms.row_start.is_none_or(|start| i64::from(start[row]) <= key)
         && inputs.terms.row_end.is_none_or(|end| key < i64::from(end[row]))
@@ -235,7 +241,10 @@ fn offset(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize) ->
     match problem.diagonal() {
         Diagonal::TopLeft => 0,
         Diagonal::BottomRight => kv_len - q_len,
-        Diagonal::EndOfKeys => inputs.terms.kv_lens.map_or(kv_len, |lens| i64::from(lens[b])) - q_len,
+        Diagonal::EndOfKeys => {
+            let length = |lens: Option<&[u32]>, all| lens.map_or(all, |lens| i64::from(lens[b]));
+            length(inputs.terms.kv_lens, kv_len) - length(inputs.terms.q_lens, q_len)
+        }
         Diagonal::Fixed(offset) => i64::from(offset),
     }
 }

@@ -36,7 +36,7 @@ impl<'a> RowTerms<'a> {
                 .mask
                 .zip(spec.mask.as_ref())
                 .map(|(data, layout)| (data, layout.index([b, h, i, 0]), layout.strides[3])),
-            slope: inputs.terms.alibi_slopes.map(|slopes| slopes[h]),
+            slope: inputs.slope(problem, b, h),
             diagonal: inputs.diagonal(problem, b, i),
         }
     }

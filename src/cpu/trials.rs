@@ -2,6 +2,7 @@
 //! huge values, wide heads, far positions, odd strides. Bounds come from the arithmetic, not from another kernel.
 
 use super::*;
+use crate::AlibiSlopes;
 use crate::Terms;
 use crate::problem::{AttentionSpec, Diagonal, ScoreStage};
 use crate::tensor::TensorSpec;
@@ -212,7 +213,7 @@ fn a_far_position_is_rounded_once() {
     for offset in [1 << 24, (1 << 25) + 3, (1 << 29) + 77, -(1 << 25) - 5] {
         for rows in [1, 9, 40] {
             let mut spec = spec(rows, 300, 4, 2);
-            (spec.alibi_slopes, spec.offset) = (true, Some(Diagonal::Fixed(offset)));
+            (spec.alibi_slopes, spec.offset) = (Some(AlibiSlopes::PerHead), Some(Diagonal::Fixed(offset)));
             let problem = AttentionProblem::new(spec).unwrap();
             let (query, key, value) = (vec![0.0f32; rows * 4], vec![0.0f32; 1200], Noise(5).even(600));
             for slope in [1.0, 0.3, -0.7] {

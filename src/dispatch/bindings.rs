@@ -268,7 +268,7 @@ impl RowDataMap {
 mod tests {
     use super::*;
     use crate::dispatch::part::PartSize;
-    use crate::problem::AttentionSpec;
+    use crate::problem::{AlibiSlopes, AttentionSpec};
     use crate::tensor::{Element, TensorSpec};
 
     /// Tensors in several memory orders, with offsets, gaps, broadcast axes and elements of 1, 2 and 4 bytes.
@@ -410,9 +410,10 @@ mod tests {
     #[test]
     fn row_data_lie_side_by_side() {
         let mut spec = AttentionSpec::new([3, 4, 5, 8], [3, 2, 7, 8]);
-        (spec.kv_lens, spec.row_ranges, spec.alibi_slopes, spec.sinks) = (true, true, true, true);
+        (spec.q_lens, spec.kv_lens, spec.row_ranges, spec.sinks) = (true, true, true, true);
+        spec.alibi_slopes = Some(AlibiSlopes::PerBatchAndHead);
         let map = RowDataMap::new(&AttentionProblem::new(spec).unwrap());
         let places = map.at.row_data().map(|(_, at)| at.copied());
-        assert_eq!((places, map.words), ([0, 3, 18, 33, 37].map(Some), 41));
+        assert_eq!((places, map.words), ([0, 3, 6, 21, 36, 48].map(Some), 52));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::uniforms::uniform;
 use super::{Bindings, Part, RowDataMap, Slot, Unsupported};
-use crate::problem::{AttentionProblem, Diagonal};
+use crate::problem::{AlibiSlopes, AttentionProblem, Diagonal};
 use crate::tensor::Element;
 use crate::terms::Terms;
 
@@ -54,7 +54,7 @@ uniform! {
         headroom: f32,
         headroom_inverse: f32,
         splits: u32,
-        padding: u32,
+        alibi_batch_stride: u32,
     }
 }
 
@@ -90,6 +90,10 @@ impl Params {
             headroom: 1.0,
             headroom_inverse: 1.0,
             splits: 1,
+            alibi_batch_stride: match spec.alibi_slopes {
+                Some(AlibiSlopes::PerBatchAndHead) => narrow(problem.q_heads()),
+                Some(AlibiSlopes::PerHead) | None => 0,
+            },
             ..Self::default()
         };
         for binding in bindings.iter() {
@@ -145,7 +149,7 @@ fn narrow(n: usize) -> u32 {
 }
 
 /// Causal mask and windows as the interval `i + begin ..  i + end` of keys of row `i`; with
-/// [`Diagonal::EndOfKeys`] the number of keys of the batch entry comes on top.
+/// [`Diagonal::EndOfKeys`] the number of keys of the batch entry comes on top, less that of its rows.
 struct Shifts {
     begin: i32,
     end: i32,
@@ -168,9 +172,11 @@ impl Shifts {
 
 fn diagonal_shift(problem: &AttentionProblem) -> i64 {
     match problem.diagonal() {
-        // the kernel adds the batch entry's keys itself
-        Diagonal::EndOfKeys => -(problem.q_len() as i64),
-        Diagonal::TopLeft | Diagonal::BottomRight | Diagonal::Fixed(_) => problem.offset(problem.kv_len()),
+        // the kernel adds the batch entry's keys and takes off its rows itself
+        Diagonal::EndOfKeys => 0,
+        Diagonal::TopLeft | Diagonal::BottomRight | Diagonal::Fixed(_) => {
+            problem.offset(problem.q_len(), problem.kv_len())
+        }
     }
 }
 
@@ -189,7 +195,7 @@ pub(crate) fn supports(problem: &AttentionProblem) -> Result<(), Unsupported> {
         return Err(Unsupported::Positions { name: "q_len + kv_len", found: positions, max: MAX_POSITION - 1 });
     }
     let diagonal = diagonal_shift(problem);
-    if problem.spec().alibi_slopes && diagonal.abs() >= MAX_POSITION {
+    if problem.spec().alibi_slopes.is_some() && diagonal.abs() >= MAX_POSITION {
         return Err(Unsupported::Positions { name: "offset", found: diagonal, max: MAX_POSITION - 1 });
     }
     Ok(())
@@ -223,11 +229,12 @@ mod tests {
                     let problem = AttentionProblem::new(spec).unwrap();
                     let shifts = Shifts::new(&problem);
                     for (len, i) in [0, 4, 11].into_iter().flat_map(|len| (0..q_len).map(move |i| (len, i))) {
-                        let from_end = if diagonal == Diagonal::EndOfKeys { len } else { 0 };
-                        let position = i32::try_from(i + from_end).unwrap();
+                        let narrow = |n: usize| i32::try_from(n).unwrap();
+                        let from_end = if diagonal == Diagonal::EndOfKeys { narrow(len) - narrow(q_len) } else { 0 };
+                        let position = narrow(i) + from_end;
                         let end = (position.checked_add(shifts.end).unwrap()).clamp(0, i32::try_from(len).unwrap());
                         let begin = position.checked_add(shifts.begin).unwrap().max(0).min(end);
-                        let wanted = problem.row_keys(i, len);
+                        let wanted = problem.row_keys(i, q_len, len);
                         let found = usize::try_from(begin).unwrap()..usize::try_from(end).unwrap();
                         // where there are none, it does not matter where
                         let same = found == wanted || found.is_empty() && wanted.is_empty();

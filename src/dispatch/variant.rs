@@ -103,7 +103,7 @@ impl Variant {
             Some(bias) => self.element(bias.element, ["bias_f32", "bias_f16"]),
         };
         self.snippets(&[if spec.mask.is_some() { "mask_bytes" } else { "mask_none" }]);
-        self.row_data(spec.kv_lens || spec.row_ranges || spec.alibi_slopes || spec.sinks)
+        self.row_data(spec.has_row_data())
     }
 
     pub(crate) fn no_terms(&mut self) -> &mut Self {
@@ -145,14 +145,15 @@ impl Variant {
     /// Overrides of `keys.wgsl`.
     pub(crate) fn key_overrides(&mut self, problem: &AttentionProblem) -> &mut Self {
         let spec = problem.spec();
-        self.switch("KV_LENS", spec.kv_lens)
+        self.q_lens_override(spec.q_lens)
+            .switch("KV_LENS", spec.kv_lens)
             .switch("ROW_RANGES", spec.row_ranges)
             .switch("END_OF_KEYS", problem.diagonal() == Diagonal::EndOfKeys)
     }
 
     /// Overrides of `score.wgsl`.
     pub(crate) fn score_overrides(&mut self, spec: &AttentionSpec) -> &mut Self {
-        self.switch("SOFTCAP", spec.softcap.is_some()).switch("ALIBI", spec.alibi_slopes)
+        self.switch("SOFTCAP", spec.softcap.is_some()).switch("ALIBI", spec.alibi_slopes.is_some())
     }
 
     /// The override of `exponent.wgsl`. A row's maximum is asked for in natural units.
@@ -163,12 +164,17 @@ impl Variant {
     /// Whether rows of a block may see different keys: by a term of the spec, or because they are `otherwise` unlike.
     pub(crate) fn row_masks_override(&mut self, spec: &AttentionSpec, otherwise: bool) -> &mut Self {
         let by_diagonal = spec.causal.is_some() || spec.window_left.is_some() || spec.window_right.is_some();
-        let by_row = otherwise || by_diagonal;
+        let by_row = otherwise || by_diagonal || spec.q_lens;
         self.switch("ROW_MASKS", by_row || spec.row_ranges || spec.mask.is_some() || spec.bias.is_some())
     }
 
     /// The override of `row_end.wgsl`.
     pub(crate) fn sink_override(&mut self, spec: &AttentionSpec) -> &mut Self {
         self.switch("SINKS", spec.sinks)
+    }
+
+    /// The override of `q_lens.wgsl`, which the overrides of keys include.
+    pub(crate) fn q_lens_override(&mut self, given: bool) -> &mut Self {
+        self.switch("Q_LENS", given)
     }
 }

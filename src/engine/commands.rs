@@ -64,7 +64,10 @@ impl Recording<'_> {
                     let read = HostInputs::new(inputs, &name)?;
                     prepared.run_on_host(&read.get())
                 };
-                let result = result?;
+                let Some(result) = result.transpose()? else {
+                    let prepared = prepared.kernel_name().to_owned();
+                    return Err(super::PlaceError::OtherRecording { prepared, recording: name }.into());
+                };
                 let offset = prepared.problem().spec().output.layout.offset;
                 let output = result.output.as_ref();
                 let output = match output {

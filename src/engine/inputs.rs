@@ -46,8 +46,13 @@ impl<'a> Inputs<'a> {
 /// The same for what is beside query, key and value.
 pub(crate) fn check_terms(terms: &Terms<Tensor<'_>>, problem: &AttentionProblem) -> Result<(), Error> {
     inputs::check_terms(terms, problem, |tensor| (tensor.kind(), tensor.len()))?;
-    let lens = terms.kv_lens.as_ref().and_then(Tensor::host);
-    Ok(inputs::check_lens("kv_lens", lens.as_ref().map(HostRead::u32), problem.kv_len())?)
+    for (name, lens, most) in
+        [("q_lens", &terms.q_lens, problem.q_len()), ("kv_lens", &terms.kv_lens, problem.kv_len())]
+    {
+        let lens = lens.as_ref().and_then(Tensor::host);
+        inputs::check_lens(name, lens.as_ref().map(HostRead::u32), most)?;
+    }
+    Ok(())
 }
 
 /// Whether the elements are of the type and reach as far as a spec says.

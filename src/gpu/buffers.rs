@@ -11,9 +11,9 @@ use crate::terms::Terms;
 /// Every buffer of one attention. Each slice starts where the tensor's buffer starts; the layout's offset counts from
 /// there. Which optional ones are given must be what the spec says.
 ///
-/// All need the usage `STORAGE`. Where more than one of `kv_lens`, `row_start`, `row_end`, `alibi_slopes` and `sinks`
-/// is given they need `COPY_SRC` too. Values on the device cannot be checked: a key length beyond the keys is taken
-/// as all keys. All buffers must be of the context's device: wgpu itself ends the process at one of another instance.
+/// All need the usage `STORAGE`. Where more than one of `q_lens`, `kv_lens`, `row_start`, `row_end`, `alibi_slopes` and `sinks`
+/// is given they need `COPY_SRC` too. Values on the device cannot be checked: a length beyond the
+/// sequence is taken as all of it. All buffers must be of the context's device: wgpu itself ends the process at one of another instance.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionBuffers<'a> {
     /// `[batch, q_heads, q_len, head_dim]`.

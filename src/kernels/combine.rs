@@ -32,7 +32,9 @@ pub(crate) fn step(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, c
     }
     bindings.states(States { first: 0, count }).write(Slot::States).write_outputs();
     let mut variant = Variant::new(Shader::Combine);
-    variant.output(spec).row_data(spec.sinks).lse(spec).snippets(&["row_end", "numerics", "part_state"]);
+    variant.output(spec).row_data(spec.sinks).lse(spec).snippets(&["q_lens", "row_end", "numerics", "part_state"]);
+    // a row without keys ends as one behind the query length, but for the sink
+    variant.q_lens_override(spec.q_lens && spec.sinks);
     variant.sink_override(spec).size("V_HEAD_DIM", problem.v_head_dim());
     let params = Params::new(problem, part, &bindings).with_splits(count);
     let needs = Needs::new(64, (2 + problem.v_head_dim().div_ceil(64)).saturating_mul(count + 1));

@@ -258,7 +258,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
         CooperativeMatrix::Size16 => "matrices_16",
     }]);
     variant.query_vec(spec).key_vec(spec).value_vec(spec).output_vec(spec).terms(spec).lse(spec);
-    variant.snippets(&["keys", "score", "exponent", "row_end", "numerics"]);
+    variant.snippets(&["q_lens", "keys", "score", "exponent", "row_end", "numerics"]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
     variant.row_masks_override(spec, false).raw_scores_override(problem);
     variant.constant("BLOCK_Q", tiles.block_q).constant("BLOCK_KV", tiles.block_kv);

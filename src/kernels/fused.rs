@@ -108,7 +108,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     bindings.read_inputs().write_outputs();
     let mut variant = Variant::new(Shader::Fused);
     variant.query(spec).key(spec).value(spec).output(spec).terms(spec).lse(spec);
-    variant.snippets(&["keys", "score", "row_end", "numerics"]);
+    variant.snippets(&["q_lens", "keys", "score", "row_end", "numerics"]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
     variant.constant("ROWS", rows).constant("DIMS_PER_LANE", dims_per_lane);
     variant.size("BLOCK_KV", BLOCK_KV).size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());

@@ -118,8 +118,10 @@ impl Tiling {
 /// Buffers that a kernel binds which does everything in one pass: 8 at most.
 fn storage_buffers(problem: &AttentionProblem) -> u32 {
     let spec = problem.spec();
-    let row_data = spec.kv_lens || spec.row_ranges || spec.alibi_slopes || spec.sinks;
-    4 + [spec.bias.is_some(), spec.mask.is_some(), row_data, spec.returns_rows()].map(u32::from).iter().sum::<u32>()
+    4 + [spec.bias.is_some(), spec.mask.is_some(), spec.has_row_data(), spec.returns_rows()]
+        .map(u32::from)
+        .iter()
+        .sum::<u32>()
 }
 
 pub(crate) fn check_invocations(needed: u32, caps: &DeviceCaps) -> Result<(), Unsupported> {

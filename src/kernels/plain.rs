@@ -81,7 +81,7 @@ fn scores(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slo
         variant.no_terms();
     }
     bindings.write(place);
-    variant.snippets(&["keys", "score", "numerics"]);
+    variant.snippets(&["q_lens", "keys", "score", "numerics"]);
     variant.key_overrides(problem).score_overrides(spec);
     variant.size("HEAD_DIM", problem.head_dim()).size("HEADS", part.heads.len());
     let stage = match stage {
@@ -109,7 +109,9 @@ fn softmax(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Sl
         variant.no_lse();
     }
     bindings.write(place);
-    variant.row_data(spec.sinks).snippets(&["row_end", "numerics"]).sink_override(spec);
+    variant.row_data(spec.sinks).snippets(&["q_lens", "row_end", "numerics"]).sink_override(spec);
+    // a row without keys ends as one behind the query length, but for the sink
+    variant.q_lens_override(spec.q_lens && spec.sinks);
     let params = Params::new(problem, part, &bindings);
     let needs = Needs::new(64, 3 * part.keys.len().div_ceil(SOFTMAX_WIDTH) + 12);
     Step::new(variant, bindings, params, part.grid_of_rows(), 4 * SOFTMAX_WIDTH as u64, needs)
@@ -123,7 +125,7 @@ fn weighted_sum(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, plac
     bindings.read(&[place]);
     bindings.write(Slot::Output);
     let mut variant = Variant::new(Shader::WeightedSum);
-    variant.value(spec).output(spec).terms(spec).snippets(&["keys", "numerics"]);
+    variant.value(spec).output(spec).terms(spec).snippets(&["q_lens", "keys", "numerics"]);
     variant.key_overrides(problem);
     variant.size("V_HEAD_DIM", problem.v_head_dim()).size("HEADS", part.heads.len());
     let params = Params::new(problem, part, &bindings);

@@ -169,7 +169,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let mut variant = Variant::new(Shader::Rows);
     combine::write_ends(problem, part, tiles.splits, &mut bindings, &mut variant);
     variant.query_vec(spec).key_vec(spec).value_vec(spec).terms(spec);
-    variant.snippets(&["keys", "score", "row_end", "numerics"]);
+    variant.snippets(&["q_lens", "keys", "score", "row_end", "numerics"]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec).row_masks_override(spec, false);
     let (key_vecs, value_vecs) = (problem.head_dim().div_ceil(4), problem.v_head_dim().div_ceil(4));
     variant.constant("SUBGROUP", tiles.subgroup).constant("ROWS", tiles.rows).constant("ROW_LANES", tiles.row_lanes);

@@ -209,7 +209,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let mut variant = Variant::new(Shader::Split);
     combine::write_ends(problem, part, tiles.splits, &mut bindings, &mut variant);
     variant.query_vec(spec).key_vec(spec).value_vec(spec).terms(spec);
-    variant.snippets(&["keys", "score", "row_end", "numerics"]);
+    variant.snippets(&["q_lens", "keys", "score", "row_end", "numerics"]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
     // entries of the batch with key lengths of their own are rows that see different keys
     variant.row_masks_override(spec, spec.kv_lens && tiles.entries > 1);

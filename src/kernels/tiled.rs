@@ -310,7 +310,7 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     bindings.read_inputs().write_outputs();
     let mut variant = Variant::new(Shader::Tiled);
     variant.query_vec(spec).key_vec(spec).value_vec(spec).output_vec(spec).terms(spec).lse(spec);
-    variant.snippets(&["keys", "score", "exponent", "row_end", "numerics"]);
+    variant.snippets(&["q_lens", "keys", "score", "exponent", "row_end", "numerics"]);
     variant.snippets(&[if tiles.query_resident { "tile_query_workgroup" } else { "tile_query_storage" }]);
     variant.snippets(&[if tiles.mask_tiles { "tile_mask_bytes" } else { "tile_mask_none" }]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);

@@ -79,7 +79,7 @@ pub(crate) fn step(problem: &WeightsProblem, caps: &DeviceCaps, batch: Range<usi
     let returned = Layout { shape: [batch.len(), heads, rows, columns], ..whole };
     bindings.push(Slot::Weights, true, returned.with_offset(whole.index([batch.start, 0, 0, 0])));
     let mut variant = Variant::new(Shader::Weights);
-    variant.query_vec(spec).key_vec(spec).terms(spec).snippets(&["keys", "score", "numerics"]);
+    variant.query_vec(spec).key_vec(spec).terms(spec).snippets(&["q_lens", "keys", "score", "numerics"]);
     variant.key_overrides(scores).score_overrides(spec);
     variant.size("HEAD_DIM", scores.head_dim());
     variant.switch("SEGMENTS", matches!(problem.keys(), KeyList::Segments(_)));

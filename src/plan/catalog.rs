@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use super::Plan;
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::dispatch::{Kernel, Step, Variant};
-use crate::problem::{AttentionProblem, AttentionSpec, Diagonal};
+use crate::problem::{AlibiSlopes, AttentionProblem, AttentionSpec, Diagonal};
 use crate::tensor::{Element, Layout, TensorSpec};
 
 /// `head_dim` and `v_head_dim`.
@@ -138,9 +138,9 @@ fn spec(
         spec.mask = Some(scores);
         spec.softcap = Some(30.0);
         spec.causal = Some(Diagonal::EndOfKeys);
-        spec.kv_lens = true;
+        (spec.q_lens, spec.kv_lens) = (true, true);
         spec.row_ranges = true;
-        spec.alibi_slopes = true;
+        spec.alibi_slopes = Some(AlibiSlopes::PerHead);
         spec.sinks = true;
         spec.lse = true;
     }

@@ -347,22 +347,9 @@ fn largest(steps: &[Step], slot: Slot) -> u64 {
 
 fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
     let spec = problem.spec();
-    let mut terms = vec![];
-    if let Some(softcap) = spec.softcap {
-        terms.push(format!("softcap {softcap}"));
-    }
-    if let Some(bias) = &spec.bias {
-        terms.push(format!("bias {}", bias.element));
-    }
-    for (present, name) in [
-        (spec.alibi_slopes, "alibi_slopes"),
-        (spec.mask.is_some(), "mask"),
-        (spec.kv_lens, "kv_lens"),
-        (spec.row_ranges, "row_ranges"),
-        (spec.sinks, "sinks"),
-        (spec.lse, "lse"),
-        (spec.row_state, "row_state"),
-    ] {
+    let mut terms: Vec<_> = spec.softcap.iter().map(|softcap| format!("softcap {softcap}")).collect();
+    terms.extend(spec.term_names());
+    for (present, name) in [(spec.lse, "lse"), (spec.row_state, "row_state")] {
         if present {
             terms.push(name.to_owned());
         }
@@ -370,7 +357,7 @@ fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
     if let Some(causal) = spec.causal {
         terms.push(format!("causal {causal}"));
     }
-    let by_diagonal = spec.window_left.is_some() || spec.window_right.is_some() || spec.alibi_slopes;
+    let by_diagonal = spec.window_left.is_some() || spec.window_right.is_some() || spec.alibi_slopes.is_some();
     if spec.causal.is_none() && by_diagonal {
         terms.push(format!("offset {}", problem.diagonal()));
     }

@@ -12,8 +12,9 @@ pub enum Diagonal {
     TopLeft,
     /// Offset `kv_len - q_len`: FlashAttention since 2.1, MLX.
     BottomRight,
-    /// Offset `kv_lens[b] - q_len`, for each batch entry: ONNX with `nonpad_kv_seqlen`. The same as
-    /// [`BottomRight`](Self::BottomRight) where no key lengths are given.
+    /// Offset `kv_lens[b] - q_lens[b]`, for each batch entry: ONNX with `nonpad_kv_seqlen`, FlashAttention with sequences
+    /// of any lengths. Lengths that are not given are `kv_len` and `q_len`; without either it is the same as
+    /// [`BottomRight`](Self::BottomRight).
     EndOfKeys,
     /// A fixed offset in tokens: the length of the past in front of the first query.
     Fixed(i32),
@@ -47,6 +48,16 @@ impl std::str::FromStr for Diagonal {
             }),
         }
     }
+}
+
+/// How many ALiBi slopes there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum AlibiSlopes {
+    /// One for each head, `[q_heads]`.
+    #[default]
+    PerHead,
+    /// One for each entry of the batch and head, `[batch, q_heads]`.
+    PerBatchAndHead,
 }
 
 /// A matrix of scores or weights that can be returned, `[batch, q_heads, q_len, kv_len]` in f32.

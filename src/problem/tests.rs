@@ -70,15 +70,16 @@ fn row_keys_follow_the_diagonal() {
     spec.causal = Some(Diagonal::BottomRight);
     spec.window_left = Some(1);
     let problem = AttentionProblem::new(spec.clone()).unwrap();
-    assert_eq!((0..5).map(|i| problem.row_keys(i, 7)).collect::<Vec<_>>(), [1..3, 2..4, 3..5, 4..6, 5..7]);
+    assert_eq!((0..5).map(|i| problem.row_keys(i, 5, 7)).collect::<Vec<_>>(), [1..3, 2..4, 3..5, 4..6, 5..7]);
     spec.causal = Some(Diagonal::EndOfKeys);
     let problem = AttentionProblem::new(spec.clone()).unwrap();
-    assert_eq!((0..5).map(|i| problem.row_keys(i, 3)).collect::<Vec<_>>(), [0..0, 0..0, 0..1, 0..2, 1..3]);
+    assert_eq!((0..5).map(|i| problem.row_keys(i, 5, 3)).collect::<Vec<_>>(), [0..0, 0..0, 0..1, 0..2, 1..3]);
+    assert_eq!((0..5).map(|i| problem.row_keys(i, 3, 3)).collect::<Vec<_>>(), [0..1, 0..2, 1..3, 0..0, 0..0]);
     spec.causal = Some(Diagonal::Fixed(i32::MIN));
     spec.window_left = Some(u32::MAX);
-    assert_eq!(AttentionProblem::new(spec.clone()).unwrap().row_keys(4, 7), 0..0);
+    assert_eq!(AttentionProblem::new(spec.clone()).unwrap().row_keys(4, 5, 7), 0..0);
     spec.causal = Some(Diagonal::Fixed(i32::MAX));
-    assert_eq!(AttentionProblem::new(spec).unwrap().row_keys(4, 7), 0..7);
+    assert_eq!(AttentionProblem::new(spec).unwrap().row_keys(4, 5, 7), 0..7);
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub struct ProblemClass {
     pub v_head_dim: u64,
     /// Element types of query, key, value and output, each followed by `x4` where rows are read four elements at a time.
     pub elements: [String; 4],
-    /// What else the spec has: `softcap`, `bias f16`, `mask`, `kv_lens`, `row_ranges`, `alibi_slopes`, `sinks`, `causal`,
+    /// What else the spec has: `softcap`, `bias f16`, `mask`, `q_lens`, `kv_lens`, `row_ranges`, `alibi_slopes`, `sinks`, `causal`,
     /// `window`, `lse`, `scores`, `shared_keys` where all batch entries have the same keys, `shared_heads` where all heads have.
     pub terms: Vec<String>,
 }
@@ -91,22 +91,18 @@ impl ProblemClass {
         let spec = problem.spec();
         let bucket = |n: usize| (n as u64).checked_next_power_of_two().unwrap_or(u64::MAX);
         let shared = |axis: usize| [spec.key, spec.value].iter().all(|tensor| tensor.layout.strides[axis] == 0);
-        let terms = [
-            (spec.softcap.is_some(), "softcap".to_owned()),
-            (spec.bias.is_some(), spec.bias.map_or_else(String::new, |bias| format!("bias {}", bias.element))),
-            (spec.mask.is_some(), "mask".to_owned()),
-            (spec.kv_lens, "kv_lens".to_owned()),
-            (spec.row_ranges, "row_ranges".to_owned()),
-            (spec.alibi_slopes, "alibi_slopes".to_owned()),
-            (spec.sinks, "sinks".to_owned()),
-            (spec.causal.is_some(), "causal".to_owned()),
-            (spec.window_left.is_some() || spec.window_right.is_some(), "window".to_owned()),
-            (spec.lse, "lse".to_owned()),
-            (spec.row_state, "row_state".to_owned()),
-            (spec.scores.is_some(), "scores".to_owned()),
-            (problem.batch() > 1 && shared(0), "shared_keys".to_owned()),
-            (problem.kv_heads() > 1 && shared(1), "shared_heads".to_owned()),
+        let mut terms: Vec<_> = spec.softcap.iter().map(|_| "softcap".to_owned()).collect();
+        terms.extend(spec.term_names());
+        let others = [
+            (spec.causal.is_some(), "causal"),
+            (spec.window_left.is_some() || spec.window_right.is_some(), "window"),
+            (spec.lse, "lse"),
+            (spec.row_state, "row_state"),
+            (spec.scores.is_some(), "scores"),
+            (problem.batch() > 1 && shared(0), "shared_keys"),
+            (problem.kv_heads() > 1 && shared(1), "shared_heads"),
         ];
+        terms.extend(others.into_iter().filter(|(present, _)| *present).map(|(_, name)| name.to_owned()));
         let elements = [spec.query, spec.key, spec.value, spec.output].map(|tensor| {
             let vec4 = if tensor.layout.has_vec4_rows() { "x4" } else { "" };
             format!("{}{vec4}", tensor.element)
@@ -119,7 +115,7 @@ impl ProblemClass {
             head_dim: problem.head_dim() as u64,
             v_head_dim: problem.v_head_dim() as u64,
             elements,
-            terms: terms.into_iter().filter(|(present, _)| *present).map(|(_, name)| name).collect(),
+            terms,
         }
     }
 }

@@ -205,9 +205,9 @@ pub(super) fn score(
         off = off.rounded(exact);
         score = round(exact);
     }
-    if let Some(slopes) = inputs.terms.alibi_slopes {
+    if let Some(slope) = inputs.slope(problem, b, h) {
         let distance = (inputs.diagonal(problem, b, i) - j as i64).abs() as f64;
-        let slope = f64::from(slopes[h]);
+        let slope = f64::from(slope);
         let term = slope * f64::from(round(distance));
         // the distance, if it has more than 24 bits, and the product, which may be part of a fused difference
         let of_term = Off::rounding(if is_f32(distance) { 0.0 } else { slope * distance });

@@ -1,6 +1,7 @@
 //! The tolerance rule is itself tested: sound kernels pass, planted faults do not.
 
 use super::*;
+use crate::AlibiSlopes;
 use crate::OwnedTerms;
 use crate::cpu::{CpuKernel, SimdLevel, attention_at, attention_with};
 use crate::workload::{InputRecipe, inputs_with};
@@ -149,7 +150,7 @@ fn cases() -> Vec<(String, AttentionSpec)> {
         ("mask_row", |s| s.mask = Some(Layout::bhld([1, 4, 35, 1]))),
         ("kv_lens", |s| s.kv_lens = true),
         ("row_ranges", |s| s.row_ranges = true),
-        ("alibi", |s| (s.alibi_slopes, s.offset) = (true, Some(Diagonal::BottomRight))),
+        ("alibi", |s| (s.alibi_slopes, s.offset) = (Some(AlibiSlopes::PerHead), Some(Diagonal::BottomRight))),
         ("sinks", |s| s.sinks = true),
         ("causal", |s| s.causal = Some(Diagonal::Fixed(-3))),
         ("end_of_keys", |s| (s.causal, s.kv_lens) = (Some(Diagonal::EndOfKeys), true)),
@@ -170,7 +171,8 @@ fn cases() -> Vec<(String, AttentionSpec)> {
             s.softcap = Some(20.0);
             s.bias = Some(TensorSpec::f16(Layout::bhld([1, 4, 35, 70])));
             s.mask = Some(Layout::bhld([5, 1, 35, 70]));
-            (s.kv_lens, s.row_ranges, s.alibi_slopes, s.sinks) = (true, true, true, true);
+            (s.q_lens, s.kv_lens, s.row_ranges, s.sinks) = (true, true, true, true);
+            s.alibi_slopes = Some(AlibiSlopes::PerBatchAndHead);
             (s.causal, s.window_left) = (Some(Diagonal::BottomRight), Some(40));
             s.query.element = Element::F16;
         }),

@@ -40,15 +40,15 @@ pub(super) fn plain(
         if let Some((bias, of)) = inputs.terms.bias.zip(spec.bias.as_ref()) {
             score += bias.get(of.layout.index([b, h, i, j]));
         }
-        if let Some(slopes) = inputs.terms.alibi_slopes {
+        if let Some(slope) = inputs.slope(problem, b, h) {
             let distance = (inputs.diagonal(problem, b, i) - j as i64).unsigned_abs();
-            score -= slopes[h] * distance as f32;
+            score -= slope * distance as f32;
         }
         score
     };
     let keys: Vec<usize> = (0..problem.kv_len()).filter(|&j| oracle.allowed[j]).collect();
     let scores: Vec<f32> = keys.iter().map(|&j| masked(j)).collect();
-    let sink = inputs.terms.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
+    let sink = inputs.sink(problem, [b, h, i]);
     let row_max = scores.iter().copied().fold(sink, f32::max);
     let shift = if row_max == f32::NEG_INFINITY { 0.0 } else { row_max };
     let weights: Vec<f32> = scores.iter().map(|score| (score - shift).exp()).collect();
@@ -118,7 +118,7 @@ pub(super) fn twin(
     for j in live() {
         (scores[j], offs[j]) = floor::score(problem, inputs, &query, [b, h, i], j).masked;
     }
-    let sink = inputs.terms.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[h]);
+    let sink = inputs.sink(problem, [b, h, i]);
     let mut max = f64::from(sink);
     let mut of_max = Off::default();
     for j in live() {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use cross_attention::{
-    AttentionData, AttentionProblem, AttentionSpec, Diagonal, Element, Layout, ScoreStage, TensorSpec,
+    AlibiSlopes, AttentionData, AttentionProblem, AttentionSpec, Diagonal, Element, Layout, ScoreStage, TensorSpec,
 };
 
 use super::recipe::{Ranges, Recipe, Scores, Tensor};
@@ -119,6 +119,12 @@ impl Case {
         self
     }
 
+    pub(crate) fn q_lens(mut self, lens: &[u32]) -> Self {
+        self.spec.q_lens = true;
+        self.recipe.q_lens = lens.to_vec();
+        self
+    }
+
     pub(crate) fn kv_lens(mut self, lens: &[u32]) -> Self {
         self.spec.kv_lens = true;
         self.recipe.kv_lens = lens.to_vec();
@@ -132,7 +138,13 @@ impl Case {
     }
 
     pub(crate) fn alibi(mut self) -> Self {
-        self.spec.alibi_slopes = true;
+        self.spec.alibi_slopes = Some(AlibiSlopes::PerHead);
+        self
+    }
+
+    /// Slopes of each batch entry.
+    pub(crate) fn alibi_by_batch(mut self) -> Self {
+        self.spec.alibi_slopes = Some(AlibiSlopes::PerBatchAndHead);
         self
     }
 

@@ -356,6 +356,21 @@ fn masks() -> Vec<Case> {
         case("kv_lens", "key lengths of each batch entry").kv_lens(&[1, 67, 30]),
         case("kv_lens_at_blocks", "key lengths around a block").kv_lens(&[63, 64, 65]),
         case("kv_lens_zero", "a batch entry without keys between others").kv_lens(&[67, 0, 5]),
+        case("q_lens", "query lengths of each batch entry").q_lens(&[1, 6, 4]),
+        case("q_lens_zero", "a batch entry without rows between others").q_lens(&[6, 0, 5]),
+        case("q_lens_sinks", "no sink behind the length").q_lens(&[2, 0, 6]).kv_lens(&[0, 9, 67]).sinks(1.0),
+        case("q_lens_end_of_keys", "diagonals where rows and keys end")
+            .q_lens(&[6, 2, 0])
+            .kv_lens(&[67, 30, 5])
+            .causal(EndOfKeys),
+        case("q_lens_alibi", "distances where rows and keys end, slopes of each entry")
+            .q_lens(&[3, 6, 1])
+            .kv_lens(&[10, 66, 1])
+            .alibi_by_batch()
+            .offset(EndOfKeys)
+            .windows(Some(40), Some(3)),
+        case("q_lens_probs", "weights of rows that are not there").q_lens(&[2, 6, 0]).scores(ScoreStage::Probs),
+        segments("q_lens_blocks", "blocks of rows behind the length").q_lens(&[65]).sinks(0.0).poisoned(),
         case("ranges_segments", "sequences packed into one").ranges(Ranges::Segments(16)),
         case("ranges_wild", "ranges that are empty, turned round, negative, past the end").ranges(Ranges::Wild),
         case("ranges_empty", "ranges without a key").ranges(Ranges::Empty),
@@ -418,6 +433,7 @@ fn diagonals() -> Vec<Case> {
         case("alibi_causal", "slopes and a diagonal, one head without a slope", 2, [8, 2], [6, 70], [8, 8])
             .alibi()
             .causal(BottomRight),
+        case("alibi_by_batch", "slopes of each batch entry", 3, [4, 2], [6, 40], [8, 8]).alibi_by_batch(),
         case("alibi_alone", "distances to both sides of the top left diagonal", 1, [4, 4], [9, 9], [8, 8]).alibi(),
         case("alibi_after_softcap", "the cap does not hold the slopes", 1, [4, 4], [9, 70], [8, 8])
             .alibi()
@@ -548,6 +564,12 @@ fn long_keys() -> Vec<Case> {
         Case::new("long_kv_lens_end", "diagonals from the end of the keys", 2, [2, 1], [3, 1300], [8, 8])
             .kv_lens(&[2, 700])
             .causal(EndOfKeys),
+        Case::new("long_q_lens", "rows behind the length over many parts", 3, [4, 2], [3, 1300], [8, 8])
+            .q_lens(&[1, 3, 0])
+            .kv_lens(&[1300, 40, 700])
+            .causal(EndOfKeys)
+            .sinks(0.5)
+            .poisoned(),
         Case::new("long_gqa", "a group of heads over many parts", 1, [8, 2], [1, 1400], [16, 16]),
         Case::new("long_poisoned", "parts that must not be read", 2, [2, 1], [2, 1400], [8, 8])
             .kv_lens(&[3, 900])
@@ -733,6 +755,7 @@ fn poisoned() -> Vec<Case> {
     let case = |name: &str, guards| Case::new(name, guards, 2, [4, 2], [6, 70], [8, 8]).poisoned();
     let mut cases = vec![
         case("poison_behind_kv_lens", "keys behind the key length").kv_lens(&[5, 64]),
+        case("poison_behind_q_lens", "queries behind the query length").q_lens(&[2, 6]).sinks(0.0),
         case("poison_behind_causal", "keys no row may see yet").causal(Fixed(20)),
         case("poison_outside_window", "keys outside of every window").offset(Fixed(30)).windows(Some(5), Some(5)),
         case("poison_outside_ranges", "keys outside of every range").ranges(Ranges::Segments(5)),

@@ -5,8 +5,8 @@
 use cross_attention::context::{ContextError, ContextInputs, ContextSpec, ContextStorage, PreparedContext};
 use cross_attention::verify::verify;
 use cross_attention::{
-    AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Diagonal, Element, Error, HostTerms,
-    Layout, ScoreStage, TensorData, TensorRef, TensorSpec, f16,
+    AlibiSlopes, AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Diagonal, Element, Error,
+    HostTerms, Layout, ScoreStage, TensorData, TensorRef, TensorSpec, f16,
 };
 
 use super::case::arranged;
@@ -88,7 +88,8 @@ impl Given {
     fn ask(&self, spec: &mut AttentionSpec, batch: usize) {
         spec.bias = Some(TensorSpec::f32(Self::bias(batch)));
         spec.mask = Some(Self::mask(batch));
-        (spec.row_ranges, spec.alibi_slopes, spec.sinks) = (true, true, true);
+        (spec.row_ranges, spec.sinks) = (true, true);
+        spec.alibi_slopes = Some(AlibiSlopes::PerHead);
         spec.causal = Some(Diagonal::Fixed(16));
         spec.scale = Some(0.25);
         spec.scores = Some(ScoreStage::Probs);

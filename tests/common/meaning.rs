@@ -2,7 +2,7 @@
 
 use cross_attention::Diagonal::{self, BottomRight, EndOfKeys, Fixed, TopLeft};
 use cross_attention::{
-    AttentionData, AttentionProblem, AttentionSpec, Layout, ScoreStage, TensorData, TensorSpec, Terms, f16,
+    AlibiSlopes, AttentionData, AttentionProblem, AttentionSpec, Layout, ScoreStage, TensorData, TensorSpec, Terms, f16,
 };
 
 use super::check::{Run, is_near};
@@ -30,7 +30,7 @@ fn windows(spec: &mut AttentionSpec, diagonal: Diagonal, left: Option<u32>, righ
     (spec.window_left, spec.window_right) = (left, right);
 }
 
-pub(crate) const SIGHTS: [Sight; 20] = [
+pub(crate) const SIGHTS: [Sight; 22] = [
     Sight {
         name: "all",
         spec: |_| {},
@@ -42,6 +42,21 @@ pub(crate) const SIGHTS: [Sight; 20] = [
         spec: |spec| spec.kv_lens = true,
         data: lens,
         seen: ["xxxxx. xxxxx. xxxxx. xxxxx.", "xx.... xx.... xx.... xx...."],
+    },
+    Sight {
+        name: "q_lens",
+        spec: |spec| spec.q_lens = true,
+        data: |data| data.terms.q_lens = Some(vec![3, 0]),
+        seen: ["xxxxxx xxxxxx xxxxxx ......", "...... ...... ...... ......"],
+    },
+    Sight {
+        name: "causal_end_of_rows_and_keys",
+        spec: |spec| {
+            causal(spec, EndOfKeys);
+            (spec.q_lens, spec.kv_lens) = (true, true);
+        },
+        data: |data| (data.terms.q_lens, data.terms.kv_lens) = (Some(vec![2, 4]), Some(vec![5, 2])),
+        seen: ["xxxx.. xxxxx. ...... ......", "...... ...... x..... xx...."],
     },
     Sight {
         name: "kv_lens_zero",
@@ -234,7 +249,7 @@ pub(crate) fn scores(run: &Run<'_>) -> Result<(), String> {
     spec.softcap = Some(2.0);
     spec.bias = Some(TensorSpec::f32(Layout::bhld([1, 1, 1, 4])));
     spec.kv_lens = true;
-    spec.alibi_slopes = true;
+    spec.alibi_slopes = Some(AlibiSlopes::PerHead);
     spec.sinks = true;
     spec.offset = Some(Fixed(1));
     spec.lse = true;

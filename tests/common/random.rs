@@ -3,7 +3,7 @@
 //!
 //! `TRIALS` says how many of each; `SEED` gives other ones.
 
-use cross_attention::{Diagonal, Element, Layout, ScoreStage, TensorSpec};
+use cross_attention::{AlibiSlopes, Diagonal, Element, Layout, ScoreStage, TensorSpec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -100,7 +100,7 @@ struct NumberTerms {
     bias: Option<(bool, String, f32)>,
     common: f32,
     padding: Option<(f32, f32)>,
-    alibi: bool,
+    alibi: Option<AlibiSlopes>,
     sinks: Option<f32>,
     scores: Scores,
     value_size: f32,
@@ -143,7 +143,8 @@ fn numbers() -> impl Strategy<Value = NumberTerms> {
     let padding = prop_oneof![Just(-1e4f32), Just(-1e9), Just(f32::MIN)];
     let padding = option::weighted(0.3, (padding, prop_oneof![Just(1.0f32), 0.0..1.0f32]));
     let value_size = prop_oneof![8 => Just(1.0f32), 1 => Just(1e38), 1 => Just(1e-30)];
-    let terms = (scale, option::of(0.1..30.0f32), bias, any::<bool>(), option::of(-5.0..5.0f32));
+    let alibi = option::of(prop_oneof![Just(AlibiSlopes::PerHead), Just(AlibiSlopes::PerBatchAndHead)]);
+    let terms = (scale, option::of(0.1..30.0f32), bias, alibi, option::of(-5.0..5.0f32));
     (terms, scores, common, padding, value_size).prop_map(
         |((scale, softcap, bias, alibi, sinks), scores, common, padding, value_size)| NumberTerms {
             scale,
@@ -162,8 +163,8 @@ fn numbers() -> impl Strategy<Value = NumberTerms> {
 #[derive(Clone, Debug)]
 struct MaskTerms {
     mask: Option<(String, f32, bool)>,
-    /// shares of the keys, one for each batch entry
-    kv_lens: Option<[f32; 3]>,
+    /// shares of rows and keys, one for each batch entry
+    lens: [Option<[f32; 3]>; 2],
     ranges: Option<Ranges>,
     causal: Option<Diagonal>,
     windows: [Option<u32>; 2],
@@ -175,14 +176,19 @@ impl MaskTerms {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a small length")]
     fn ask(&self, mut case: Case) -> Case {
         let [batch, ..] = case.spec.query.layout.shape;
-        let kv_len = case.spec.key.layout.shape[2] as f32;
+        let [q_len, kv_len] = [case.spec.query, case.spec.key].map(|tensor| tensor.layout.shape[2] as f32);
         if let Some((axes, keeps, blank_rows)) = &self.mask {
             case = case.mask(axes);
             (case.recipe.mask_keeps, case.recipe.blank_rows) = (*keeps, *blank_rows);
         }
-        if let Some(shares) = self.kv_lens {
-            let lens: Vec<u32> = shares[..batch].iter().map(|share| (share * kv_len).min(kv_len) as u32).collect();
-            case = case.kv_lens(&lens);
+        let lens = |shares: [f32; 3], all: f32| -> Vec<u32> {
+            shares[..batch].iter().map(|share| (share * all).min(all) as u32).collect()
+        };
+        if let Some(shares) = self.lens[0] {
+            case = case.q_lens(&lens(shares, q_len));
+        }
+        if let Some(shares) = self.lens[1] {
+            case = case.kv_lens(&lens(shares, kv_len));
         }
         if let Some(ranges) = self.ranges {
             case = case.ranges(ranges);
@@ -197,20 +203,22 @@ impl MaskTerms {
 
 fn masks() -> impl Strategy<Value = MaskTerms> {
     let mask = option::of((axes(), 0.0..1.0f32, any::<bool>()));
-    let share = prop_oneof![4 => 0.0..1.0f32, 1 => Just(0.0f32), 2 => Just(1.0f32)];
-    let kv_lens = option::of(proptest::array::uniform3(share));
+    let share = || prop_oneof![4 => 0.0..1.0f32, 1 => Just(0.0f32), 2 => Just(1.0f32)];
+    let q_lens = option::weighted(0.3, proptest::array::uniform3(share()));
+    let lens = (q_lens, option::of(proptest::array::uniform3(share()))).prop_map(|(q_lens, kv_lens)| [q_lens, kv_lens]);
     let ranges = option::weighted(0.3, prop_oneof![Just(Ranges::Wild), (1..70i32).prop_map(Ranges::Segments)]);
     let window = || option::weighted(0.3, prop_oneof![8 => 0..80u32, 1 => Just(u32::MAX)]);
-    (mask, kv_lens, ranges, option::of(diagonal()), [window(), window()], option::of(diagonal()), any::<bool>())
-        .prop_map(|(mask, kv_lens, ranges, causal, windows, offset, poison)| MaskTerms {
+    (mask, lens, ranges, option::of(diagonal()), [window(), window()], option::of(diagonal()), any::<bool>()).prop_map(
+        |(mask, lens, ranges, causal, windows, offset, poison)| MaskTerms {
             mask,
-            kv_lens,
+            lens,
             ranges,
             causal,
             windows,
             offset,
             poison,
-        })
+        },
+    )
 }
 
 fn diagonal() -> impl Strategy<Value = Diagonal> {

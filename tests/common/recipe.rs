@@ -1,7 +1,8 @@
 //! Inputs of a case: numbers that show a fault, drawn from the case's name and from the place they stand in.
 
 use cross_attention::{
-    AttentionData, AttentionInputs, AttentionProblem, AttentionSpec, Layout, OwnedTerms, TensorData, TensorSpec, f16,
+    AlibiSlopes, AttentionData, AttentionInputs, AttentionProblem, AttentionSpec, Layout, OwnedTerms, TensorData,
+    TensorSpec, f16,
 };
 
 /// How the scores of a row are spread over its keys.
@@ -59,6 +60,7 @@ pub(crate) struct Recipe {
     pub(crate) mask_segments: usize,
     /// Rows 1, 4, 7.. of mask and bias forbid every key.
     pub(crate) blank_rows: bool,
+    pub(crate) q_lens: Vec<u32>,
     pub(crate) kv_lens: Vec<u32>,
     pub(crate) ranges: Ranges,
     /// Sinks lie within 2 of this.
@@ -82,6 +84,7 @@ impl Default for Recipe {
             mask_keeps: 0.6,
             mask_segments: 0,
             blank_rows: false,
+            q_lens: Vec::new(),
             kv_lens: Vec::new(),
             ranges: Ranges::Wild,
             sinks_around: 0.0,
@@ -150,14 +153,19 @@ impl Recipe {
                     }
                     mask
                 }),
+                q_lens: spec.q_lens.then(|| self.q_lens.clone()),
                 kv_lens: spec.kv_lens.then(|| self.kv_lens.clone()),
                 row_start: spec.row_ranges.then(|| Vec::with_capacity(batch * q_len)),
                 row_end: spec.row_ranges.then(|| Vec::with_capacity(batch * q_len)),
-                alibi_slopes: spec.alibi_slopes.then(|| {
+                alibi_slopes: spec.alibi_slopes.map(|slopes| {
                     let heads = problem.q_heads();
-                    (0..heads)
-                        .map(|h| if h == 1 { 0.0 } else { (-8.0 * (h + 1) as f32 / heads as f32).exp2() })
-                        .collect()
+                    let entries = if slopes == AlibiSlopes::PerBatchAndHead { batch } else { 1 };
+                    // those of each further entry half as steep, head 1 without
+                    let of = |n: usize| match (n / heads, n % heads) {
+                        (_, 1) => 0.0,
+                        (b, h) => (-8.0 * (h + 1) as f32 / heads as f32 - b as f32).exp2(),
+                    };
+                    (0..entries * heads).map(of).collect()
                 }),
                 sinks: spec.sinks.then(|| {
                     let sinks = draw("sinks");
@@ -242,9 +250,11 @@ pub(crate) fn allowed(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, 
     let [b, _, i, j] = at;
     let row = b * problem.q_len() + i;
     let (signed_i, signed_j) = (i as i64, j as i64);
+    let q_len = inputs.terms.q_lens.map_or(problem.q_len(), |lens| lens[b] as usize);
     let kv_len = inputs.terms.kv_lens.map_or(problem.kv_len(), |lens| lens[b] as usize);
-    let diagonal = signed_i + problem.offset(kv_len);
-    let rest = j < kv_len
+    let diagonal = signed_i + problem.offset(q_len, kv_len);
+    let rest = i < q_len
+        && j < kv_len
         && inputs.terms.mask.is_none_or(|mask| mask[spec.mask.expect("the mask has a layout").index(at)])
         && inputs.terms.row_start.is_none_or(|start| i64::from(start[row]) <= signed_j)
         && inputs.terms.row_end.is_none_or(|end| signed_j < i64::from(end[row]))

@@ -9,8 +9,8 @@
 use cross_attention::sources::{Combine, Gate, Source, SourceInputs, Sources, SourcesError, SourcesOutput};
 use cross_attention::verify::verify;
 use cross_attention::{
-    AttentionData, AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Element, Error, Layout,
-    TensorData, TensorSpec, Terms,
+    AlibiSlopes, AttentionData, AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Element,
+    Error, Layout, TensorData, TensorSpec, Terms,
 };
 
 use super::plain::{Row, Seen, numbers, row};
@@ -273,7 +273,7 @@ pub(crate) fn terms(device: &Device) -> Result<(), String> {
                 let mut source =
                     Source::new(format!("{len}"), of([BATCH, HEADS[0], Q_LEN, DIM]), tensor(DIM), tensor(WIDTH));
                 source.spec.bias = Some(of([BATCH, 1, Q_LEN, len]));
-                source.spec.alibi_slopes = n == 0;
+                source.spec.alibi_slopes = (n == 0).then_some(AlibiSlopes::PerHead);
                 // a sum has an attention for each source, and each may have a sink
                 source.spec.sinks = n == 1 && combine == Combine::Sum;
                 source

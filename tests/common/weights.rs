@@ -114,7 +114,7 @@ fn weight(
         largest = largest.max(bias.abs());
     }
     if let Some(slopes) = inputs.terms.alibi_slopes {
-        let distance = i as i64 + problem.offset(inputs.kv_len(problem, b)) - j as i64;
+        let distance = inputs.diagonal(problem, b, i) - j as i64;
         let term = (f64::from(slopes[h]) * distance as f64).abs();
         // the distance, the product, the difference
         error += U * (3.0 * term + score.abs() + term);

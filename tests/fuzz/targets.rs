@@ -9,8 +9,8 @@ use cross_attention::pool::{GroupQuery, PassagePool, PoolAttention, PoolSpec, St
 use cross_attention::tune::{DeviceKey, ProblemClass, TuneCache, TuneEntry};
 use cross_attention::weights::{HeadReduce, Keys, Select, WeightsProblem, WeightsSpec};
 use cross_attention::{
-    AttentionInputs, AttentionProblem, AttentionSpec, CooperativeMatrix, Device, DeviceCaps, DeviceClass, Diagonal,
-    Element, Kernel, Layout, Plan, ScoreStage, TensorSpec, TimingSource, cpu,
+    AlibiSlopes, AttentionInputs, AttentionProblem, AttentionSpec, CooperativeMatrix, Device, DeviceCaps, DeviceClass,
+    Diagonal, Element, Kernel, Layout, Plan, ScoreStage, TensorSpec, TimingSource, cpu,
 };
 
 use crate::draw::Draw;
@@ -68,8 +68,13 @@ fn spec(draw: &mut Draw, huge: bool) -> AttentionSpec {
         spec.bias = Some(TensorSpec { element: element(draw), layout: scores(draw) });
     }
     spec.mask = draw.maybe(scores);
-    [spec.kv_lens, spec.row_ranges, spec.alibi_slopes, spec.sinks, spec.lse, spec.row_state] =
+    [spec.q_lens, spec.kv_lens, spec.row_ranges, spec.sinks, spec.lse, spec.row_state] =
         std::array::from_fn(|_| draw.one_in(3));
+    spec.alibi_slopes = match draw.below(6) {
+        0 => Some(AlibiSlopes::PerHead),
+        1 => Some(AlibiSlopes::PerBatchAndHead),
+        _ => None,
+    };
     if draw.one_in(4) {
         spec.scale = Some(draw.float());
     }
@@ -190,16 +195,20 @@ fn weights(draw: &mut Draw) -> Result<(), String> {
     let bias = spec.bias.as_ref().map(|of| tensor(draw, of));
     let mask = spec.mask.map(|mask| (0..len(&mask)).map(|_| draw.one_in(2)).collect::<Vec<_>>());
     let rows = problem.batch() * problem.q_len();
-    let kv_lens =
-        spec.kv_lens.then(|| (0..problem.batch()).map(|_| draw.below(problem.kv_len() + 2) as u32).collect::<Vec<_>>());
+    let [q_lens, kv_lens] = [(spec.q_lens, problem.q_len()), (spec.kv_lens, problem.kv_len())].map(|(asked, most)| {
+        asked.then(|| (0..problem.batch()).map(|_| draw.below(most + 2) as u32).collect::<Vec<_>>())
+    });
     let [row_start, row_end] = [(), ()]
         .map(|()| spec.row_ranges.then(|| (0..rows).map(|_| draw.bits() as i32 >> draw.below(32)).collect::<Vec<_>>()));
-    let slopes = spec.alibi_slopes.then(|| draw.floats(problem.q_heads()));
+    let slopes = spec.alibi_slopes.map(|slopes| match slopes {
+        AlibiSlopes::PerHead => draw.floats(problem.q_heads()),
+        AlibiSlopes::PerBatchAndHead => draw.floats(problem.batch() * problem.q_heads()),
+    });
     let sinks = spec.sinks.then(|| draw.floats(problem.q_heads()));
     let mut inputs = AttentionInputs::new(query.as_ref(), key.as_ref(), value.as_ref());
     inputs.terms.bias = bias.as_ref().map(cross_attention::TensorData::as_ref);
     inputs.terms.mask = mask.as_deref();
-    inputs.terms.kv_lens = kv_lens.as_deref();
+    (inputs.terms.q_lens, inputs.terms.kv_lens) = (q_lens.as_deref(), kv_lens.as_deref());
     (inputs.terms.row_start, inputs.terms.row_end) = (row_start.as_deref(), row_end.as_deref());
     (inputs.terms.alibi_slopes, inputs.terms.sinks) = (slopes.as_deref(), sinks.as_deref());
     for kernel in cpu::CpuKernel::ALL {

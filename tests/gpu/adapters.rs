@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cross_attention::DeviceClass;
 use cross_attention::gpu::{self, AdapterRequest, Context};
 use wgpu::Backend;
+
+/// How many trials of each kernel, and the time they took.
+type Ran = BTreeMap<String, (usize, Duration)>;
 
 #[derive(Clone)]
 pub(crate) struct Adapter {
@@ -14,7 +18,7 @@ pub(crate) struct Adapter {
     pub(crate) context: Context,
     /// Whether it is a software driver beside another one, and is spared some of what that one runs.
     pub(crate) sparing: bool,
-    ran: Arc<Mutex<BTreeMap<String, usize>>>,
+    ran: Arc<Mutex<Ran>>,
 }
 
 impl Adapter {
@@ -25,11 +29,13 @@ impl Adapter {
     }
 
     /// Notes that a kernel ran a trial.
-    pub(crate) fn count(&self, kernel: &str) {
-        *self.ran.lock().expect("counting does not fail").entry(kernel.to_string()).or_default() += 1;
+    pub(crate) fn count(&self, kernel: &str, time: Duration) {
+        let mut ran = self.ran.lock().expect("counting does not fail");
+        let (count, sum) = ran.entry(kernel.to_string()).or_default();
+        (*count, *sum) = (*count + 1, *sum + time);
     }
 
-    pub(crate) fn ran(&self) -> BTreeMap<String, usize> {
+    pub(crate) fn ran(&self) -> Ran {
         self.ran.lock().expect("counting does not fail").clone()
     }
 }

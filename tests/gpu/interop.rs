@@ -2,7 +2,7 @@
 
 use cross_attention::gpu::{AdapterRequest, AttentionBuffers, Context, GpuError, choose};
 use cross_attention::{
-    AttentionInputs, AttentionProblem, AttentionSpec, Error, Kernel, Plan, TensorSpec, cpu, verify, wgpu,
+    AlibiSlopes, AttentionInputs, AttentionProblem, AttentionSpec, Error, Kernel, Plan, TensorSpec, cpu, verify, wgpu,
 };
 use wgpu::BufferUsages;
 
@@ -248,7 +248,7 @@ fn wrong_buffers_are_refused(context: &Context, _: &str) -> Result<(), String> {
 
     // two kinds of row data are copied, which needs an encoder and the usage for it
     let mut spec = problem.spec().clone();
-    spec.alibi_slopes = true;
+    spec.alibi_slopes = Some(AlibiSlopes::PerHead);
     spec.sinks = true;
     let both = AttentionProblem::new(spec).map_err(text)?;
     let prepared = context.prepare_blocking(&both, None).map_err(text)?;

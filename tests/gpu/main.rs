@@ -66,8 +66,8 @@ fn in_turns(lists: Vec<Vec<Trial>>) -> Vec<Trial> {
 fn summary(adapters: &[adapters::Adapter], conclusion: &Conclusion) {
     for adapter in adapters {
         println!("{}: {}", adapter.slug, adapter.describe());
-        for (kernel, count) in adapter.ran() {
-            println!("  {kernel}: {count} trials ran");
+        for (kernel, (count, time)) in adapter.ran() {
+            println!("  {kernel}: {count} trials ran, {:.0} s", time.as_secs_f64());
         }
     }
     println!("{} passed, {} failed, {} ignored", conclusion.num_passed, conclusion.num_failed, conclusion.num_ignored);

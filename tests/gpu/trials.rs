@@ -1,6 +1,7 @@
 //! The list of trials: names, what is ignored and why, what a failure prints.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use cross_attention::{AttentionInputs, AttentionOutput, AttentionProblem, Element, Error, Kernel, PlanError};
 use libtest_mimic::{Completion, Failed, Trial};
@@ -8,7 +9,7 @@ use libtest_mimic::{Completion, Failed, Trial};
 use super::adapters::Adapter;
 use super::{composed, executors, keys, known_faults, levels, linear, merging, parts, places, shared, weights};
 use crate::common::case::Case;
-use crate::common::check::{self, Run};
+use crate::common::check::{self, Extent, Run};
 use crate::common::{cases, meaning, onnx, random, real};
 
 /// Random specs with few keys and with many, for each kernel.
@@ -33,7 +34,10 @@ fn checks() -> Vec<(String, Check)> {
         checks.push((format!("onnx_{name}"), Box::new(move |run| check::onnx(&case, run))));
     }
     for capture in real::all() {
-        checks.push((format!("real_{}", capture.name), Box::new(move |run| check::capture(&capture, run))));
+        checks.push((
+            format!("real_{}", capture.name),
+            Box::new(move |run| check::capture(&capture, run, Extent::Sample)),
+        ));
     }
     for (n, case) in random_cases().into_iter().enumerate() {
         checks.push((format!("random_{n:02}"), Box::new(move |run| check::case_with(&case, run))));
@@ -61,12 +65,9 @@ fn cases_in_f16() -> Vec<Case> {
 /// All trials of an adapter.
 pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
     let mut trials = Vec::new();
-    for (n, (name, check)) in checks().into_iter().enumerate() {
+    for (name, check) in checks() {
         let check = Arc::new(check);
         for kernel in kernels(adapter) {
-            if adapter.sparing && !in_turn(adapter, kernel, n) {
-                continue;
-            }
             let check = Arc::clone(&check);
             let on = adapter.clone();
             trials.push(trial(adapter, kernel.name(), &name, move || check(&run_with(&on, kernel))));
@@ -82,6 +83,9 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
     for kernel in kernels(adapter) {
         trials.extend(parts::trials(adapter, kernel));
         trials.extend(keys::trials(adapter, kernel));
+    }
+    if adapter.sparing {
+        trials = spared(adapter, trials);
     }
     trials.extend(merging::trials(adapter));
     trials.extend(weights::trials(adapter));
@@ -102,17 +106,30 @@ fn kernels(adapter: &Adapter) -> impl Iterator<Item = Kernel> + use<> {
     Kernel::ALL.into_iter().filter(move |kernel| *kernel != Kernel::Cooperative || matrices)
 }
 
-/// Whether a driver that is spared runs a check with a kernel. Kernels whose loops are written out take a software driver
-/// a second or more to compile, so the checks are shared out among them; the others run all.
-fn in_turn(adapter: &Adapter, kernel: Kernel, check: usize) -> bool {
+/// What a driver that is spared runs of the trials of kernels: each kernel's are shared out evenly, for it takes such a
+/// driver a second or more to compile a kernel whose loops are written out.
+fn spared(adapter: &Adapter, trials: Vec<Trial>) -> Vec<Trial> {
     // SwiftShader has subgroups of 4, and takes as long for the rows kernel as for the tiled one
     let small_subgroups = adapter.context.caps().subgroups.is_some_and(|(_, largest)| largest < 8);
-    match kernel {
-        Kernel::Rows if small_subgroups => check.is_multiple_of(6),
-        Kernel::Split => check % 3 == 1,
-        Kernel::Tiled => check % 3 == 2,
-        Kernel::Rows | Kernel::Cooperative | Kernel::Fused | Kernel::Plain => true,
-    }
+    let one_in = |kernel: Kernel| match kernel {
+        Kernel::Split | Kernel::Tiled => 7,
+        Kernel::Rows if small_subgroups => 7,
+        Kernel::Fused | Kernel::Plain => 3,
+        Kernel::Rows | Kernel::Cooperative => 1,
+    };
+    let mut counts = Kernel::ALL.map(|kernel| (kernel, 0));
+    let of_kernel = |trial: &Trial, kernel: Kernel| trial.name().split('/').nth(1) == Some(kernel.name());
+    let kept = trials.into_iter().filter(|trial| {
+        let Some((place, (kernel, count))) =
+            counts.iter_mut().enumerate().find(|(_, (kernel, _))| of_kernel(trial, *kernel))
+        else {
+            return true;
+        };
+        *count += 1;
+        // kernels begin at different trials, so that each trial is run on some
+        (*count + place) % one_in(*kernel) == 0
+    });
+    kept.collect()
 }
 
 /// The case with query, key and value in f16.
@@ -149,11 +166,12 @@ pub(crate) fn trial(
     let full = format!("{}/{group}/{name}", adapter.slug);
     let (adapter, group, name) = (adapter.clone(), group.to_string(), name.to_string());
     Trial::ignorable_test(full.clone(), move || {
+        let start = Instant::now();
         let result = check();
         if let Some(refusal) = result.as_ref().err().and_then(|error| error.find(UNSUPPORTED).map(|at| &error[at..])) {
             return Ok(Completion::ignored_with(refusal.lines().next().unwrap_or_default()));
         }
-        adapter.count(&group);
+        adapter.count(&group, start.elapsed());
         match (known_faults::find(&adapter, &name), result) {
             (None, Ok(())) => Ok(Completion::Completed),
             (None, Err(error)) => Err(Failed::from(format!(

@@ -16,6 +16,6 @@ fn onnx_cases() {
 fn attention_of_trained_models() {
     let captures = real::all();
     for (name, run) in implementations() {
-        all(&name, &captures, |capture| check::capture(capture, &run));
+        all(&name, &captures, |capture| check::capture(capture, &run, check::Extent::Whole));
     }
 }

@@ -3,8 +3,8 @@
 use cross_attention::cpu::{CpuPlan, CpuStrategy, SimdLevel};
 use cross_attention::dispatch::{Rejection, Unsupported};
 use cross_attention::{
-    AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element, Kernel, Layout,
-    Plan, PlanChoice, PlanError, ScoreStage, TensorSpec, TileShape, workload,
+    AlibiSlopes, AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element,
+    Kernel, Layout, Plan, PlanChoice, PlanError, ScoreStage, TensorSpec, TileShape, workload,
 };
 use proptest::prelude::*;
 
@@ -402,7 +402,7 @@ fn positions_beyond_the_kernels_integers_are_refused() {
     let caps = DeviceCaps::webgpu_defaults();
     assert!(Plan::new(&AttentionProblem::new(spec.clone()).expect("sound"), &caps, None).is_ok());
     // ALiBi needs the distance itself
-    spec.alibi_slopes = true;
+    spec.alibi_slopes = Some(AlibiSlopes::PerHead);
     let error = Plan::new(&AttentionProblem::new(spec).expect("sound"), &caps, None).expect_err("too far");
     assert!(error.to_string().contains("offset is 2147483647, positions in a kernel go up to 536870911"), "{error}");
 }

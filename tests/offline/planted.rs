@@ -13,7 +13,7 @@ use crate::common::{cases, split};
 /// A wrong result for a case, or `None` where the fault has nothing to act on.
 type Fault = fn(&Case) -> Option<AttentionOutput>;
 
-const FAULTS: [(&str, Fault); 26] = [
+const FAULTS: [(&str, Fault); 27] = [
     ("diagonal off by one", |case| {
         let diagonal = match case.spec.causal? {
             Diagonal::TopLeft => Diagonal::Fixed(1),
@@ -47,13 +47,16 @@ const FAULTS: [(&str, Fault); 26] = [
         case.spec.mask?;
         wrong(case, |spec| spec.mask = None, |data| data.terms.mask = None)
     }),
+    ("query lengths left out", |case| {
+        case.spec.q_lens.then(|| wrong(case, |spec| spec.q_lens = false, |data| data.terms.q_lens = None))?
+    }),
     ("key lengths left out", |case| {
         let unused = case.spec.kv_lens && case.spec.causal.is_none();
         unused.then(|| wrong(case, |spec| spec.kv_lens = false, |data| data.terms.kv_lens = None))?
     }),
     ("slopes left out", |case| {
-        let asked = case.spec.alibi_slopes;
-        asked.then(|| wrong(case, |spec| spec.alibi_slopes = false, |data| data.terms.alibi_slopes = None))?
+        case.spec.alibi_slopes?;
+        wrong(case, |spec| spec.alibi_slopes = None, |data| data.terms.alibi_slopes = None)
     }),
     ("sinks left out", |case| {
         case.spec.sinks.then(|| wrong(case, |spec| spec.sinks = false, |data| data.terms.sinks = None))?

@@ -175,7 +175,7 @@ fn inputs_that_are_missing_or_not_asked_for() {
         ("kv_lens", |data| data.terms.kv_lens = None, |spec| spec.kv_lens = false),
         ("row_start", |data| data.terms.row_start = None, |spec| spec.row_ranges = false),
         ("row_end", |data| data.terms.row_end = None, |_| {}),
-        ("alibi_slopes", |data| data.terms.alibi_slopes = None, |spec| spec.alibi_slopes = false),
+        ("alibi_slopes", |data| data.terms.alibi_slopes = None, |spec| spec.alibi_slopes = None),
         ("sinks", |data| data.terms.sinks = None, |spec| spec.sinks = false),
     ];
     for (name, remove, unask) in tensors {

@@ -7,8 +7,8 @@ use cross_attention::dispatch::{Shader, Step, Variant};
 use cross_attention::plan::WeightsPlan;
 use cross_attention::weights::{HeadReduce, Keys, WeightsProblem, WeightsSpec};
 use cross_attention::{
-    AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element, Kernel, Layout,
-    Plan, ScoreStage, TensorSpec,
+    AlibiSlopes, AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element,
+    Kernel, Layout, Plan, ScoreStage, TensorSpec,
 };
 use naga::back::PipelineConstants;
 use naga::proc::Layouter;
@@ -95,7 +95,8 @@ fn spec(snippets: usize, overrides: usize) -> AttentionSpec {
     spec.row_ranges = on(1);
     spec.causal = Some(if on(2) { Diagonal::EndOfKeys } else { Diagonal::BottomRight });
     spec.softcap = on(3).then_some(5.0);
-    spec.alibi_slopes = on(4);
+    spec.alibi_slopes = on(4).then_some(AlibiSlopes::PerHead);
+    spec.q_lens = overrides % 5 == 1;
     spec.sinks = on(5);
     let stages =
         [None, Some(ScoreStage::Scaled), Some(ScoreStage::Capped), Some(ScoreStage::Masked), Some(ScoreStage::Probs)];

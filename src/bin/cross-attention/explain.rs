@@ -69,20 +69,15 @@ pub(crate) fn terms(problem: &AttentionProblem) -> Vec<String> {
     words.extend(spec.window_left.map(|tokens| format!("window_left {tokens}")));
     words.extend(spec.window_right.map(|tokens| format!("window_right {tokens}")));
     if spec.causal.is_none()
-        && (spec.window_left.is_some() || spec.window_right.is_some() || spec.alibi_slopes || spec.offset.is_some())
+        && (spec.window_left.is_some()
+            || spec.window_right.is_some()
+            || spec.alibi_slopes.is_some()
+            || spec.offset.is_some())
     {
         words.push(format!("offset {}", problem.diagonal()));
     }
-    words.extend(spec.bias.map(|bias| format!("bias {}", bias.element)));
-    for (given, word) in [
-        (spec.mask.is_some(), "mask"),
-        (spec.kv_lens, "kv_lens"),
-        (spec.row_ranges, "row ranges"),
-        (spec.alibi_slopes, "ALiBi"),
-        (spec.sinks, "sinks"),
-        (spec.lse, "returns lse"),
-        (spec.scores.is_some(), "returns probs"),
-    ] {
+    words.extend(spec.term_names());
+    for (given, word) in [(spec.lse, "returns lse"), (spec.scores.is_some(), "returns probs")] {
         if given {
             words.push(word.to_owned());
         }

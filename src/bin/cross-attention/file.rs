@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use cross_attention::{
-    AttentionInputs, AttentionProblem, AttentionSpec, Element, Layout, ProblemError, ScoreStage, TensorRef, TensorSpec,
-    Terms, f16,
+    AlibiSlopes, AttentionInputs, AttentionProblem, AttentionSpec, Element, Layout, ProblemError, ScoreStage,
+    TensorRef, TensorSpec, Terms, f16,
 };
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
@@ -34,8 +34,8 @@ pub(crate) struct Wish {
 }
 
 /// All that a file may hold.
-const NAMES: [&str; 10] =
-    ["query", "key", "value", "bias", "mask", "kv_lens", "row_start", "row_end", "alibi_slopes", "sinks"];
+const NAMES: [&str; 11] =
+    ["query", "key", "value", "bias", "mask", "q_lens", "kv_lens", "row_start", "row_end", "alibi_slopes", "sinks"];
 
 /// Reads the problem of the file at `path`, of which only the header is looked at.
 ///
@@ -94,13 +94,20 @@ pub(crate) fn request(file: &Contents, flags: &OptionFlags, wish: Wish) -> Resul
     };
     let integers = |name, info: &TensorInfo| one_of(name, info, &[Dtype::I32, Dtype::I64], "I32, I64");
     let floats = |name, info: &TensorInfo| floats_of(name, info).map(drop);
+    spec.q_lens = given("q_lens", entries, integers)?;
     spec.kv_lens = given("kv_lens", entries, integers)?;
     spec.row_ranges = match [given("row_start", rows, integers)?, given("row_end", rows, integers)?] {
         [true, false] => return Err(Error::HalfRange { given: "row_start", missing: "row_end" }),
         [false, true] => return Err(Error::HalfRange { given: "row_end", missing: "row_start" }),
         [given, _] => given,
     };
-    spec.alibi_slopes = given("alibi_slopes", heads, floats)?;
+    // those of two axes are of every batch entry
+    let by_batch = file.info("alibi_slopes").is_some_and(|info| info.shape.len() == 2);
+    let (slopes, shape) = match by_batch {
+        true => (AlibiSlopes::PerBatchAndHead, ("[batch, q_heads]", &[batch, q_heads][..])),
+        false => (AlibiSlopes::PerHead, heads),
+    };
+    spec.alibi_slopes = given("alibi_slopes", shape, floats)?.then_some(slopes);
     spec.sinks = given("sinks", heads, floats)?;
 
     let mut notes: Vec<String> = unknown_tensors(file).into_iter().chain(unknown_options(&file.metadata)).collect();
@@ -137,12 +144,13 @@ impl<'a> Operands<'a> {
     ///
     /// # Errors
     /// [`Error::Length`]; [`Error::Memory`] where something has to be copied and cannot be.
-    pub(crate) fn new(file: &Contents, bytes: &'a [u8], kv_len: usize) -> Result<Self, Error> {
+    pub(crate) fn new(file: &Contents, bytes: &'a [u8], problem: &AttentionProblem) -> Result<Self, Error> {
         let data = |name| file.info(name).map(|info| (file.data(bytes, info), info.dtype));
         let floats = |name| data(name).map(|(bytes, dtype)| Floats::new(bytes, dtype)).transpose();
         let needed = |name| floats(name)?.ok_or(Error::MissingTensor { name, found: "nothing".to_owned() });
         let per_head = |name| Ok::<_, Error>(floats(name)?.map(|data| data.to_f32()));
         let integers = |name| data(name).map(|(bytes, dtype)| integers(bytes, dtype)).transpose();
+        let lens = |name, most| integers(name)?.map(|lens| lengths(name, &lens, most)).transpose();
         let bounds = |name| Ok::<_, Error>(integers(name)?.map(saturate));
         let mask = |(bytes, _): (&[u8], Dtype)| {
             let mut mask = reserved(bytes.len())?;
@@ -156,7 +164,8 @@ impl<'a> Operands<'a> {
             terms: Terms {
                 bias: floats("bias")?,
                 mask: data("mask").map(mask).transpose()?,
-                kv_lens: integers("kv_lens")?.map(|lens| lengths("kv_lens", &lens, kv_len)).transpose()?,
+                q_lens: lens("q_lens", problem.q_len())?,
+                kv_lens: lens("kv_lens", problem.kv_len())?,
                 row_start: bounds("row_start")?,
                 row_end: bounds("row_end")?,
                 alibi_slopes: per_head("alibi_slopes")?,
@@ -353,7 +362,7 @@ impl Opened {
     /// # Errors
     /// As [`Operands::new`].
     pub(crate) fn operands(&self) -> Result<Operands<'_>, Error> {
-        Operands::new(&self.contents, &self.bytes, self.request.problem.kv_len())
+        Operands::new(&self.contents, &self.bytes, &self.request.problem)
     }
 }
 
@@ -397,7 +406,7 @@ mod tests {
     fn parse(bytes: &[u8]) -> Result<Request, Error> {
         let contents = Contents::parse(bytes, bytes.len() as u64)?;
         let request = request(&contents, &OptionFlags::default(), Wish { output: Element::F32, probs: false })?;
-        Operands::new(&contents, bytes, request.problem.kv_len())?;
+        Operands::new(&contents, bytes, &request.problem)?;
         Ok(request)
     }
 

@@ -145,7 +145,7 @@ impl Options {
     pub(crate) fn idle(&self, spec: &AttentionSpec) -> Vec<&'static str> {
         let mut idle = vec![];
         let windowed = self.window_left.is_some() || self.window_right.is_some();
-        if self.offset.is_some() && self.causal.is_none() && !windowed && !spec.alibi_slopes {
+        if self.offset.is_some() && self.causal.is_none() && !windowed && spec.alibi_slopes.is_none() {
             idle.push("offset does nothing: it is the diagonal of windows and ALiBi, and there are none");
         }
         if self.window_right.is_some() && self.causal.is_some() {

@@ -24,9 +24,9 @@ Examples:
 /// Compute attention over safetensors files
 ///
 /// A file holds query, key and value, [batch, heads, len, dim], of F32 or F16, and may hold: bias (F32, F16) and
-/// mask (BOOL, U8; true = attend), broadcast against [batch, q_heads, q_len, kv_len]; kv_lens (I32, I64) [batch];
-/// row_start and row_end (I32, I64) [batch, q_len]; alibi_slopes and sinks (F32, F16) [q_heads]. Options may stand
-/// in its metadata, under the names of the flags.
+/// mask (BOOL, U8; true = attend), broadcast against [batch, q_heads, q_len, kv_len]; q_lens and kv_lens (I32, I64)
+/// [batch]; row_start and row_end (I32, I64) [batch, q_len]; alibi_slopes (F32, F16) [q_heads] or [batch, q_heads];
+/// sinks (F32, F16) [q_heads]. Options may stand in its metadata, under the names of the flags.
 ///
 /// The result holds output and lse (F32) [batch, q_heads, q_len], and probs with --probs.
 ///

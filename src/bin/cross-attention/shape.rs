@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cross_attention::{AttentionProblem, AttentionSpec, Element, Layout, ScoreStage, TensorSpec};
+use cross_attention::{AlibiSlopes, AttentionProblem, AttentionSpec, Element, Layout, ScoreStage, TensorSpec};
 
 use crate::error::Error;
 use crate::file::{self, Wish};
@@ -78,13 +78,16 @@ pub(crate) struct ShapeFlags {
     /// With a boolean mask [batch, q_heads, q_len, kv_len]
     #[arg(long)]
     mask: bool,
+    /// With query lengths [batch]
+    #[arg(long)]
+    q_lens: bool,
     /// With key lengths [batch]
     #[arg(long)]
     kv_lens: bool,
     /// With a range of keys for each row
     #[arg(long)]
     row_ranges: bool,
-    /// With ALiBi slopes
+    /// With ALiBi slopes, one for each head
     #[arg(long)]
     alibi: bool,
     /// With attention sinks
@@ -126,9 +129,10 @@ impl ShapeFlags {
         let scores = Layout::bhld([batch, q_heads, q_len, kv_len]);
         spec.bias = self.bias.then_some(TensorSpec::f32(scores));
         spec.mask = self.mask.then_some(scores);
+        spec.q_lens = self.q_lens;
         spec.kv_lens = self.kv_lens;
         spec.row_ranges = self.row_ranges;
-        spec.alibi_slopes = self.alibi;
+        spec.alibi_slopes = self.alibi.then_some(AlibiSlopes::PerHead);
         spec.sinks = self.sinks;
         spec.lse = self.lse;
         spec.scores = probs.then_some(ScoreStage::Probs);

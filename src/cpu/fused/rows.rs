@@ -19,7 +19,8 @@ pub(super) fn may_hide(problem: &AttentionProblem) -> bool {
 
 fn by_position(problem: &AttentionProblem) -> bool {
     let spec = problem.spec();
-    spec.causal.is_some() || spec.window_left.is_some() || spec.window_right.is_some() || spec.row_ranges
+    let by_diagonal = spec.causal.is_some() || spec.window_left.is_some() || spec.window_right.is_some();
+    by_diagonal || spec.row_ranges || spec.q_lens
 }
 
 /// The keys that each row of a chunk may see by position: `[first, end]`, `[0, 0]` if none.

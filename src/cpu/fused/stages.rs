@@ -78,10 +78,7 @@ impl Job<'_> {
         let (map, unit, to_natural) = (&self.plan.map, self.plan.exponents.unit, f64::from(self.natural()));
         let of = map.chunk(chunk);
         for (r, ((&max, &sum), factor)) in rows.enumerate() {
-            let sink = self.inputs.terms.sinks.map_or(f32::NEG_INFINITY, |sinks| {
-                let [_, h, _] = map.place_in(of, tile.first_row + r);
-                sinks[h]
-            });
+            let sink = self.inputs.sink(self.problem, map.place_in(of, tile.first_row + r));
             let end = RowEnd::new(max, to_natural, sum, unit, sink);
             *factor = end.factor;
             if let Some(ends) = ends {

@@ -160,14 +160,14 @@ impl Job<'_> {
             Seen::Alike => &scratch.extra[..n],
             Seen::Everything | Seen::Bits | Seen::Nothing => &[],
         };
-        if let Some(slopes) = inputs.terms.alibi_slopes {
+        if inputs.terms.alibi_slopes.is_some() {
             for r in 0..tile.rows {
                 let [b, h, i] = places(r);
+                let slope = inputs.slope(problem, b, h).unwrap_or(0.0);
                 let diagonal = inputs.diagonal(problem, b, i) - keys.start as i64;
                 // both are exact: a position has 31 bits at most
                 let near = diagonal & 0xff;
-                (scratch.slope[r], scratch.far[r], scratch.near[r]) =
-                    (slopes[h], (diagonal - near) as f32, near as f32);
+                (scratch.slope[r], scratch.far[r], scratch.near[r]) = (slope, (diagonal - near) as f32, near as f32);
             }
         }
         if softcap > 0.0 || !extra.is_empty() || inputs.terms.alibi_slopes.is_some() {
@@ -194,7 +194,7 @@ impl Job<'_> {
     fn in_lines(&self, tile: Tile) -> bool {
         let spec = self.problem.spec();
         let alike = spec.mask.is_none() && spec.bias.is_none();
-        self.few() && !spec.alibi_slopes && (alike || tile.rows == 1)
+        self.few() && spec.alibi_slopes.is_none() && (alike || tile.rows == 1)
     }
 
     /// [`score`](Self::score) for few queries [in lines](Self::in_lines) of one block, all of which see all of `keys`.
