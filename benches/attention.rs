@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use cross_attention::cpu::{self, CpuKernel};
-use cross_attention::gpu::{self, AdapterRequest, BoundAttention, Context, PreparedAttention};
+use cross_attention::gpu::{self, AdapterRequest, BoundSteps, Gpu, GpuAttention};
 use cross_attention::verify::verify_sample;
 use cross_attention::{AttentionData, AttentionOutput, AttentionProblem, DeviceCaps, Error, Kernel, Plan, workload};
 
@@ -124,7 +124,7 @@ fn check(name: &str, problem: &AttentionProblem, data: &AttentionData, output: &
 }
 
 /// The adapter that the library chooses, or a message that there is none.
-fn open() -> Option<Context> {
+fn open() -> Option<Gpu> {
     let opened = pollster::block_on(async {
         let chosen = gpu::choose(&AdapterRequest::Hardware).await?;
         eprintln!("gpu: {}: {}", chosen.summary.title(), chosen.reason);
@@ -140,7 +140,7 @@ fn open() -> Option<Context> {
 }
 
 /// A kernel made ready for a workload, or a message why it does not take it.
-fn prepare(context: &Context, kernel: Kernel, name: &str) -> Option<(PreparedAttention, BoundAttention)> {
+fn prepare(context: &Gpu, kernel: Kernel, name: &str) -> Option<(GpuAttention, BoundSteps)> {
     let problem = problem(name);
     let data = workload::inputs(&problem, name);
     let prepared = match context.prepare_blocking(&problem, Some(kernel)) {

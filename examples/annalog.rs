@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use cross_attention::{
     AttentionInputs, AttentionProblem, AttentionSpec, Device, DeviceRequest, Diagonal, KernelChoice, Layout,
-    PreparedOn, TensorSpec,
+    PreparedAttention, TensorSpec,
 };
 use dense::{LayerNorm, Linear, add, largest};
 use serde::Deserialize;
@@ -79,7 +79,7 @@ impl Attention {
         &self,
         x: &mut Vec<f32>,
         context: &[f32],
-        prepared: &PreparedOn,
+        prepared: &PreparedAttention,
         lens: Option<&[u32]>,
     ) -> Result<(), Failure> {
         let [q, k, v, o] = &self.projections;

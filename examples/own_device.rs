@@ -14,7 +14,7 @@
 
 use std::process::ExitCode;
 
-use cross_attention::gpu::{AttentionBuffers, Context};
+use cross_attention::gpu::{AttentionBuffers, Gpu};
 use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Layout, TensorSpec, cpu, wgpu};
 use wgpu::BufferUsages as Uses;
 
@@ -68,7 +68,7 @@ fn run() -> Result<(), Failure> {
     println!("adapter: {}, {} {} ({})", info.name, info.driver, info.driver_info, info.backend);
     let descriptor = wgpu::DeviceDescriptor {
         // nothing of it is needed; kernels use what is there
-        required_features: adapter.features() & Context::FEATURES,
+        required_features: adapter.features() & Gpu::FEATURES,
         ..Default::default()
     };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))?;
@@ -132,7 +132,7 @@ fn run() -> Result<(), Failure> {
     let mut spec = AttentionSpec::from_tensors(tensor(POSITIONS, 1, 0), tensor(TOKENS, 2, 0), tensor(TOKENS, 2, 1));
     spec.output = tensor(POSITIONS, 1, 0);
     let problem = AttentionProblem::new(spec)?;
-    let attention = Context::from_device_blocking(device.clone(), queue.clone())?.prepare_blocking(&problem, None)?;
+    let attention = Gpu::from_device_blocking(device.clone(), queue.clone())?.prepare_blocking(&problem, None)?;
     println!("{}", attention.plan());
 
     // every step of the program: three dispatches of its own choice, one submission

@@ -2,6 +2,7 @@
 
 /// What kind of device computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DeviceClass {
     /// A GPU with memory of its own.
     Discrete,

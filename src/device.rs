@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::cpu::{self, CpuKernel, CpuPlan, SimdLevel};
 use crate::dispatch::Kernel;
 use crate::error::{Error, kernel_names};
-use crate::gpu::{self, AdapterRequest, Context, GpuError};
+use crate::gpu::{self, AdapterRequest, Gpu, GpuError};
 use crate::inputs::{AttentionInputs, AttentionOutput, CheckedInputs};
 use crate::plan::Plan;
 use crate::problem::AttentionProblem;
@@ -19,6 +19,7 @@ use crate::weights::{AttentionWithWeights, WeightsProblem, WeightsSpec};
 
 /// Which device is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DeviceRequest {
     /// A GPU if there is one, else the CPU. A software driver is taken only if `WGPU_ADAPTER_NAME` names it.
     #[default]
@@ -112,7 +113,7 @@ pub enum Device {
     /// The oracle, f64.
     Oracle,
     /// A device of wgpu.
-    Gpu(Context),
+    Gpu(Gpu),
 }
 
 /// A device that was chosen, and why.
@@ -187,7 +188,7 @@ impl Device {
         match self {
             Self::Cpu => format!("cpu ({} threads)", cpu_threads()),
             Self::Oracle => "oracle (f64)".to_owned(),
-            Self::Gpu(context) => context.info().name.clone(),
+            Self::Gpu(gpu) => gpu.info().name.clone(),
         }
     }
 
@@ -196,8 +197,8 @@ impl Device {
     pub fn driver(&self) -> String {
         match self {
             Self::Cpu | Self::Oracle => format!("cross-attention {}", env!("CARGO_PKG_VERSION")),
-            Self::Gpu(context) => {
-                let info = context.info();
+            Self::Gpu(gpu) => {
+                let info = gpu.info();
                 format!("{} {}", info.driver, info.driver_info).trim().to_owned()
             }
         }
@@ -208,7 +209,7 @@ impl Device {
     pub fn backend(&self) -> String {
         match self {
             Self::Cpu | Self::Oracle => "cpu".to_owned(),
-            Self::Gpu(context) => context.info().backend.to_str().to_owned(),
+            Self::Gpu(gpu) => gpu.info().backend.to_str().to_owned(),
         }
     }
 
@@ -217,13 +218,11 @@ impl Device {
     /// # Errors
     /// [`Error::WrongKernel`] if the kernel is one of another kind of device, [`Error::Plan`], [`Error::Gpu`];
     /// [`Error::HostMemory`] if there is no memory for the CPU's workspace.
-    pub async fn prepare(&self, problem: &AttentionProblem, kernel: KernelChoice) -> Result<PreparedOn, Error> {
+    pub async fn prepare(&self, problem: &AttentionProblem, kernel: KernelChoice) -> Result<PreparedAttention, Error> {
         match (self, self.its_kernel(kernel)?) {
-            (Self::Cpu, ItsKernel::Cpu(kernel)) => PreparedOn::cpu(problem, kernel),
-            (Self::Gpu(context), ItsKernel::Gpu(kernel)) => {
-                Ok(PreparedOn::gpu(context.prepare(problem, kernel).await?))
-            }
-            _ => Ok(PreparedOn::Oracle(problem.clone())),
+            (Self::Cpu, ItsKernel::Cpu(kernel)) => PreparedAttention::cpu(problem, kernel),
+            (Self::Gpu(gpu), ItsKernel::Gpu(kernel)) => Ok(PreparedAttention::gpu(gpu.prepare(problem, kernel).await?)),
+            _ => Ok(PreparedAttention::Oracle(problem.clone())),
         }
     }
 
@@ -235,7 +234,7 @@ impl Device {
         match (self, self.its_kernel(kernel)?) {
             (Self::Cpu, ItsKernel::Cpu(CpuKernel::Fused)) => Ok(fused_text(&CpuPlan::new(problem, SimdLevel::best()))),
             (Self::Cpu, ItsKernel::Cpu(CpuKernel::Plain)) => Ok(plain_text()),
-            (Self::Gpu(context), ItsKernel::Gpu(kernel)) => Ok(Plan::new(problem, context.caps(), kernel)?.to_string()),
+            (Self::Gpu(gpu), ItsKernel::Gpu(kernel)) => Ok(Plan::new(problem, gpu.caps(), kernel)?.to_string()),
             _ => Ok(ORACLE_TEXT.to_owned()),
         }
     }
@@ -269,7 +268,11 @@ impl Device {
     /// # Errors
     /// As [`prepare`](Self::prepare).
     #[cfg(feature = "native")]
-    pub fn prepare_blocking(&self, problem: &AttentionProblem, kernel: KernelChoice) -> Result<PreparedOn, Error> {
+    pub fn prepare_blocking(
+        &self,
+        problem: &AttentionProblem,
+        kernel: KernelChoice,
+    ) -> Result<PreparedAttention, Error> {
         self.block_on(self.prepare(problem, kernel))
     }
 
@@ -325,8 +328,8 @@ impl Device {
         inputs: &AttentionInputs<'_>,
         spec: &WeightsSpec,
     ) -> Result<AttentionWithWeights, Error> {
-        if let Self::Gpu(context) = self {
-            return context.attention_with_weights(problem, inputs, spec).await;
+        if let Self::Gpu(gpu) = self {
+            return gpu.attention_with_weights(problem, inputs, spec).await;
         }
         let checked = inputs.checked(problem)?;
         let wanted = WeightsProblem::new(problem, spec)?;
@@ -367,7 +370,7 @@ impl Device {
         Ok(match self {
             Self::Cpu => cpu::roofline(budget),
             Self::Oracle => None,
-            Self::Gpu(context) => Some(context.roofline_blocking(budget)?),
+            Self::Gpu(gpu) => Some(gpu.roofline_blocking(budget)?),
         })
     }
 
@@ -375,8 +378,8 @@ impl Device {
     pub(crate) fn max_binding_bytes(&self) -> u64 {
         match self {
             Self::Cpu | Self::Oracle => u64::MAX,
-            Self::Gpu(context) => {
-                let caps = context.caps();
+            Self::Gpu(gpu) => {
+                let caps = gpu.caps();
                 caps.max_storage_buffer_binding_size.min(caps.max_buffer_size)
             }
         }
@@ -386,7 +389,7 @@ impl Device {
     pub(crate) fn check_alive(&self) -> Result<(), Error> {
         match self {
             Self::Cpu | Self::Oracle => Ok(()),
-            Self::Gpu(context) => Ok(context.check_alive()?),
+            Self::Gpu(gpu) => Ok(gpu.check_alive()?),
         }
     }
 
@@ -394,7 +397,7 @@ impl Device {
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         match self {
             Self::Cpu | Self::Oracle => pollster::block_on(future),
-            Self::Gpu(context) => context.block_on(future),
+            Self::Gpu(gpu) => gpu.block_on(future),
         }
     }
 }
@@ -425,7 +428,8 @@ const ORACLE_TEXT: &str = "kernel     oracle: f64, all scores of a row, one row 
 
 /// An attention that is planned and prepared on a device.
 #[derive(Clone, Debug)]
-pub enum PreparedOn {
+#[non_exhaustive]
+pub enum PreparedAttention {
     /// On the CPU, with the fused kernel.
     Cpu(Box<cpu::CpuAttention>),
     /// On the CPU, with the plain kernel.
@@ -433,10 +437,10 @@ pub enum PreparedOn {
     /// By the oracle.
     Oracle(AttentionProblem),
     /// On a device of wgpu.
-    Gpu(Box<gpu::PreparedAttention>),
+    Gpu(Box<gpu::GpuAttention>),
 }
 
-impl PreparedOn {
+impl PreparedAttention {
     fn cpu(problem: &AttentionProblem, kernel: CpuKernel) -> Result<Self, Error> {
         match kernel {
             CpuKernel::Fused => {
@@ -453,7 +457,7 @@ impl PreparedOn {
         }
     }
 
-    fn gpu(prepared: gpu::PreparedAttention) -> Self {
+    fn gpu(prepared: gpu::GpuAttention) -> Self {
         Self::Gpu(Box::new(prepared))
     }
 
@@ -546,8 +550,8 @@ impl PreparedOn {
         on_round: &mut (dyn FnMut() + '_),
     ) -> Result<Timing, Error> {
         if let Self::Gpu(prepared) = self {
-            let context = prepared.context();
-            let tensors = context.block_on(prepared.upload(inputs))?;
+            let gpu = prepared.gpu();
+            let tensors = gpu.block_on(prepared.upload(inputs))?;
             let bound = prepared.bind(&tensors.buffers())?;
             return Ok(prepared.time_blocking(&bound, min_rounds, budget, on_round)?);
         }

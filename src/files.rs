@@ -40,7 +40,7 @@ pub struct OutputFile {
 #[derive(Debug)]
 enum To {
     /// A file beside the target, to be moved there.
-    Beside { part: Part, writer: BufWriter<File>, target: PathBuf, replaced: Option<Box<Metadata>> },
+    Beside { part: PartFile, writer: BufWriter<File>, target: PathBuf, replaced: Option<Box<Metadata>> },
     /// A device or a FIFO.
     Through(BufWriter<File>),
 }
@@ -65,11 +65,8 @@ impl OutputFile {
         let failed = |source| OutputError::Io { path: path.to_owned(), source };
         let to = match find(path, ours)? {
             Target::Regular { target, replaced } => {
-                let (part, file) = Part::beside(&target, replaced.is_some()).map_err(|source| OutputError::Folder {
-                    path: path.to_owned(),
-                    folder: folder(&target),
-                    source,
-                })?;
+                let (part, file) = PartFile::beside(&target, replaced.is_some())
+                    .map_err(|source| OutputError::Folder { path: path.to_owned(), folder: folder(&target), source })?;
                 To::Beside { part, writer: BufWriter::new(file), target, replaced: replaced.map(Box::new) }
             }
             Target::Device => To::Through(BufWriter::new(OpenOptions::new().write(true).open(path).map_err(failed)?)),
@@ -162,9 +159,9 @@ fn unfinished() -> std::sync::MutexGuard<'static, Unfinished> {
 
 /// A file that is gone when dropped.
 #[derive(Debug)]
-struct Part(PathBuf);
+struct PartFile(PathBuf);
 
-impl Part {
+impl PartFile {
     /// A new file in the folder of `target`. One that takes the place of another is nobody else's to read until then.
     fn beside(target: &Path, private: bool) -> io::Result<(Self, File)> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -205,7 +202,7 @@ impl Part {
     }
 }
 
-impl Drop for Part {
+impl Drop for PartFile {
     fn drop(&mut self) {
         if unfinished().parts.remove(&self.0) {
             // there is nobody to tell

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::device::PreparedOn;
+use crate::device::PreparedAttention;
 use crate::error::Error;
-use crate::gpu::PreparedAttention;
+use crate::gpu::GpuAttention;
 use crate::problem::AttentionProblem;
 
 /// Bytes of all that is kept, at most, but for what was used last, however large.
@@ -19,13 +19,13 @@ pub(crate) trait Holds {
     fn held_bytes(&self) -> u64;
 }
 
-impl Holds for PreparedAttention {
+impl Holds for GpuAttention {
     fn held_bytes(&self) -> u64 {
         self.held_bytes()
     }
 }
 
-impl Holds for PreparedOn {
+impl Holds for PreparedAttention {
     fn held_bytes(&self) -> u64 {
         match self {
             Self::Cpu(prepared) => prepared.held_bytes(),

@@ -21,23 +21,23 @@
 //!
 //! [`AttentionSpec`] (plain fields: shapes, strides, element types, scale, masks, what to return) becomes an
 //! [`AttentionProblem`] once it is found sound. A [`Plan`] says what a device would run for it. A
-//! [`gpu::PreparedAttention`] holds the plan's pipelines and workspace; it is bound to buffers and recorded. Each stage
+//! [`gpu::GpuAttention`] holds the plan's pipelines and workspace; it is bound to buffers and recorded. Each stage
 //! has its own error; [`Error`] wraps them.
 //!
 //! # Three levels
 //!
-//! 1. Slices in, vectors out: [`Device::attention`], [`gpu::Context::attention`], [`cpu::attention`].
-//! 2. Tensors that stay on the device: [`gpu::Context::prepare`], [`gpu::PreparedAttention::bind`],
-//!    [`gpu::PreparedAttention::submit`], [`gpu::Context::read`].
-//! 3. The caller's device, buffers and command encoder: [`gpu::Context::from_device`],
-//!    [`gpu::PreparedAttention::encode`]. It neither submits nor waits:
+//! 1. Slices in, vectors out: [`Device::attention`], [`gpu::Gpu::attention`], [`cpu::attention`].
+//! 2. Tensors that stay on the device: [`gpu::Gpu::prepare`], [`gpu::GpuAttention::bind`],
+//!    [`gpu::GpuAttention::submit`], [`gpu::Gpu::read`].
+//! 3. The caller's device, buffers and command encoder: [`gpu::Gpu::from_device`],
+//!    [`gpu::GpuAttention::encode`]. It neither submits nor waits:
 //!
 //! ```no_run
-//! use cross_attention::gpu::{AttentionBuffers, Context};
+//! use cross_attention::gpu::{AttentionBuffers, Gpu};
 //! use cross_attention::{AttentionProblem, AttentionSpec, wgpu};
 //!
 //! # async fn example(device: wgpu::Device, queue: wgpu::Queue, buffers: AttentionBuffers<'_>) -> Result<(), cross_attention::Error> {
-//! let context = Context::from_device(device.clone(), queue.clone()).await?;
+//! let context = Gpu::from_device(device.clone(), queue.clone()).await?;
 //! let problem = AttentionProblem::new(AttentionSpec::new([1, 8, 4096, 40], [1, 8, 77, 40]))?;
 //! let attention = context.prepare(&problem, None).await?; // once
 //! let mut encoder = device.create_command_encoder(&Default::default());
@@ -109,7 +109,7 @@ pub mod weights;
 pub mod workload;
 
 pub use caps::{CooperativeMatrix, DeviceCaps, DeviceClass, SubgroupFault};
-pub use device::{Choice, Device, DeviceRequest, DeviceRequestError, KernelChoice, PreparedOn};
+pub use device::{Choice, Device, DeviceRequest, DeviceRequestError, KernelChoice, PreparedAttention};
 pub use dispatch::{Kernel, PlanChoice, TileShape};
 pub use error::Error;
 pub use half::f16;

@@ -43,6 +43,7 @@ pub const MAX_LEN: usize = 1 << 30;
 /// # Ok::<(), cross_attention::ProblemError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct AttentionSpec {
     /// `[batch, q_heads, q_len, head_dim]`.
     pub query: TensorSpec,

@@ -6,6 +6,7 @@ use crate::name::UnknownName;
 
 /// The type of one stored element. All arithmetic is done in f32, whatever the storage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Element {
     /// IEEE 754 single precision, 4 bytes.
     F32,
@@ -228,6 +229,7 @@ impl TensorSpec {
 
 /// Elements of a tensor in host memory, borrowed. Shape and strides are in the [`TensorSpec`] beside it.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum TensorRef<'a> {
     /// Stored as f32.
     F32(&'a [f32]),
@@ -308,6 +310,7 @@ impl<'a> From<&'a Vec<f16>> for TensorRef<'a> {
 
 /// Elements of a tensor in host memory, owned.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum TensorData {
     /// Stored as f32.
     F32(Vec<f32>),

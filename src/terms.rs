@@ -6,6 +6,8 @@ use crate::tensor::{TensorData, TensorRef};
 
 /// The optional terms of an attention, given as the spec says. How they are held is a matter of the types: all of them as a
 /// `Terms<T>` of tensors or of buffers, or each as its own type in host memory ([`HostTerms`], [`OwnedTerms`]).
+///
+/// More may come: name those that are given and leave the rest to `..Terms::default()`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Terms<Data, Bools = Data, U32s = Data, I32s = Data, F32s = Data> {
     /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says; f32 or f16, as the spec says.

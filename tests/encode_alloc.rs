@@ -11,7 +11,7 @@ use std::alloc::{GlobalAlloc, Layout as Block, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cross_attention::dispatch::Slot;
-use cross_attention::gpu::{AttentionBuffers, BoundAttention, Context, PreparedAttention};
+use cross_attention::gpu::{AttentionBuffers, BoundSteps, Gpu, GpuAttention};
 use cross_attention::{AttentionProblem, AttentionSpec, Kernel, wgpu};
 
 struct Counting;
@@ -58,7 +58,7 @@ struct Bare {
 }
 
 impl Bare {
-    fn new(context: &Context, prepared: &PreparedAttention, buffers: &AttentionBuffers<'_>) -> Self {
+    fn new(context: &Gpu, prepared: &GpuAttention, buffers: &AttentionBuffers<'_>) -> Self {
         let device = context.device();
         let buffer = |label, size, usage| {
             device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
@@ -144,7 +144,7 @@ fn number(slot: Slot) -> u32 {
     }
 }
 
-fn encoded(context: &Context, record: impl FnOnce(&mut wgpu::CommandEncoder)) -> wgpu::CommandBuffer {
+fn encoded(context: &Gpu, record: impl FnOnce(&mut wgpu::CommandEncoder)) -> wgpu::CommandBuffer {
     let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     record(&mut encoder);
     encoder.finish()
@@ -182,7 +182,7 @@ fn recording_allocates_what_wgpu_does() {
             }));
         });
         let ours = allocations(|| {
-            drop(encoded(&context, |encoder| BoundAttention::encode_all([&bound; 6], encoder)));
+            drop(encoded(&context, |encoder| BoundSteps::encode_all([&bound; 6], encoder)));
         });
         assert!(ours <= wgpu_alone, "{kernel}, six in a pass: {ours} allocations, wgpu alone {wgpu_alone}");
         let ours = allocations(|| {

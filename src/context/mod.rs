@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub use error::ContextError;
 
-use crate::device::{Device, KernelChoice, PreparedOn};
+use crate::device::{Device, KernelChoice, PreparedAttention};
 use crate::engine::{self, Inputs, Kind, Outputs, Recording, Tensor};
 use crate::error::Error;
 use crate::inputs::{AttentionOutput, RowState};
@@ -123,7 +123,7 @@ struct Inner {
     spec: ContextSpec,
     kv_lens: Option<Vec<u32>>,
     store: Store,
-    kept: Kept<PreparedOn>,
+    kept: Kept<PreparedAttention>,
 }
 
 /// Neighbouring entries of a batch with one context.

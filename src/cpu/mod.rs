@@ -34,6 +34,7 @@ use crate::tensor::{Element, Layout, TensorData};
 
 /// An algorithm on the CPU. All of them compute in f32 and take every problem.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum CpuKernel {
     /// Online softmax over blocks of keys; never holds the scores. The default.
     #[default]

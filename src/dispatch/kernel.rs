@@ -5,6 +5,7 @@ use crate::name::UnknownName;
 /// A way to compute an attention on a GPU. A plan chooses one; [`Kernel::ALL`] lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "tune", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[non_exhaustive]
 pub enum Kernel {
     /// Whole rows in the registers of each lane, keys and values handed round in a subgroup, for software drivers.
     Rows,

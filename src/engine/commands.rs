@@ -4,7 +4,7 @@ use super::inputs::{HostInputs, Inputs, on_host};
 use super::recording::Recording;
 use super::tensor::{HostData, Tensor};
 use crate::cpu::{MergedStates, StatePart, merge_states};
-use crate::device::PreparedOn;
+use crate::device::PreparedAttention;
 use crate::dispatch::Variant;
 use crate::dispatch::uniforms::{CombineParams, ExpandParams};
 use crate::error::Error;
@@ -42,10 +42,15 @@ pub(crate) struct Combining<'a> {
 
 impl Recording<'_> {
     /// One attention. Its tensors are where the recording runs, and were compared with the problem.
-    pub(crate) fn attend(&mut self, prepared: &PreparedOn, inputs: &Inputs<'_>, to: &Outputs) -> Result<(), Error> {
+    pub(crate) fn attend(
+        &mut self,
+        prepared: &PreparedAttention,
+        inputs: &Inputs<'_>,
+        to: &Outputs,
+    ) -> Result<(), Error> {
         let device = self.device();
         match (self.gpu(), prepared) {
-            (Some((_, encoder)), PreparedOn::Gpu(attention)) => {
+            (Some((_, encoder)), PreparedAttention::Gpu(attention)) => {
                 let buffers = AttentionBuffers {
                     query: bound("query", &inputs.query)?,
                     key: bound("key", &inputs.key)?,
@@ -102,14 +107,14 @@ impl Recording<'_> {
         [part_output, part_rows]: [&Tensor<'static>; 2],
         [output, merged_rows]: [&Tensor<'static>; 2],
     ) -> Result<(), Error> {
-        if let Some((context, encoder)) = self.gpu() {
+        if let Some((gpu, encoder)) = self.gpu() {
             let buffers = MergeBuffers {
                 part_output: bound("part_output", part_output)?.buffer(),
                 part_lse: bound("part_row_state", part_rows)?.buffer(),
                 output: bound("output", output)?.buffer(),
                 lse: bound("row_state", merged_rows)?.buffer(),
             };
-            return context.encode_merge_states(encoder, parts, rows, width, &buffers).await;
+            return gpu.encode_merge_states(encoder, parts, rows, width, &buffers).await;
         }
         let merged = {
             let (outputs, pairs) = (read("part_output", part_output)?, read("part_row_state", part_rows)?);
@@ -137,9 +142,9 @@ impl Recording<'_> {
     ) -> Result<(), Error> {
         let [batch, q_heads, q_len, width] = of.shape;
         let rows = batch * q_heads * q_len;
-        if let Some((context, encoder)) = self.gpu() {
+        if let Some((gpu, encoder)) = self.gpu() {
             let count = of.parts * rows * width;
-            let (blocks_per_row, grid) = grid("sources * rows * v_head_dim", rows * width, count, context.caps())
+            let (blocks_per_row, grid) = grid("sources * rows * v_head_dim", rows * width, count, gpu.caps())
                 .map_err(|reason| Error::MergePlan { reason })?;
             let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             let params = CombineParams {
@@ -173,7 +178,7 @@ impl Recording<'_> {
             ];
             let buffers: Vec<_> = buffers.iter().map(|(buffer, bytes)| (buffer, *bytes)).collect();
             let params = bytemuck::bytes_of(&params);
-            context.encode_beside(encoder, &Variant::combine_sources(), params, &buffers, grid).await?;
+            gpu.encode_beside(encoder, &Variant::combine_sources(), params, &buffers, grid).await?;
             return Ok(());
         }
         let sum = {
@@ -227,9 +232,9 @@ impl Recording<'_> {
         to: Option<&Tensor<'static>>,
     ) -> Result<Tensor<'static>, Error> {
         let len = quants.len();
-        if let (Some((context, encoder)), Some(to)) = (self.gpu(), to) {
+        if let (Some((gpu, encoder)), Some(to)) = (self.gpu(), to) {
             let words = len / 4;
-            let (blocks_per_row, grid) = grid("kv_heads * kv_len * width", words, len, context.caps())
+            let (blocks_per_row, grid) = grid("kv_heads * kv_len * width", words, len, gpu.caps())
                 .map_err(|reason| Error::MergePlan { reason })?;
             let params =
                 ExpandParams { words: u32::try_from(words).unwrap_or(u32::MAX), blocks_per_row, ..Default::default() };
@@ -239,7 +244,7 @@ impl Recording<'_> {
                 (bound("expanded", to)?.buffer(), len as u64 * 4),
             ];
             let params = bytemuck::bytes_of(&params);
-            context.encode_beside(encoder, &Variant::expand_q8(), params, &buffers, grid).await?;
+            gpu.encode_beside(encoder, &Variant::expand_q8(), params, &buffers, grid).await?;
             return Ok(to.clone());
         }
         let (quants, scales) = (read("quants", quants)?, read("scales", scales)?);

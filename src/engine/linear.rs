@@ -39,7 +39,7 @@ impl Linear {
                 let weight = (0..weight.len()).map(|n| weight.get(n)).collect();
                 Self::Host { weight, bias: bias.map(<[f32]>::to_vec), shape }
             }
-            Device::Gpu(context) => Self::Gpu(context.prepare_linear(weight, bias, shape).await?),
+            Device::Gpu(gpu) => Self::Gpu(gpu.prepare_linear(weight, bias, shape).await?),
         })
     }
 
@@ -65,7 +65,7 @@ impl RowNorm {
             Device::Cpu | Device::Oracle => {
                 Self::Host { weight: weight.to_vec(), bias: bias.map(<[f32]>::to_vec), centred, epsilon }
             }
-            Device::Gpu(context) => Self::Gpu(context.prepare_norm(weight, bias, centred, epsilon).await?),
+            Device::Gpu(gpu) => Self::Gpu(gpu.prepare_norm(weight, bias, centred, epsilon).await?),
         })
     }
 

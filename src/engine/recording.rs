@@ -5,7 +5,7 @@ use super::inputs::element_of;
 use super::tensor::{HostData, Tensor};
 use crate::device::Device;
 use crate::error::Error;
-use crate::gpu::Context;
+use crate::gpu::Gpu;
 use crate::slice::Kind;
 use crate::tensor::{Element, TensorData};
 use crate::terms::Terms;
@@ -22,7 +22,7 @@ pub struct Recording<'e> {
 #[derive(Debug)]
 enum On<'e> {
     Host(Device),
-    Gpu { context: Context, encoder: Encoder<'e> },
+    Gpu { gpu: Gpu, encoder: Encoder<'e> },
 }
 
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Recording<'static> {
     pub fn new(device: &Device) -> Self {
         let on = match device {
             Device::Cpu | Device::Oracle => On::Host(device.clone()),
-            Device::Gpu(context) => On::Gpu { context: context.clone(), encoder: Encoder::Own(encoder(context)) },
+            Device::Gpu(gpu) => On::Gpu { gpu: gpu.clone(), encoder: Encoder::Own(encoder(gpu)) },
         };
         Self { on }
     }
@@ -45,8 +45,8 @@ impl Recording<'static> {
 
 impl<'e> Recording<'e> {
     /// Records into an encoder of the context's device, between commands of the caller's. Nothing is submitted.
-    pub fn in_encoder(context: &Context, encoder: &'e mut wgpu::CommandEncoder) -> Self {
-        Self { on: On::Gpu { context: context.clone(), encoder: Encoder::Callers(encoder) } }
+    pub fn in_encoder(gpu: &Gpu, encoder: &'e mut wgpu::CommandEncoder) -> Self {
+        Self { on: On::Gpu { gpu: gpu.clone(), encoder: Encoder::Callers(encoder) } }
     }
 
     /// The place that it is for.
@@ -54,7 +54,7 @@ impl<'e> Recording<'e> {
     pub fn device(&self) -> Device {
         match &self.on {
             On::Host(device) => device.clone(),
-            On::Gpu { context, .. } => Device::Gpu(context.clone()),
+            On::Gpu { gpu, .. } => Device::Gpu(gpu.clone()),
         }
     }
 
@@ -62,7 +62,7 @@ impl<'e> Recording<'e> {
     pub(crate) fn check_device(&self, prepared: &Device) -> Result<(), PlaceError> {
         let same = match (&self.on, prepared) {
             (On::Host(Device::Cpu), Device::Cpu) | (On::Host(Device::Oracle), Device::Oracle) => true,
-            (On::Gpu { context, .. }, Device::Gpu(other)) => context.is_clone_of(other),
+            (On::Gpu { gpu, .. }, Device::Gpu(other)) => gpu.is_clone_of(other),
             _ => false,
         };
         if same {
@@ -72,32 +72,32 @@ impl<'e> Recording<'e> {
     }
 
     /// The context and the encoder, where it is for a device.
-    pub(super) fn gpu(&mut self) -> Option<(&Context, &mut wgpu::CommandEncoder)> {
+    pub(super) fn gpu(&mut self) -> Option<(&Gpu, &mut wgpu::CommandEncoder)> {
         match &mut self.on {
             On::Host(_) => None,
-            On::Gpu { context, encoder: Encoder::Own(encoder) } => Some((context, encoder)),
-            On::Gpu { context, encoder: Encoder::Callers(encoder) } => Some((context, encoder)),
+            On::Gpu { gpu, encoder: Encoder::Own(encoder) } => Some((gpu, encoder)),
+            On::Gpu { gpu, encoder: Encoder::Callers(encoder) } => Some((gpu, encoder)),
         }
     }
 
     /// The tensor where this recording runs: what is on the host is copied to a device.
     pub(crate) async fn place<'a>(&self, name: &'static str, tensor: &Tensor<'a>) -> Result<Tensor<'a>, Error> {
-        match (&self.on, tensor.context()) {
+        match (&self.on, tensor.gpu()) {
             (On::Host(_), None) => Ok(tensor.clone()),
             (On::Host(device), Some(_)) => Err(PlaceError::OnDevice { name, device: device.name() }.into()),
-            (On::Gpu { context, .. }, Some(of)) if context.is_clone_of(of) => Ok(tensor.clone()),
-            (On::Gpu { context, .. }, Some(_)) => {
-                Err(PlaceError::OtherDevice { name, device: context.info().name.clone() }.into())
+            (On::Gpu { gpu, .. }, Some(of)) if gpu.is_clone_of(of) => Ok(tensor.clone()),
+            (On::Gpu { gpu, .. }, Some(_)) => {
+                Err(PlaceError::OtherDevice { name, device: gpu.info().name.clone() }.into())
             }
-            (On::Gpu { context, .. }, None) => {
+            (On::Gpu { gpu, .. }, None) => {
                 // what is read may be held by a lock, which must not be waited with
                 let upload = |write: &dyn Fn(&[u8])| {
                     if let Some(read) = tensor.host() {
                         write(read.slice().bytes());
                     }
                 };
-                let buffer = context.upload_from(name, tensor.bytes(), upload).await?;
-                Ok(Tensor::on_device(context, buffer.slice(..), tensor.kind(), tensor.len())?)
+                let buffer = gpu.upload_from(name, tensor.bytes(), upload).await?;
+                Ok(Tensor::on_device(gpu, buffer.slice(..), tensor.kind(), tensor.len())?)
             }
         }
     }
@@ -126,9 +126,9 @@ impl<'e> Recording<'e> {
     /// A tensor of zeros to be written.
     pub(crate) async fn allocate(&self, name: &'static str, kind: Kind, len: usize) -> Result<Tensor<'static>, Error> {
         match &self.on {
-            On::Gpu { context, .. } => {
-                let buffer = context.allocate(name, len as u64 * kind.size_bytes() as u64).await?;
-                Ok(Tensor::on_device(context, buffer.slice(..), kind, len)?)
+            On::Gpu { gpu, .. } => {
+                let buffer = gpu.allocate(name, len as u64 * kind.size_bytes() as u64).await?;
+                Ok(Tensor::on_device(gpu, buffer.slice(..), kind, len)?)
             }
             On::Host(_) => {
                 let element = if kind == Kind::F16 { Element::F16 } else { Element::F32 };
@@ -148,9 +148,9 @@ impl<'e> Recording<'e> {
     /// # Errors
     /// [`Error::Gpu`].
     pub(crate) async fn flush(&mut self, what: &str) -> Result<(), Error> {
-        if let On::Gpu { context, encoder: Encoder::Own(own) } = &mut self.on {
-            let full = std::mem::replace(own, encoder(context));
-            submit(context, full, what).await?;
+        if let On::Gpu { gpu, encoder: Encoder::Own(own) } = &mut self.on {
+            let full = std::mem::replace(own, encoder(gpu));
+            submit(gpu, full, what).await?;
         }
         Ok(())
     }
@@ -161,19 +161,19 @@ impl<'e> Recording<'e> {
     /// [`Error::Gpu`].
     pub async fn submit(self) -> Result<(), Error> {
         match self.on {
-            On::Gpu { context, encoder: Encoder::Own(encoder) } => submit(&context, encoder, "a submission").await,
+            On::Gpu { gpu, encoder: Encoder::Own(encoder) } => submit(&gpu, encoder, "a submission").await,
             On::Host(_) | On::Gpu { .. } => Ok(()),
         }
     }
 }
 
-fn encoder(context: &Context) -> wgpu::CommandEncoder {
-    context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
+    gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
 }
 
-async fn submit(context: &Context, encoder: wgpu::CommandEncoder, what: &str) -> Result<(), Error> {
-    context.check_faults()?;
-    context.checked(what, 0, || context.queue().submit([encoder.finish()])).await?;
+async fn submit(gpu: &Gpu, encoder: wgpu::CommandEncoder, what: &str) -> Result<(), Error> {
+    gpu.check_faults()?;
+    gpu.checked(what, 0, || gpu.queue().submit([encoder.finish()])).await?;
     Ok(())
 }
 
@@ -184,7 +184,7 @@ impl Tensor<'_> {
     /// [`Error::Gpu`]; [`InputError::Element`](crate::InputError::Element) where the elements are neither f32 nor f16.
     pub async fn read(&self, name: &'static str) -> Result<TensorData, Error> {
         let element = element_of(name, self)?;
-        let (Some(context), Some(slice)) = (self.context(), self.buffer_slice()) else {
+        let (Some(gpu), Some(slice)) = (self.gpu(), self.buffer_slice()) else {
             let data = self.host().map(|read| match read.tensor() {
                 crate::tensor::TensorRef::F32(data) => TensorData::F32(data.to_vec()),
                 crate::tensor::TensorRef::F16(data) => TensorData::F16(data.to_vec()),
@@ -192,8 +192,8 @@ impl Tensor<'_> {
             return Ok(data.unwrap_or_else(|| TensorData::zeros(element, 0)));
         };
         Ok(match element {
-            Element::F32 => TensorData::F32(context.read(name, slice, self.len()).await?),
-            Element::F16 => TensorData::F16(context.read(name, slice, self.len()).await?),
+            Element::F32 => TensorData::F32(gpu.read(name, slice, self.len()).await?),
+            Element::F16 => TensorData::F16(gpu.read(name, slice, self.len()).await?),
         })
     }
 

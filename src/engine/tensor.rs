@@ -7,7 +7,7 @@ use half::f16;
 
 use super::PlaceError;
 use crate::error::Error;
-use crate::gpu::Context;
+use crate::gpu::Gpu;
 use crate::slice::{HostSlice, Kind};
 use crate::tensor::{TensorData, TensorRef};
 
@@ -31,7 +31,7 @@ enum Place<'a> {
 
 #[derive(Clone, Debug)]
 struct OnDevice {
-    context: Context,
+    gpu: Gpu,
     buffer: wgpu::Buffer,
     start_bytes: u64,
     kind: Kind,
@@ -60,7 +60,7 @@ impl Tensor<'_> {
     /// # Errors
     /// [`PlaceError::TooShort`] if the slice has fewer bytes.
     pub fn on_device(
-        context: &Context,
+        gpu: &Gpu,
         slice: wgpu::BufferSlice<'_>,
         kind: Kind,
         len: usize,
@@ -70,8 +70,8 @@ impl Tensor<'_> {
             return Err(PlaceError::TooShort { needed, found: slice.size() });
         }
         let buffer = slice.buffer().clone();
-        let (context, start_bytes) = (context.clone(), slice.offset());
-        Ok(Tensor(Place::Device(OnDevice { context, buffer, start_bytes, kind, len })))
+        let (gpu, start_bytes) = (gpu.clone(), slice.offset());
+        Ok(Tensor(Place::Device(OnDevice { gpu, buffer, start_bytes, kind, len })))
     }
 
     /// Takes over elements in host memory.
@@ -131,10 +131,10 @@ impl Tensor<'_> {
     }
 
     /// Its device, where it is on one.
-    pub(crate) const fn context(&self) -> Option<&Context> {
+    pub(crate) const fn gpu(&self) -> Option<&Gpu> {
         match &self.0 {
             Place::Borrowed(_) | Place::Held { .. } => None,
-            Place::Device(on) => Some(&on.context),
+            Place::Device(on) => Some(&on.gpu),
         }
     }
 
@@ -187,8 +187,8 @@ impl Tensor<'static> {
             return if fits { Ok(()) } else { Err(crate::InputError::Missing { name }.into()) };
         };
         let start = on.start_bytes + at as u64 * on.kind.size_bytes() as u64;
-        let (context, bytes) = (&on.context, from.as_bytes());
-        context.checked(name, bytes.len() as u64, || context.queue().write_buffer(&on.buffer, start, bytes)).await?;
+        let (gpu, bytes) = (&on.gpu, from.as_bytes());
+        gpu.checked(name, bytes.len() as u64, || gpu.queue().write_buffer(&on.buffer, start, bytes)).await?;
         Ok(())
     }
 }
@@ -216,7 +216,7 @@ impl<'a> Tensor<'a> {
         let before = match &self.0 {
             Place::Borrowed(_) | Place::Held { .. } => 0,
             Place::Device(on) => {
-                let alignment = u64::from(on.context.caps().min_storage_buffer_offset_alignment.max(1));
+                let alignment = u64::from(on.gpu.caps().min_storage_buffer_offset_alignment.max(1));
                 let size = on.kind.size_bytes() as u64;
                 let start = on.start_bytes + range.start as u64 * size;
                 usize::try_from(start % alignment / size).unwrap_or(0).min(range.start)

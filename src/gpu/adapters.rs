@@ -1,8 +1,8 @@
 //! Which adapters there are, and which one to take.
 
-use super::context::Context;
 use super::error::GpuError;
 use super::experimental;
+use super::open::Gpu;
 use crate::caps::{DeviceCaps, DeviceClass};
 
 /// An adapter, described.
@@ -23,7 +23,7 @@ impl AdapterSummary {
         let (info, features, limits) = (adapter.get_info(), adapter.features(), adapter.limits());
         let caps = DeviceCaps {
             cooperative_matrix: experimental::cooperative_matrix(adapter),
-            ..DeviceCaps::of(&info, features & Context::FEATURES, &limits)
+            ..DeviceCaps::of(&info, features & Gpu::FEATURES, &limits)
         };
         Self { caps, info, features, limits }
     }
@@ -131,19 +131,19 @@ impl ChosenAdapter {
     ///
     /// # Errors
     /// [`GpuError::RequestDevice`] with the driver's words.
-    pub async fn open(&self) -> Result<Context, GpuError> {
+    pub async fn open(&self) -> Result<Gpu, GpuError> {
         let cooperative_matrix = self.summary.caps.cooperative_matrix;
         let (experimental, experimental_features) = experimental::features(cooperative_matrix);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("cross-attention"),
-            required_features: (self.adapter.features() & Context::FEATURES) | experimental,
+            required_features: (self.adapter.features() & Gpu::FEATURES) | experimental,
             required_limits: self.adapter.limits(),
             experimental_features,
             ..Default::default()
         };
         let adapter = self.summary.info.name.clone();
         match self.adapter.request_device(&descriptor).await {
-            Ok((device, queue)) => Context::own(device, queue, cooperative_matrix).await,
+            Ok((device, queue)) => Gpu::own(device, queue, cooperative_matrix).await,
             Err(error) => Err(GpuError::RequestDevice { adapter, message: error.to_string() }),
         }
     }

@@ -7,7 +7,7 @@
 
 use futures_channel::oneshot;
 
-use super::context::Context;
+use super::open::Gpu;
 
 /// What a callback brings.
 #[derive(Debug)]
@@ -24,14 +24,14 @@ pub(super) struct Sender {
 }
 
 /// The callback's end and the awaiting one. Without a context it is the caller who polls the device.
-pub(super) fn arrival(polled_by: Option<&Context>) -> (Sender, Arrival) {
+pub(super) fn arrival(polled_by: Option<&Gpu>) -> (Sender, Arrival) {
     let (sender, arrived) = oneshot::channel();
     #[cfg(not(feature = "native"))]
     let _ = polled_by;
     let sender = Sender {
         sender,
         #[cfg(feature = "native")]
-        _expected: polled_by.and_then(|context| context.poller().expect(context.device())),
+        _expected: polled_by.and_then(|gpu| gpu.poller().expect(gpu.device())),
     };
     (sender, Arrival { arrived })
 }

@@ -1,9 +1,9 @@
 //! A prepared attention: pipelines and workspace of a plan, bound to buffers, recorded into a command encoder.
 
-use super::bound::{BoundAttention, RowDataCopy};
+use super::bound::{BoundSteps, RowDataCopy};
 use super::buffers::{AttentionBuffers, row_data_copies, single_row_data};
-use super::context::Context;
 use super::error::GpuError;
+use super::open::Gpu;
 use super::steps::PreparedSteps;
 use crate::dispatch::{Kernel, Slot};
 use crate::error::Error;
@@ -15,11 +15,11 @@ use crate::terms::{HostTerms, Terms};
 
 /// A plan with its pipelines, parameters and workspace on a device, to be used for any number of calls.
 ///
-/// Calls that share one `PreparedAttention` share its workspace: recorded into command buffers of one queue they run
+/// Calls that share one `GpuAttention` share its workspace: recorded into command buffers of one queue they run
 /// one after another, which is right.
 #[derive(Clone, Debug)]
-pub struct PreparedAttention {
-    context: Context,
+pub struct GpuAttention {
+    gpu: Gpu,
     plan: Plan,
     /// With the parameters of each step, then those for large values.
     steps: PreparedSteps,
@@ -28,16 +28,12 @@ pub struct PreparedAttention {
     row_data: Option<wgpu::Buffer>,
 }
 
-impl Context {
+impl Gpu {
     /// Plans a problem for this device and makes what the plan needs; `kernel` forces a kernel.
     ///
     /// # Errors
     /// [`Error::Plan`] if no kernel will do, [`Error::Gpu`] if the device refuses.
-    pub async fn prepare(
-        &self,
-        problem: &AttentionProblem,
-        kernel: Option<Kernel>,
-    ) -> Result<PreparedAttention, Error> {
+    pub async fn prepare(&self, problem: &AttentionProblem, kernel: Option<Kernel>) -> Result<GpuAttention, Error> {
         let plan = Plan::new(problem, self.caps(), kernel)?;
         self.prepare_plan(plan).await
     }
@@ -46,7 +42,7 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::Plan`] if it was made for higher ones, [`Error::Gpu`] if the device refuses.
-    pub async fn prepare_plan(&self, plan: Plan) -> Result<PreparedAttention, Error> {
+    pub async fn prepare_plan(&self, plan: Plan) -> Result<GpuAttention, Error> {
         plan.check(self.caps())?;
         let usual = plan.steps().iter().map(|step| step.params);
         let params: Vec<_> = usual.clone().chain(usual.map(|usual| usual.for_large_values(plan.problem()))).collect();
@@ -63,7 +59,7 @@ impl Context {
             0 => None,
             words => Some(self.allocate("row_data", u64::from(words) * 4).await?),
         };
-        Ok(PreparedAttention { context: self.clone(), plan, steps, scores, states, row_data })
+        Ok(GpuAttention { gpu: self.clone(), plan, steps, scores, states, row_data })
     }
 
     /// [`prepare_plan`](Self::prepare_plan), blocking.
@@ -71,7 +67,7 @@ impl Context {
     /// # Errors
     /// As [`prepare_plan`](Self::prepare_plan).
     #[cfg(feature = "native")]
-    pub fn prepare_plan_blocking(&self, plan: Plan) -> Result<PreparedAttention, Error> {
+    pub fn prepare_plan_blocking(&self, plan: Plan) -> Result<GpuAttention, Error> {
         self.block_on(self.prepare_plan(plan))
     }
 
@@ -94,11 +90,7 @@ impl Context {
     /// # Errors
     /// As [`prepare`](Self::prepare).
     #[cfg(feature = "native")]
-    pub fn prepare_blocking(
-        &self,
-        problem: &AttentionProblem,
-        kernel: Option<Kernel>,
-    ) -> Result<PreparedAttention, Error> {
+    pub fn prepare_blocking(&self, problem: &AttentionProblem, kernel: Option<Kernel>) -> Result<GpuAttention, Error> {
         self.block_on(self.prepare(problem, kernel))
     }
 
@@ -117,7 +109,7 @@ impl Context {
     }
 }
 
-impl PreparedAttention {
+impl GpuAttention {
     /// What runs.
     #[must_use]
     pub const fn plan(&self) -> &Plan {
@@ -132,8 +124,8 @@ impl PreparedAttention {
 
     /// The device it was prepared on.
     #[must_use]
-    pub const fn context(&self) -> &Context {
-        &self.context
+    pub const fn gpu(&self) -> &Gpu {
+        &self.gpu
     }
 
     /// Bytes of device memory that it holds.
@@ -147,13 +139,13 @@ impl PreparedAttention {
     ///
     /// # Errors
     /// [`GpuError`] names the buffer that is missing, too small, made for other uses, or read and written at once.
-    pub fn bind(&self, buffers: &AttentionBuffers<'_>) -> Result<BoundAttention, GpuError> {
-        buffers.check(self.problem(), &self.plan, self.context.caps())?;
+    pub fn bind(&self, buffers: &AttentionBuffers<'_>) -> Result<BoundSteps, GpuError> {
+        buffers.check(self.problem(), &self.plan, self.gpu.caps())?;
         let (row_data, copies) = self.row_data(buffers)?;
-        self.context.checked_now("bind groups", || {
+        self.gpu.checked_now("bind groups", || {
             let slice = self.slices(buffers, row_data);
-            let dispatches = self.steps.bind(&self.context, self.plan.steps(), self.first_params(buffers), slice);
-            BoundAttention { dispatches, copies }
+            let dispatches = self.steps.bind(&self.gpu, self.plan.steps(), self.first_params(buffers), slice);
+            BoundSteps { dispatches, copies }
         })
     }
 
@@ -183,7 +175,7 @@ impl PreparedAttention {
         buffers: &AttentionBuffers<'a>,
     ) -> Result<(Option<wgpu::BufferSlice<'a>>, Vec<RowDataCopy>), GpuError> {
         let Some(packed) = &self.row_data else { return Ok((None, vec![])) };
-        Ok(match single_row_data(&buffers.terms, self.context.caps()) {
+        Ok(match single_row_data(&buffers.terms, self.gpu.caps()) {
             Some(slice) => (Some(slice), vec![]),
             None => (Some(packed.slice(..)), row_data_copies(&buffers.terms, self.problem(), packed)?),
         })
@@ -198,7 +190,7 @@ impl PreparedAttention {
     ) -> impl Iterator<Item = (Vec<wgpu::BindGroupEntry<'a>>, &'a wgpu::BindGroupLayout)> {
         let slice = self.slices(buffers, row_data);
         let first = self.first_params(buffers);
-        let entries = move |(n, step)| self.steps.entries(&self.context, step, first + n, &slice).collect();
+        let entries = move |(n, step)| self.steps.entries(&self.gpu, step, first + n, &slice).collect();
         self.plan.steps().iter().enumerate().map(entries).zip(self.steps.layouts())
     }
 
@@ -233,21 +225,20 @@ impl PreparedAttention {
     /// As [`run`](Self::run).
     #[cfg(feature = "native")]
     pub fn run_blocking(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
-        self.context.block_on(self.run(inputs))
+        self.gpu.block_on(self.run(inputs))
     }
 
     /// Submits what is bound, once. Returns when it is on the queue, not when it is done.
     ///
     /// # Errors
     /// [`GpuError`] if the device refuses or was lost.
-    pub async fn submit(&self, bound: &BoundAttention) -> Result<(), GpuError> {
-        self.context.check_faults()?;
-        self.context
+    pub async fn submit(&self, bound: &BoundSteps) -> Result<(), GpuError> {
+        self.gpu.check_faults()?;
+        self.gpu
             .checked("the submission of an attention", 0, || {
-                let mut encoder =
-                    self.context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+                let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
                 bound.encode(&mut encoder);
-                self.context.queue().submit([encoder.finish()]);
+                self.gpu.queue().submit([encoder.finish()]);
             })
             .await
     }
@@ -261,23 +252,23 @@ impl PreparedAttention {
     }
 
     async fn upload_checked(&self, inputs: CheckedInputs<'_, '_>) -> Result<AttentionTensors, Error> {
-        let (context, spec) = (&self.context, self.problem().spec());
+        let (gpu, spec) = (&self.gpu, self.problem().spec());
         let bytes = |slot| super::buffers::needed_bytes(self.problem(), slot);
         let mut tensors = AttentionTensors {
-            query: context.upload_tensor("query", inputs.query).await?,
-            key: context.upload_tensor("key", inputs.key).await?,
-            value: context.upload_tensor("value", inputs.value).await?,
-            terms: context.upload_terms(&inputs.terms).await?,
-            output: context.allocate("output", bytes(Slot::Output)).await?,
+            query: gpu.upload_tensor("query", inputs.query).await?,
+            key: gpu.upload_tensor("key", inputs.key).await?,
+            value: gpu.upload_tensor("value", inputs.value).await?,
+            terms: gpu.upload_terms(&inputs.terms).await?,
+            output: gpu.allocate("output", bytes(Slot::Output)).await?,
             lse: None,
             scores: None,
             large_values: self.problem().may_overflow(inputs.value),
         };
         if spec.returns_rows() {
-            tensors.lse = Some(context.allocate("lse", bytes(Slot::Lse)).await?);
+            tensors.lse = Some(gpu.allocate("lse", bytes(Slot::Lse)).await?);
         }
         if spec.scores.is_some() {
-            tensors.scores = Some(context.allocate("scores", bytes(Slot::Scores)).await?);
+            tensors.scores = Some(gpu.allocate("scores", bytes(Slot::Scores)).await?);
         }
         Ok(tensors)
     }
@@ -288,7 +279,7 @@ impl PreparedAttention {
     /// As [`upload`](Self::upload).
     #[cfg(feature = "native")]
     pub fn upload_blocking(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionTensors, Error> {
-        self.context.block_on(self.upload(inputs))
+        self.gpu.block_on(self.upload(inputs))
     }
 
     /// Reads the outputs back.
@@ -296,17 +287,17 @@ impl PreparedAttention {
     /// # Errors
     /// [`Error::Gpu`].
     pub async fn read_output(&self, tensors: &AttentionTensors) -> Result<AttentionOutput, Error> {
-        let context = &self.context;
+        let gpu = &self.gpu;
         let spec = self.problem().spec();
         let len = spec.output.layout.extent().unwrap_or(0);
         let output = match spec.output.element {
-            Element::F32 => TensorData::F32(context.read("output", tensors.output.slice(..), len).await?),
-            Element::F16 => TensorData::F16(context.read("output", tensors.output.slice(..), len).await?),
+            Element::F32 => TensorData::F32(gpu.read("output", tensors.output.slice(..), len).await?),
+            Element::F16 => TensorData::F16(gpu.read("output", tensors.output.slice(..), len).await?),
         };
         let (mut lse, mut row_state) = (None, None);
         if let Some(buffer) = &tensors.lse {
             let words = self.problem().rows() * spec.lse_width();
-            let read: Vec<f32> = context.read("lse", buffer.slice(..), words).await?;
+            let read: Vec<f32> = gpu.read("lse", buffer.slice(..), words).await?;
             if spec.row_state {
                 let state = RowState::from_pairs(&read);
                 lse = spec.lse.then(|| state.lse());
@@ -317,8 +308,7 @@ impl PreparedAttention {
         }
         let mut scores = None;
         if let Some(buffer) = &tensors.scores {
-            scores =
-                Some(context.read("scores", buffer.slice(..), self.problem().rows() * self.problem().kv_len()).await?);
+            scores = Some(gpu.read("scores", buffer.slice(..), self.problem().rows() * self.problem().kv_len()).await?);
         }
         Ok(AttentionOutput { output, lse, row_state, scores })
     }
@@ -329,7 +319,7 @@ impl PreparedAttention {
     /// As [`read_output`](Self::read_output).
     #[cfg(feature = "native")]
     pub fn read_output_blocking(&self, tensors: &AttentionTensors) -> Result<AttentionOutput, Error> {
-        self.context.block_on(self.read_output(tensors))
+        self.gpu.block_on(self.read_output(tensors))
     }
 }
 
@@ -371,7 +361,7 @@ impl AttentionTensors {
     }
 }
 
-impl Context {
+impl Gpu {
     /// Copies terms to new buffers.
     pub(super) async fn upload_terms(&self, terms: &HostTerms<'_>) -> Result<Terms<wgpu::Buffer>, GpuError> {
         let mut uploaded = Terms::default();

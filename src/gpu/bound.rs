@@ -4,7 +4,7 @@ use super::error::GpuError;
 
 /// A prepared attention bound to buffers: recording it allocates nothing of its own.
 #[derive(Clone, Debug)]
-pub struct BoundAttention {
+pub struct BoundSteps {
     pub(super) dispatches: Vec<Dispatch>,
     pub(super) copies: Vec<RowDataCopy>,
 }
@@ -27,7 +27,7 @@ pub(super) struct RowDataCopy {
     pub(super) bytes: u64,
 }
 
-impl BoundAttention {
+impl BoundSteps {
     /// Records the attention: the copies of row data, if any, then one compute pass.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder) {
         self.encode_timed(encoder, None);

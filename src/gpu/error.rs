@@ -219,9 +219,9 @@ pub(super) async fn checked<T>(
 /// dropped, and what was made is refused when it is used.
 pub(super) fn checked_now<T>(device: &wgpu::Device, what: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
     let (value, pending) = scoped(device, work);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut task = std::task::Context::from_waker(std::task::Waker::noop());
     for error in pending {
-        if let std::task::Poll::Ready(Some(error)) = std::pin::pin!(error).poll(&mut context) {
+        if let std::task::Poll::Ready(Some(error)) = std::pin::pin!(error).poll(&mut task) {
             return Err(translate(what, 0, &error));
         }
     }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::context::Context;
 use super::error::{GpuError, lock};
+use super::open::Gpu;
 use crate::dispatch::{Step, Variant};
 use crate::error::Error;
 use crate::plan::Plan;
@@ -112,7 +112,7 @@ impl Pipelines {
     }
 }
 
-impl Context {
+impl Gpu {
     /// Makes every pipeline that the plans need and that is not there yet: natively several at a time, on the threads of
     /// the current rayon pool. What is prepared later finds them made.
     ///

@@ -1,8 +1,8 @@
 //! Steps of a plan on a device: their pipelines and parameters, and what each of them binds.
 
 use super::bound::Dispatch;
-use super::context::Context;
 use super::error::GpuError;
+use super::open::Gpu;
 use super::pipelines::Pipeline;
 use crate::dispatch::{Params, Slot, Step};
 
@@ -17,19 +17,18 @@ pub(super) struct PreparedSteps {
 
 impl PreparedSteps {
     /// `params` are those of each step, then any others that steps may be run with.
-    pub(super) async fn new(context: &Context, steps: &[Step], params: &[Params]) -> Result<Self, GpuError> {
-        let pipelines = context.pipelines_of(&steps.iter().collect::<Vec<_>>()).await?;
-        let alignment = u64::from(context.caps().min_uniform_buffer_offset_alignment.max(1));
+    pub(super) async fn new(gpu: &Gpu, steps: &[Step], params: &[Params]) -> Result<Self, GpuError> {
+        let pipelines = gpu.pipelines_of(&steps.iter().collect::<Vec<_>>()).await?;
+        let alignment = u64::from(gpu.caps().min_uniform_buffer_offset_alignment.max(1));
         let params_stride = (size_of::<Params>() as u64).next_multiple_of(alignment);
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let buffer = context.buffer("params", params_stride * params.len() as u64, uses).await?;
-        context
-            .checked("params", buffer.size(), || {
-                for (n, params) in params.iter().enumerate() {
-                    context.queue().write_buffer(&buffer, n as u64 * params_stride, bytemuck::bytes_of(params));
-                }
-            })
-            .await?;
+        let buffer = gpu.buffer("params", params_stride * params.len() as u64, uses).await?;
+        gpu.checked("params", buffer.size(), || {
+            for (n, params) in params.iter().enumerate() {
+                gpu.queue().write_buffer(&buffer, n as u64 * params_stride, bytemuck::bytes_of(params));
+            }
+        })
+        .await?;
         Ok(Self { pipelines, params: buffer, params_stride })
     }
 
@@ -41,7 +40,7 @@ impl PreparedSteps {
     /// The dispatches over what `slice` finds for each slot, with the parameters from `first_params` on.
     pub(super) fn bind<'a>(
         &'a self,
-        context: &'a Context,
+        gpu: &'a Gpu,
         steps: &'a [Step],
         first_params: usize,
         slice: impl Fn(Slot) -> Option<wgpu::BufferSlice<'a>>,
@@ -50,8 +49,8 @@ impl PreparedSteps {
         let mut entries = vec![];
         for (n, (step, pipeline)) in steps.iter().zip(&self.pipelines).enumerate() {
             entries.clear();
-            entries.extend(self.entries(context, step, first_params + n, &slice));
-            let group = context.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            entries.extend(self.entries(gpu, step, first_params + n, &slice));
+            let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some(step.variant.shader.name()),
                 layout: &pipeline.layout,
                 entries: &entries,
@@ -64,7 +63,7 @@ impl PreparedSteps {
     /// What a step binds, with the parameters at this place.
     pub(super) fn entries<'a>(
         &'a self,
-        context: &'a Context,
+        gpu: &'a Gpu,
         step: &'a Step,
         params: usize,
         slice: impl Fn(Slot) -> Option<wgpu::BufferSlice<'a>>,
@@ -83,7 +82,7 @@ impl PreparedSteps {
                     size: Some(size),
                 },
                 // an empty tensor: nothing of the buffer is touched, but something must be bound
-                _ => wgpu::BufferBinding { buffer: context.empty_buffer(binding.written), offset: 0, size: None },
+                _ => wgpu::BufferBinding { buffer: gpu.empty_buffer(binding.written), offset: 0, size: None },
             };
             entry(binding.slot.binding(), bound)
         });

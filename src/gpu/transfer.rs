@@ -1,8 +1,8 @@
 //! Host memory to the device and back.
 
 use super::arrival::arrival;
-use super::context::Context;
 use super::error::GpuError;
+use super::open::Gpu;
 use crate::tensor::TensorRef;
 
 /// The uses of every buffer that this crate makes for tensors.
@@ -12,7 +12,7 @@ const TENSOR: wgpu::BufferUsages =
 /// Bytes that are uploaded at a time.
 const UPLOAD_PART: usize = 32 << 20;
 
-impl Context {
+impl Gpu {
     /// A buffer of zeros for a tensor of `bytes` bytes, rounded up to a multiple of 4.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ use std::sync::Arc;
 
 pub use config::{Biases, LayerConfig, LayerWeights, Norm, NormKind, NormWeights, Projection};
 pub use error::LayerError;
-pub use names::{LoadError, Names, ProjectionNames, Role, Source};
+pub use names::{LoadError, Names, ProjectionNames, Role, StoredTensor};
 
 use crate::device::{Device, KernelChoice};
 use crate::engine::{self, Inputs, Kind, Linear, Outputs, Recording, RowNorm, Tensor};
@@ -276,7 +276,7 @@ impl LayerOn {
         let kv_len = tokens("context", batch, self.config().context_width, &context)?;
         let tensors = self.project_context(recording, &context, element).await?;
         let (model, device) = (Arc::clone(&self.model), self.device.clone());
-        Ok(LayerContext { kept: Arc::new(Kept { model, device, batch, kv_len, element, tensors }) })
+        Ok(LayerContext { kept: Arc::new(KeptContext { model, device, batch, kv_len, element, tensors }) })
     }
 
     /// The layer's output `[batch, q_len, width]` for `states` `[batch, q_len, width]` and a prepared context, whose batch
@@ -406,11 +406,11 @@ impl LayerOn {
 /// Keys and values of a context, projected by a layer and kept on its device. Clones share them.
 #[derive(Clone, Debug)]
 pub struct LayerContext {
-    kept: Arc<Kept>,
+    kept: Arc<KeptContext>,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct KeptContext {
     model: Arc<Model>,
     device: Device,
     batch: usize,

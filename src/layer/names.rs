@@ -35,7 +35,7 @@ impl Role {
 
 /// A tensor that holds the rows of one projection, or of several, one below the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct StoredTensor {
     /// Its name in the file.
     pub name: String,
     /// The projections it holds, in order.
@@ -46,9 +46,9 @@ pub struct Source {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProjectionNames {
     /// `[out, in]`.
-    pub weight: Source,
+    pub weight: StoredTensor,
     /// `[out]`; looked for where the config says that there is a bias.
-    pub bias: Source,
+    pub bias: StoredTensor,
 }
 
 /// Where a file keeps each part of a layer. Plain data: change what a model names otherwise.
@@ -77,7 +77,7 @@ impl Names {
     #[must_use]
     pub fn separate(prefix: &str, [query, key, value, output]: [&str; 4], [query_norm, key_norm]: [&str; 2]) -> Self {
         let of = |role, name: &str| {
-            let source = |part| Source { name: format!("{prefix}{name}.{part}"), holds: vec![role] };
+            let source = |part| StoredTensor { name: format!("{prefix}{name}.{part}"), holds: vec![role] };
             ProjectionNames { weight: source("weight"), bias: source("bias") }
         };
         let norm = |name: &str| ["weight", "bias"].map(|part| format!("{prefix}{name}.{part}"));
@@ -109,8 +109,8 @@ impl Names {
     pub fn torch_packed(prefix: &str) -> Self {
         let mut names = Self::hugging_face(prefix);
         for projection in [&mut names.query, &mut names.key, &mut names.value] {
-            projection.weight = Source { name: format!("{prefix}in_proj_weight"), holds: QKV.to_vec() };
-            projection.bias = Source { name: format!("{prefix}in_proj_bias"), holds: QKV.to_vec() };
+            projection.weight = StoredTensor { name: format!("{prefix}in_proj_weight"), holds: QKV.to_vec() };
+            projection.bias = StoredTensor { name: format!("{prefix}in_proj_bias"), holds: QKV.to_vec() };
         }
         names
     }
@@ -126,7 +126,7 @@ impl Names {
             (&mut names.value, Role::Value, "v_proj_weight"),
         ];
         for (projection, role, name) in projections {
-            projection.weight = Source { name: format!("{prefix}{name}"), holds: vec![role] };
+            projection.weight = StoredTensor { name: format!("{prefix}{name}"), holds: vec![role] };
         }
         names
     }
@@ -215,7 +215,7 @@ fn absent(file: &SafeTensors<'_>, name: &str, allowed: bool) -> Result<(), LoadE
 /// The rows of one projection out of a tensor.
 fn rows(
     file: &SafeTensors<'_>,
-    source: &Source,
+    source: &StoredTensor,
     role: Role,
     config: &LayerConfig,
     inner: Option<usize>,

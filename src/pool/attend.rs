@@ -57,7 +57,7 @@ pub struct GroupOutput {
 }
 
 /// Neighbouring pages of one passage of the list.
-struct Part {
+struct PassagePart {
     passage: usize,
     pages: Range<usize>,
     tokens: usize,
@@ -234,7 +234,7 @@ impl PassagePool {
     async fn stage(
         &self,
         recording: &mut Recording<'_>,
-        parts: &[Part],
+        parts: &[PassagePart],
         passages: &[PassageId],
         staging: &[Tensor<'static>; 2],
     ) -> Result<[Tensor<'static>; 2], Error> {
@@ -263,7 +263,7 @@ impl PassagePool {
     }
 
     /// The passages in parts that fit the staging memory, the longest first, so that little of it is padding.
-    fn parts(&self, passages: &[PassageId]) -> Result<Vec<Part>, PoolError> {
+    fn parts(&self, passages: &[PassageId]) -> Result<Vec<PassagePart>, PoolError> {
         let page_len = self.spec.page_len;
         let mut parts = vec![];
         for (n, &id) in passages.iter().enumerate() {
@@ -271,7 +271,7 @@ impl PassagePool {
             for first in (0..passage.pages.len()).step_by(self.staging_pages) {
                 let last = (first + self.staging_pages).min(passage.pages.len());
                 let tokens = (last * page_len).min(passage.len) - first * page_len;
-                parts.push(Part { passage: n, pages: first..last, tokens });
+                parts.push(PassagePart { passage: n, pages: first..last, tokens });
             }
         }
         parts.sort_by_key(|part| std::cmp::Reverse(part.pages.len()));
@@ -279,13 +279,13 @@ impl PassagePool {
     }
 
     /// How many of the parts, from the first on, go into one round.
-    fn round(&self, parts: &[Part], most: usize) -> usize {
+    fn round(&self, parts: &[PassagePart], most: usize) -> usize {
         let longest = parts.first().map_or(1, |part| part.pages.len());
         (self.staging_pages / longest).min(most).clamp(1, parts.len())
     }
 
     /// The pages of a part.
-    fn pages_of(&self, part: &Part, passages: &[PassageId]) -> Result<&[usize], PoolError> {
+    fn pages_of(&self, part: &PassagePart, passages: &[PassageId]) -> Result<&[usize], PoolError> {
         Ok(&self.passage(passages[part.passage])?.pages[part.pages.clone()])
     }
 
@@ -347,6 +347,6 @@ fn shares(
     GroupOutput { output, lse, passage_lse, mass }
 }
 
-fn kv_lens(parts: &[Part]) -> Vec<u32> {
+fn kv_lens(parts: &[PassagePart]) -> Vec<u32> {
     parts.iter().map(|part| u32::try_from(part.tokens).unwrap_or(u32::MAX)).collect()
 }

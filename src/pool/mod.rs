@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub use attend::{GroupOutput, GroupQuery, GroupTensors, PoolAttention};
 pub use error::PoolError;
 
-use crate::device::{Device, PreparedOn};
+use crate::device::{Device, PreparedAttention};
 use crate::error::Error;
 use crate::kept::Kept;
 use crate::problem::MAX_LEN;
@@ -116,7 +116,7 @@ struct Passage {
 pub struct PassagePool {
     spec: PoolSpec,
     device: Device,
-    kept: Kept<PreparedOn>,
+    kept: Kept<PreparedAttention>,
     slabs: Slabs,
     /// Most pages that are staged at once.
     staging_pages: usize,

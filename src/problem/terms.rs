@@ -6,6 +6,7 @@ use crate::name::UnknownName;
 ///
 /// Row `i` stands on key `i + offset`. A negative offset leaves leading rows before the first key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Diagonal {
     /// Offset 0: `is_causal` of PyTorch, and of ONNX without a cache.
     #[default]
@@ -64,6 +65,7 @@ pub enum AlibiSlopes {
 ///
 /// The first three are modes 0, 1 and 2 of ONNX's `qk_matmul_output_mode`, the last is mode 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ScoreStage {
     /// `scale * dot(query, key)`, for every pair, also where a mask forbids it.
     Scaled,

@@ -1,7 +1,7 @@
 //! Sources: checked, weighted, attended to one by one, combined.
 
 use super::{Combine, Gate, Source, SourceInputs, Sources, SourcesError, SourcesOutput, SourcesTensors};
-use crate::device::{Device, KernelChoice, PreparedOn};
+use crate::device::{Device, KernelChoice, PreparedAttention};
 use crate::engine::{self, Combining, Inputs, Kind, Outputs, PlaceError, Recording, Tensor};
 use crate::error::Error;
 use crate::inputs::RowState;
@@ -14,7 +14,7 @@ pub struct PreparedSources {
     sources: Sources,
     device: Device,
     /// One for each source; the output of each lies behind those before it.
-    attentions: Vec<PreparedOn>,
+    attentions: Vec<PreparedAttention>,
     /// Factors of a sum, or 1.
     scales: Tensor<'static>,
 }
@@ -174,7 +174,7 @@ impl PreparedSources {
 
     /// The prepared attention of each source, to see its plan and problem.
     #[must_use]
-    pub fn attentions(&self) -> &[PreparedOn] {
+    pub fn attentions(&self) -> &[PreparedAttention] {
         &self.attentions
     }
 

@@ -11,7 +11,7 @@ use crate::caps::DeviceCaps;
 use crate::dispatch::PlanChoice;
 use crate::error::Error;
 use crate::files::{Ours, OutputError, OutputFile, open_regular};
-use crate::gpu::{Context, PreparedAttention};
+use crate::gpu::{Gpu, GpuAttention};
 use crate::plan::{Plan, PlanError};
 use crate::problem::AttentionProblem;
 use crate::timing::TimingSource;
@@ -262,7 +262,7 @@ impl TuneCache {
     }
 }
 
-impl Context {
+impl Gpu {
     /// [`prepare`](Self::prepare) with the tuned choice for the problem's class, where the cache has one that fits; else
     /// with the plan's own. Says which. A cache of another device is not used.
     ///
@@ -272,7 +272,7 @@ impl Context {
         &self,
         problem: &AttentionProblem,
         cache: &TuneCache,
-    ) -> Result<(PreparedAttention, Lookup), Error> {
+    ) -> Result<(GpuAttention, Lookup), Error> {
         let (plan, lookup) = self.plan_tuned(problem, cache)?;
         Ok((self.prepare_plan(plan).await?, lookup))
     }
@@ -285,7 +285,7 @@ impl Context {
         &self,
         problem: &AttentionProblem,
         cache: &TuneCache,
-    ) -> Result<(PreparedAttention, Lookup), Error> {
+    ) -> Result<(GpuAttention, Lookup), Error> {
         self.block_on(self.prepare_tuned(problem, cache))
     }
 

@@ -1,14 +1,14 @@
 //! Tuning on the device at hand: the choices of a plan tried, checked and timed, and the best ones kept in a file.
 //!
 //! The rules of [`Plan::new`](crate::Plan::new) know a device's kind and limits, not its cores, caches or compiler. Tuning
-//! is asked for, never done by itself: [`Context::tune`](crate::gpu::Context::tune) runs
+//! is asked for, never done by itself: [`Gpu::tune`](crate::gpu::Gpu::tune) runs
 //! [`Plan::candidates`](crate::Plan::candidates) for a problem, [`TuneCache`] keeps what was found, and
-//! [`Context::prepare_tuned`](crate::gpu::Context::prepare_tuned) uses it.
+//! [`Gpu::prepare_tuned`](crate::gpu::Gpu::prepare_tuned) uses it.
 //!
 //! ```no_run
 //! use std::path::Path;
 //! use std::time::Duration;
-//! use cross_attention::gpu::Context;
+//! use cross_attention::gpu::Gpu;
 //! use cross_attention::tune::{DeviceKey, TuneCache, TuneOptions};
 //! use cross_attention::{AttentionProblem, AttentionSpec};
 //!

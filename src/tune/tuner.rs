@@ -6,7 +6,7 @@ use super::class::{DeviceKey, ProblemClass};
 use super::report::{Outcome, TuneCandidate, TuneProgress, TuneReport, choose};
 use crate::dispatch::PlanChoice;
 use crate::error::Error;
-use crate::gpu::{AttentionTensors, BoundAttention, Context, GpuError, PreparedAttention, Stopwatch};
+use crate::gpu::{AttentionTensors, BoundSteps, Gpu, GpuAttention, GpuError, Stopwatch};
 use crate::inputs::{AttentionInputs, AttentionOutput, InputError};
 use crate::plan::Plan;
 use crate::problem::AttentionProblem;
@@ -40,7 +40,7 @@ const ENOUGH_ROUNDS: usize = 3;
 /// Products that the oracle may compute for one candidate's check, about: what rows are checked follows from it.
 const CHECKED_PRODUCTS: usize = 1 << 25;
 
-impl Context {
+impl Gpu {
     /// Tries choices for a problem on this device, with inputs made from a seed.
     ///
     /// Every candidate runs on the same tensors on the device. Its result is compared with the oracle, by the rule of
@@ -147,8 +147,8 @@ enum State {
 }
 
 struct Ready {
-    prepared: PreparedAttention,
-    bound: BoundAttention,
+    prepared: GpuAttention,
+    bound: BoundSteps,
     first_ms: f64,
     worst_ratio: f64,
     millis: Vec<f64>,
@@ -181,7 +181,7 @@ impl State {
 
 /// What all candidates share.
 struct Tuner<'a> {
-    context: &'a Context,
+    context: &'a Gpu,
     problem: &'a AttentionProblem,
     inputs: &'a AttentionInputs<'a>,
     on_device: Option<AttentionTensors>,
@@ -305,7 +305,7 @@ async fn time(
         .filter_map(|(_, state)| if let State::Ready(ready) = state { Some(ready) } else { None })
         .collect();
     let Some(first) = all.first() else { return Ok(()) };
-    let clock = Stopwatch::new(first.prepared.context()).await?;
+    let clock = Stopwatch::new(first.prepared.gpu()).await?;
     let rounds = options.rounds.max(1) + 1;
     for round in 0..rounds {
         on_progress(TuneProgress::Timing { round, of: rounds });

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Poll, Waker};
 
 use cross_attention::context::{ContextInputs, ContextSpec, ContextStorage, PreparedContext};
-use cross_attention::gpu::{AttentionTensors, PreparedAttention, PreparedWeights, WeightsBuffers};
+use cross_attention::gpu::{AttentionTensors, GpuAttention, PreparedWeights, WeightsBuffers};
 #[cfg(feature = "layer")]
 use cross_attention::layer::{CrossAttention, LayerConfig, LayerContext, LayerOn, LayerOptions};
 use cross_attention::pool::{GroupQuery, PassageId, PassagePool, PoolAttention, PoolSpec};
@@ -14,7 +14,7 @@ use cross_attention::sources::{Combine, Gate, PreparedSources, Source, SourceInp
 use cross_attention::weights::{HeadReduce, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Element, Error, Kernel, KernelChoice,
-    Layout, PreparedOn, TensorSpec, Terms, wgpu,
+    Layout, PreparedAttention, TensorSpec, Terms, wgpu,
 };
 
 use super::plain::numbers;
@@ -193,7 +193,7 @@ fn problem() -> Result<AttentionProblem, Error> {
 }
 
 struct Attention {
-    prepared: PreparedOn,
+    prepared: PreparedAttention,
     data: [Data; INPUTS],
 }
 
@@ -226,7 +226,7 @@ impl Prepared for WithWeights {
 
 /// A prepared pass for weights behind a prepared attention.
 struct Weights {
-    attention: PreparedAttention,
+    attention: GpuAttention,
     pass: PreparedWeights,
     data: [Data; INPUTS],
 }
@@ -247,7 +247,7 @@ fn weights(device: &Device) -> Result<Box<dyn Prepared>, Error> {
 impl Prepared for Weights {
     fn call(&self, n: usize) -> Call<'_> {
         Box::pin(async move {
-            let context = self.attention.context();
+            let context = self.attention.gpu();
             let tensors: AttentionTensors = self.attention.upload(&self.data[n].inputs()).await?;
             let weights = self.pass.allocate().await?;
             self.attention.submit(&self.attention.bind(&tensors.buffers())?).await?;

@@ -1,10 +1,10 @@
 //! A device of wgpu's that checks everything and computes nothing.
 
 use cross_attention::Terms;
-use cross_attention::gpu::{AttentionBuffers, Context};
+use cross_attention::gpu::{AttentionBuffers, Gpu};
 use cross_attention::wgpu;
 
-pub(crate) fn context() -> Context {
+pub(crate) fn context() -> Gpu {
     let descriptor = wgpu::InstanceDescriptor {
         backends: wgpu::Backends::NOOP,
         backend_options: wgpu::BackendOptions {
@@ -17,7 +17,7 @@ pub(crate) fn context() -> Context {
     let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default()));
     let device = adapter.expect("the adapter is built in").request_device(&wgpu::DeviceDescriptor::default());
     let (device, queue) = pollster::block_on(device).expect("the default limits");
-    Context::from_device_blocking(device, queue).expect("16 bytes")
+    Gpu::from_device_blocking(device, queue).expect("16 bytes")
 }
 
 /// Without optional tensors.

@@ -189,7 +189,7 @@ fn widen(mask: Stored, kv_len: usize) -> ([usize; 4], Numbers) {
         Numbers::Real(TensorData::F16(bias)) => {
             Numbers::Real(TensorData::F16(pad(&bias, given, kv_len, f16::NEG_INFINITY)))
         }
-        Numbers::Int(_) => panic!("a mask of integers"),
+        other => panic!("a mask of {other:?}"),
     };
     (shape, numbers)
 }

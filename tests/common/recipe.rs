@@ -322,6 +322,7 @@ fn set(tensor: &mut TensorData, index: usize, number: f32) {
     match tensor {
         TensorData::F32(data) => data[index] = number,
         TensorData::F16(data) => data[index] = f16::from_f32(number),
+        other => panic!("nothing is planted in {other:?}"),
     }
 }
 

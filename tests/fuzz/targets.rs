@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::OnceLock;
 
-use cross_attention::gpu::{AdapterRequest, Context, choose};
+use cross_attention::gpu::{AdapterRequest, Gpu, choose};
 use cross_attention::layer::{CrossAttention, LayerConfig, LayerWeights, Names};
 use cross_attention::pool::{GroupQuery, PassagePool, PoolAttention, PoolSpec, Storage};
 use cross_attention::tune::{DeviceKey, ProblemClass, TuneCache, TuneEntry};
@@ -317,7 +317,7 @@ fn tune(draw: &mut Draw) -> Result<(), String> {
 
 /// A pipeline cache that was spoilt, on the first adapter there is; nothing without one.
 fn pipelines(draw: &mut Draw) -> Result<(), String> {
-    static CONTEXT: OnceLock<Option<Context>> = OnceLock::new();
+    static CONTEXT: OnceLock<Option<Gpu>> = OnceLock::new();
     let request = std::env::var("WGPU_ADAPTER_NAME").map_or(AdapterRequest::Number(0), AdapterRequest::Named);
     let open = || pollster::block_on(async { choose(&request).await.ok()?.open().await.ok() });
     let Some(context) = CONTEXT.get_or_init(open) else { return Ok(()) };

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cross_attention::DeviceClass;
-use cross_attention::gpu::{self, AdapterRequest, Context};
+use cross_attention::gpu::{self, AdapterRequest, Gpu};
 use wgpu::Backend;
 
 /// How many trials of each kernel, and the time they took.
@@ -15,7 +15,7 @@ type Ran = BTreeMap<String, (usize, Duration)>;
 pub(crate) struct Adapter {
     /// The name as it stands in trials: `llvmpipe`.
     pub(crate) slug: String,
-    pub(crate) context: Context,
+    pub(crate) context: Gpu,
     /// Whether it is a software driver beside another one, and is spared some of what that one runs.
     pub(crate) sparing: bool,
     ran: Arc<Mutex<Ran>>,

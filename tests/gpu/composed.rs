@@ -1,7 +1,7 @@
 //! What is built on attention: pools of passages, several sources, prepared contexts; as on the CPU.
 
 use cross_attention::context::{ContextInputs, ContextSpec, PreparedContext};
-use cross_attention::gpu::{AdapterRequest, Context, GpuError, choose};
+use cross_attention::gpu::{AdapterRequest, Gpu, GpuError, choose};
 use cross_attention::pool::{GroupQuery, PassagePool, PoolAttention, PoolSpec, Storage};
 use cross_attention::sources::{Combine, Gate, Source, SourceInputs, Sources};
 use cross_attention::{Device, Element, Error, Layout, TensorSpec};
@@ -78,7 +78,7 @@ fn text(error: impl std::fmt::Display) -> String {
 }
 
 /// Everything that is built on attention says so when its device is gone, and a pool stays as it was.
-fn lost_device(context: &Context) -> Result<(), String> {
+fn lost_device(context: &Gpu) -> Result<(), String> {
     let request = AdapterRequest::Named(context.info().name.clone());
     let lost = pollster::block_on(async { choose(&request).await?.open().await }).map_err(text)?;
     let device = Device::Gpu(lost.clone());

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
-use cross_attention::gpu::Context;
+use cross_attention::gpu::Gpu;
 use cross_attention::{AttentionData, AttentionOutput, AttentionProblem, Device};
 use libtest_mimic::Trial;
 
@@ -45,7 +45,7 @@ struct Call {
 }
 
 impl Call {
-    fn new(context: &Context) -> Result<Self, String> {
+    fn new(context: &Gpu) -> Result<Self, String> {
         let device = Device::Gpu(context.clone());
         let case = Case::new("awaited", "calls that end by themselves", 1, [2, 2], [3, 40], [8, 8]);
         let problem = case.problem();

@@ -1,8 +1,6 @@
 //! Pipelines kept in a file, times of single shaders, the device's limits, many attentions in one recording.
 
-use cross_attention::gpu::{
-    BoundAttention, Context, GpuError, PipelineCacheFault, PipelineCacheState, PreparedAttention,
-};
+use cross_attention::gpu::{BoundSteps, Gpu, GpuAttention, GpuError, PipelineCacheFault, PipelineCacheState};
 use cross_attention::{AttentionInputs, AttentionProblem, Kernel, Terms, verify, wgpu};
 
 use super::interop::{Check, Data, expect, other_device, problem, text};
@@ -15,7 +13,7 @@ pub(crate) const CHECKS: [(&str, Check); 3] = [
 ];
 
 /// A file of pipelines is written, read by another device of the same kind, and not trusted once it was changed.
-fn pipelines_are_kept_in_a_file(_: &Context, adapter: &str) -> Result<(), String> {
+fn pipelines_are_kept_in_a_file(_: &Gpu, adapter: &str) -> Result<(), String> {
     let folder = tempfile::tempdir().map_err(text)?;
     let path = folder.path().join("pipelines");
     let problem = problem();
@@ -99,7 +97,7 @@ fn with_data(file: &[u8], data: &[u8]) -> Vec<u8> {
 }
 
 /// Each shader has times of its own, and the device has limits.
-fn every_shader_is_timed(context: &Context, _: &str) -> Result<(), String> {
+fn every_shader_is_timed(context: &Gpu, _: &str) -> Result<(), String> {
     let problem = problem();
     let data = Data::of(&problem);
     let prepared = context.prepare_blocking(&problem, Some(Kernel::Plain)).map_err(text)?;
@@ -123,7 +121,7 @@ fn every_shader_is_timed(context: &Context, _: &str) -> Result<(), String> {
 }
 
 /// Two attentions with key lengths and sinks of their own, which are copied to one place, and one without, together.
-fn many_in_one_recording(context: &Context, _: &str) -> Result<(), String> {
+fn many_in_one_recording(context: &Gpu, _: &str) -> Result<(), String> {
     let mut spec = problem().spec().clone();
     spec.kv_lens = true;
     spec.sinks = true;
@@ -145,9 +143,9 @@ fn many_in_one_recording(context: &Context, _: &str) -> Result<(), String> {
         prepared.bind(&second.buffers()).map_err(text)?,
     ];
     let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-    BoundAttention::encode_all(&bound, &mut encoder);
+    BoundSteps::encode_all(&bound, &mut encoder);
     context.queue().submit([encoder.finish()]);
-    let check = |prepared: &PreparedAttention, tensors, inputs: &AttentionInputs<'_>| {
+    let check = |prepared: &GpuAttention, tensors, inputs: &AttentionInputs<'_>| {
         let output = prepared.read_output_blocking(tensors).map_err(text)?;
         let report = verify::verify(prepared.problem(), inputs, &output).map_err(text)?;
         if report.passed() { Ok(()) } else { Err(text(report)) }

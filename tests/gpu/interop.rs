@@ -1,12 +1,12 @@
 //! The caller's own device, buffers and encoder; what is refused; what happens when the device is gone.
 
-use cross_attention::gpu::{AdapterRequest, AttentionBuffers, Context, GpuError, choose};
+use cross_attention::gpu::{AdapterRequest, AttentionBuffers, Gpu, GpuError, choose};
 use cross_attention::{
     AlibiSlopes, AttentionInputs, AttentionProblem, AttentionSpec, Error, Kernel, Plan, TensorSpec, cpu, verify, wgpu,
 };
 use wgpu::BufferUsages;
 
-pub(super) type Check = fn(&Context, &str) -> Result<(), String>;
+pub(super) type Check = fn(&Gpu, &str) -> Result<(), String>;
 
 /// Name and body of each check; the second argument is the adapter's name.
 pub(crate) const CHECKS: [(&str, Check); 9] = [
@@ -83,13 +83,13 @@ const DOUBLE: &str = "
 
 /// A device of the caller's, with default limits and no features; attention between two passes of the caller's own:
 /// the query is doubled before, the output after, all in one command buffer.
-fn between_own_passes(_: &Context, adapter: &str) -> Result<(), String> {
+fn between_own_passes(_: &Gpu, adapter: &str) -> Result<(), String> {
     let adapter = same_adapter(adapter)?;
     // with what kernels may use
-    let features = adapter.features() & Context::FEATURES;
+    let features = adapter.features() & Gpu::FEATURES;
     let wanted = wgpu::DeviceDescriptor { required_features: features, ..Default::default() };
     let (device, queue) = pollster::block_on(adapter.request_device(&wanted)).map_err(text)?;
-    let context = Context::from_device_blocking(device.clone(), queue.clone()).map_err(text)?;
+    let context = Gpu::from_device_blocking(device.clone(), queue.clone()).map_err(text)?;
     let problem = problem();
     let data = Data::of(&problem);
 
@@ -140,7 +140,7 @@ fn between_own_passes(_: &Context, adapter: &str) -> Result<(), String> {
 }
 
 /// What is bound sees the buffers' contents at the time it runs, not at the time it was bound.
-fn bound_once_used_twice(context: &Context, _: &str) -> Result<(), String> {
+fn bound_once_used_twice(context: &Gpu, _: &str) -> Result<(), String> {
     let problem = problem();
     let data = Data::of(&problem);
     let prepared = context.prepare_blocking(&problem, None).map_err(text)?;
@@ -174,7 +174,7 @@ fn bound_once_used_twice(context: &Context, _: &str) -> Result<(), String> {
 }
 
 /// On a device of its own, where nobody else makes any.
-fn pipelines_are_made_once(_: &Context, adapter: &str) -> Result<(), String> {
+fn pipelines_are_made_once(_: &Gpu, adapter: &str) -> Result<(), String> {
     let context = other_device(adapter)?;
     let problem = problem();
     context.prepare_blocking(&problem, None).map_err(text)?;
@@ -188,7 +188,7 @@ fn pipelines_are_made_once(_: &Context, adapter: &str) -> Result<(), String> {
 }
 
 /// Tensors in the middle of larger buffers: by the slice's start, and by the layout's offset.
-fn slices_of_larger_buffers(context: &Context, _: &str) -> Result<(), String> {
+fn slices_of_larger_buffers(context: &Gpu, _: &str) -> Result<(), String> {
     let mut spec = problem().spec().clone();
     spec.query.layout = spec.query.layout.with_offset(3);
     let problem = AttentionProblem::new(spec).map_err(text)?;
@@ -211,7 +211,7 @@ fn slices_of_larger_buffers(context: &Context, _: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn wrong_buffers_are_refused(context: &Context, _: &str) -> Result<(), String> {
+fn wrong_buffers_are_refused(context: &Gpu, _: &str) -> Result<(), String> {
     let problem = problem();
     let data = Data::of(&problem);
     let prepared = context.prepare_blocking(&problem, None).map_err(text)?;
@@ -267,18 +267,18 @@ fn wrong_buffers_are_refused(context: &Context, _: &str) -> Result<(), String> {
     expect("copies within a pass", bound.encode_in_pass(&mut pass), |e| matches!(e, GpuError::NeedsEncoder))
 }
 
-pub(super) fn other_device(adapter: &str) -> Result<Context, String> {
+pub(super) fn other_device(adapter: &str) -> Result<Gpu, String> {
     let chosen = pollster::block_on(choose(&AdapterRequest::Named(adapter.to_owned()))).map_err(text)?;
     pollster::block_on(chosen.open()).map_err(text)
 }
 
 /// Two devices of one instance. (With a buffer of another instance wgpu itself panics.)
-fn foreign_buffer_is_refused(_: &Context, adapter: &str) -> Result<(), String> {
+fn foreign_buffer_is_refused(_: &Gpu, adapter: &str) -> Result<(), String> {
     let adapter = same_adapter(adapter)?;
     let open = || {
         let (device, queue) =
             pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).map_err(text)?;
-        Context::from_device_blocking(device, queue).map_err(text)
+        Gpu::from_device_blocking(device, queue).map_err(text)
     };
     let (context, other) = (open()?, open()?);
     let problem = problem();
@@ -304,7 +304,7 @@ pub(super) fn same_adapter(name: &str) -> Result<wgpu::Adapter, String> {
     adapters.into_iter().find(same).ok_or_else(|| format!("{name} is gone"))
 }
 
-fn too_large_a_buffer_is_refused(context: &Context, _: &str) -> Result<(), String> {
+fn too_large_a_buffer_is_refused(context: &Gpu, _: &str) -> Result<(), String> {
     let max = context.caps().max_buffer_size;
     match context.allocate_blocking("keys", max + 4) {
         Err(GpuError::BufferTooLarge { bytes, max: allowed, .. }) if bytes > max && allowed == max => Ok(()),
@@ -312,7 +312,7 @@ fn too_large_a_buffer_is_refused(context: &Context, _: &str) -> Result<(), Strin
     }
 }
 
-fn async_with_another_thread_polling(context: &Context, _: &str) -> Result<(), String> {
+fn async_with_another_thread_polling(context: &Gpu, _: &str) -> Result<(), String> {
     let problem = problem();
     let data = Data::of(&problem);
     let done = std::sync::atomic::AtomicBool::new(false);
@@ -332,7 +332,7 @@ fn async_with_another_thread_polling(context: &Context, _: &str) -> Result<(), S
     if report.passed() { Ok(()) } else { Err(text(report)) }
 }
 
-fn lost_device_is_an_error(_: &Context, adapter: &str) -> Result<(), String> {
+fn lost_device_is_an_error(_: &Gpu, adapter: &str) -> Result<(), String> {
     let context = other_device(adapter)?;
     let problem = problem();
     let data = Data::of(&problem);

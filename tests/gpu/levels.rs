@@ -1,6 +1,6 @@
 //! Tensors that stay on the device: new data for old plans, results that feed the next call, shared buffers, gaps.
 
-use cross_attention::gpu::{AttentionBuffers, AttentionTensors, Context, PreparedAttention};
+use cross_attention::gpu::{AttentionBuffers, AttentionTensors, Gpu, GpuAttention};
 use cross_attention::{AttentionData, AttentionOutput, Element, Error, TensorData, cpu};
 use libtest_mimic::Trial;
 
@@ -64,7 +64,7 @@ fn new_inputs_for_old_plans(adapter: &Adapter) -> Result<(), String> {
 }
 
 /// Uploads the tensors of a case without terms.
-fn upload(context: &Context, data: &AttentionData) -> Result<[wgpu::Buffer; 3], String> {
+fn upload(context: &Gpu, data: &AttentionData) -> Result<[wgpu::Buffer; 3], String> {
     let upload = |name, tensor: &TensorData| context.upload_blocking(name, tensor.as_ref().as_bytes()).map_err(failed);
     Ok([upload("query", &data.query)?, upload("key", &data.key)?, upload("value", &data.value)?])
 }
@@ -81,7 +81,7 @@ fn buffers<'a>(
 /// The output of one attention is the query of the next, on a device of the caller's, without a wait between.
 fn two_attentions_in_one_encoder(adapter: &Adapter) -> Result<(), String> {
     let (device, queue) = (adapter.context.device().clone(), adapter.context.queue().clone());
-    let context = Context::from_device_blocking(device.clone(), queue.clone()).map_err(failed)?;
+    let context = Gpu::from_device_blocking(device.clone(), queue.clone()).map_err(failed)?;
     let case = case();
     let (problem, data) = (case.problem(), case.data());
     let prepared = context.prepare_blocking(&problem, None).map_err(failed)?;
@@ -179,17 +179,14 @@ fn gaps_of_an_output_are_left_alone(adapter: &Adapter) -> Result<(), String> {
     Ok(())
 }
 
-fn read(
-    context: &Context,
-    prepared: &PreparedAttention,
-    tensors: &AttentionTensors,
-) -> Result<AttentionOutput, String> {
+fn read(context: &Gpu, prepared: &GpuAttention, tensors: &AttentionTensors) -> Result<AttentionOutput, String> {
     let spec = prepared.problem().spec();
     let len = spec.output.layout.extent().ok_or("the case is small")?;
     let lse = tensors.lse.as_ref().ok_or("lse was asked for")?;
     let output = match spec.output.element {
         Element::F32 => context.read_blocking("output", tensors.output.slice(..), len).map(TensorData::F32),
         Element::F16 => context.read_blocking("output", tensors.output.slice(..), len).map(TensorData::F16),
+        other => return Err(format!("the case has no {other}")),
     };
     let lse = context.read_blocking("lse", lse.slice(..), prepared.problem().rows());
     Ok(AttentionOutput {

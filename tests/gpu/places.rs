@@ -5,7 +5,7 @@ use std::pin::Pin;
 
 use cross_attention::context::{ContextInputs, ContextSpec, ContextStorage, PreparedContext};
 use cross_attention::engine::{Kind, PlaceError, Recording, Tensor};
-use cross_attention::gpu::{AdapterRequest, Context, choose};
+use cross_attention::gpu::{AdapterRequest, Gpu, choose};
 use cross_attention::pool::{GroupQuery, PassageId, PassagePool, PoolAttention, PoolSpec, Storage};
 use cross_attention::sources::{Combine, Gate, PreparedSources, Source, SourceInputs, Sources};
 use cross_attention::{Device, Element, Error, InputError, Layout, TensorData, TensorSpec, Terms, wgpu};
@@ -54,7 +54,7 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-fn everywhere(context: &Context, make: Make) -> Result<(), String> {
+fn everywhere(context: &Gpu, make: Make) -> Result<(), String> {
     let device = Device::Gpu(context.clone());
     let of = make(&device).map_err(text)?;
     let on_host = run(&device, &*of, of.tensors())?;
@@ -101,7 +101,7 @@ async fn read(results: &[Tensor<'static>]) -> Result<Vec<Vec<f32>>, Error> {
 }
 
 /// Between commands of the caller's, of which the last ones copy what was recorded.
-fn in_an_encoder(context: &Context, of: &dyn Recorded, with: Vec<Tensor<'_>>) -> Result<Vec<Vec<f32>>, String> {
+fn in_an_encoder(context: &Gpu, of: &dyn Recorded, with: Vec<Tensor<'_>>) -> Result<Vec<Vec<f32>>, String> {
     let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     let before = context.allocate_blocking("the caller's", 64).map_err(text)?;
     encoder.clear_buffer(&before, 0, None);
@@ -121,7 +121,7 @@ fn in_an_encoder(context: &Context, of: &dyn Recorded, with: Vec<Tensor<'_>>) ->
 }
 
 /// The same elements on the device, in the middle of a larger buffer.
-fn moved(context: &Context, n: usize, tensor: &Tensor<'_>) -> Result<Tensor<'static>, String> {
+fn moved(context: &Gpu, n: usize, tensor: &Tensor<'_>) -> Result<Tensor<'static>, String> {
     let before = 256 * (1 + n % 3);
     let mut bytes = vec![0xff; before];
     match tensor.kind() {
@@ -282,12 +282,12 @@ impl Recorded for Layer {
 }
 
 /// Tensors that are elsewhere, or of another kind, are refused by name; nothing panics in wgpu.
-fn refusals(context: &Context) -> Result<(), String> {
+fn refusals(context: &Gpu) -> Result<(), String> {
     let request = AdapterRequest::Named(context.info().name.clone());
     let other = pollster::block_on(async { choose(&request).await?.open().await }).map_err(text)?;
     let (here, elsewhere) = (Device::Gpu(context.clone()), Device::Gpu(other.clone()));
     let data = numbers(1, 64, 1.0);
-    let on = |context: &Context| {
+    let on = |context: &Gpu| {
         let buffer = context.upload_blocking("data", &data).map_err(text)?;
         Tensor::on_device(context, buffer.slice(..), Kind::F32, 64).map_err(text)
     };

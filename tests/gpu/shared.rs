@@ -1,6 +1,6 @@
 //! What is prepared once and shared: calls at the same time, and a device that is lost or too small in the middle of one.
 
-use cross_attention::gpu::{AdapterRequest, Context, GpuError, choose};
+use cross_attention::gpu::{AdapterRequest, Gpu, GpuError, choose};
 use cross_attention::{Device, Error, wgpu};
 use libtest_mimic::Trial;
 
@@ -8,7 +8,7 @@ use super::adapters::Adapter;
 use super::trials::trial;
 use crate::common::joined::{self, Make};
 
-type Check = fn(&Context, Make) -> Result<(), String>;
+type Check = fn(&Gpu, Make) -> Result<(), String>;
 
 pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
     let mut trials = vec![];
@@ -38,12 +38,12 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-fn at_once(context: &Context, make: Make) -> Result<(), String> {
+fn at_once(context: &Gpu, make: Make) -> Result<(), String> {
     joined::check(&Device::Gpu(context.clone()), make)
 }
 
 /// What the device says of its subgroups, it does; so kernels may use them.
-fn lanes_are_neighbours(context: &Context) -> Result<(), String> {
+fn lanes_are_neighbours(context: &Gpu) -> Result<(), String> {
     let (caps, has) = (context.caps(), context.device().features().contains(wgpu::Features::SUBGROUP));
     match (&caps.subgroup_fault, caps.subgroups) {
         (None, Some(_)) if has => Ok(()),
@@ -55,7 +55,7 @@ fn lanes_are_neighbours(context: &Context) -> Result<(), String> {
 
 /// The device goes after each of the first few steps of a call: the call tells so, or had come to its end, and a device that
 /// is still there gives what it gave before.
-fn lost_in_the_middle(context: &Context, make: Make) -> Result<(), String> {
+fn lost_in_the_middle(context: &Gpu, make: Make) -> Result<(), String> {
     let here = Device::Gpu(context.clone());
     let prepared = make(&here).map_err(text)?;
     let wanted = joined::alone(&here, &*prepared)?;
@@ -92,7 +92,7 @@ fn lost_in_the_middle(context: &Context, make: Make) -> Result<(), String> {
 }
 
 /// On devices with ever smaller buffers and bindings a call is right or refused, and says what there is too little of.
-fn on_a_small_device(context: &Context, make: Make) -> Result<(), String> {
+fn on_a_small_device(context: &Gpu, make: Make) -> Result<(), String> {
     let here = Device::Gpu(context.clone());
     let wanted = joined::alone(&here, &*make(&here).map_err(text)?)?;
     let adapter = super::interop::same_adapter(&context.info().name)?;
@@ -105,12 +105,12 @@ fn on_a_small_device(context: &Context, make: Make) -> Result<(), String> {
             ..has
         };
         let wanted_device = wgpu::DeviceDescriptor {
-            required_features: adapter.features() & Context::FEATURES,
+            required_features: adapter.features() & Gpu::FEATURES,
             required_limits: limits,
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&wanted_device)).map_err(text)?;
-        let small = match Context::from_device_blocking(device, queue) {
+        let small = match Gpu::from_device_blocking(device, queue) {
             Ok(small) => Device::Gpu(small),
             // not even the probe of its subgroups fits
             Err(GpuError::BufferTooLarge { .. } | GpuError::Validation { .. }) if bytes < 1 << 12 => continue,

@@ -115,7 +115,7 @@ fn spared(adapter: &Adapter, trials: Vec<Trial>) -> Vec<Trial> {
         Kernel::Split | Kernel::Tiled => 7,
         Kernel::Rows if small_subgroups => 7,
         Kernel::Fused | Kernel::Plain => 3,
-        Kernel::Rows | Kernel::Cooperative => 1,
+        _ => 1,
     };
     let mut counts = Kernel::ALL.map(|kernel| (kernel, 0));
     let of_kernel = |trial: &Trial, kernel: Kernel| trial.name().split('/').nth(1) == Some(kernel.name());

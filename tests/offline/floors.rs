@@ -29,7 +29,7 @@ fn a_circle_is_found() {
     ]);
     assert_eq!(circles(&uses), [["a", "b"], ["a", "c"], ["b", "c"]]);
     let exported = BTreeMap::from([("Plan".to_owned(), "plan".to_owned())]);
-    let text = "use crate::{Plan, gpu::{Context, error}};\nuse crate::caps::DeviceCaps;\nlet x = crate::cpu::plan();";
+    let text = "use crate::{Plan, gpu::{Gpu, error}};\nuse crate::caps::DeviceCaps;\nlet x = crate::cpu::plan();";
     assert_eq!(used_in(text, &exported), names("plan gpu caps cpu"));
     assert_eq!(code("a // crate::b\n//! crate::c\n#[cfg(test)]\nmod tests {\n  crate::d\n"), "a \n\n");
 }

@@ -3,13 +3,13 @@
 
 use std::sync::Barrier;
 
-use cross_attention::gpu::{Context, GpuError, PipelineCacheState};
+use cross_attention::gpu::{Gpu, GpuError, PipelineCacheState};
 use cross_attention::{AttentionProblem, AttentionSpec, DeviceCaps, DeviceClass, Error, Kernel, Plan};
 
 #[path = "../common/noop.rs"]
 mod noop;
 
-fn plans(context: &Context) -> Vec<Plan> {
+fn plans(context: &Gpu) -> Vec<Plan> {
     let few = AttentionProblem::new(AttentionSpec::new([1, 4, 1, 32], [1, 4, 2000, 32])).expect("sound");
     let many = AttentionProblem::new(AttentionSpec::new([1, 4, 50, 32], [1, 4, 60, 32])).expect("sound");
     let plan = |problem, kernel| Plan::new(problem, context.caps(), Some(kernel)).expect("every kernel takes it");

@@ -50,7 +50,7 @@ fn plan(kernel: Kernel) -> Plan {
     let problem = match kernel {
         Kernel::Split | Kernel::Rows => problem(2, 3000, Element::F32),
         Kernel::Cooperative => problem(200, 300, Element::F16),
-        Kernel::Tiled | Kernel::Fused | Kernel::Plain => problem(200, 300, Element::F32),
+        _ => problem(200, 300, Element::F32),
     };
     Plan::new(&problem, &good(), Some(kernel)).expect("a large device")
 }

@@ -68,6 +68,7 @@ const FAULTS: [(&str, Fault); 27] = [
         let late = |data: &mut AttentionData| match &mut data.value {
             TensorData::F32(value) => value.rotate_right(shape[3]),
             TensorData::F16(value) => value.rotate_right(shape[3]),
+            other => panic!("{other:?}"),
         };
         fits.then(|| wrong(case, |_| {}, late))?
     }),

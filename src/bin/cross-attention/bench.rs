@@ -9,7 +9,8 @@ use clap::builder::PossibleValuesParser;
 use cross_attention::gpu::{HostCost, KernelTiming};
 use cross_attention::workload::{self, Workload};
 use cross_attention::{
-    AttentionProblem, Device, DeviceClass, Element, KernelChoice, Plan, PreparedOn, Roofline, Timing, cpu, verify,
+    AttentionProblem, Device, DeviceClass, Element, KernelChoice, Plan, PreparedAttention, Roofline, Timing, cpu,
+    verify,
 };
 
 use crate::error::Error;
@@ -186,7 +187,7 @@ fn measure(workload: &Workload, common: &Common<'_>, tuned: Option<&Tuned>, term
     };
     let timing = prepared.time_blocking(&inputs, MIN_ROUNDS, args.seconds, &mut on_round)?;
     let mut gpu = None;
-    if let PreparedOn::Gpu(prepared) = &prepared {
+    if let PreparedAttention::Gpu(prepared) = &prepared {
         let tensors = prepared.upload_blocking(&inputs)?;
         let bound = prepared.bind(&tensors.buffers()).map_err(cross_attention::Error::from)?;
         let host = prepared.time_host(&tensors.buffers(), HOST_ROUNDS).map_err(cross_attention::Error::from)?;

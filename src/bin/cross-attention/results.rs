@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use cross_attention::files::{Ours, OutputError, OutputFile};
-use cross_attention::{AttentionOutput, AttentionProblem, Element, TensorRef};
+use cross_attention::{AttentionOutput, AttentionProblem, TensorRef};
 use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 
@@ -60,10 +60,8 @@ pub(crate) fn write(
     );
     let mut start = 0;
     for (name, data, shape) in &tensors {
-        let dtype = match data.element() {
-            Element::F32 => "F32",
-            Element::F16 => "F16",
-        };
+        // safetensors has the same names in capitals
+        let dtype = data.element().name().to_uppercase();
         let end = start + data.len() * data.element().size_bytes();
         header.insert((*name).to_owned(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] }));
         start = end;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use cross_attention::files::{Ours, OutputFile};
-use cross_attention::gpu::Context;
+use cross_attention::gpu::Gpu;
 use cross_attention::tune::{
     DeviceKey, Outcome, TuneCache, TuneCandidate, TuneOptions, TuneProgress, TuneReport, TuneWarning,
 };
@@ -108,7 +108,7 @@ pub(crate) fn tune(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> 
 
 fn tune_one(
     args: &Args,
-    context: &Context,
+    context: &Gpu,
     problem: &AttentionProblem,
     terminal: &mut Terminal,
 ) -> Result<TuneReport, Error> {
@@ -161,7 +161,7 @@ impl Args {
 }
 
 /// Reads the cache that is to be written; a file that is something else is left alone.
-fn open(path: &std::path::Path, context: &Context, terminal: &Terminal) -> Result<TuneCache, Error> {
+fn open(path: &std::path::Path, context: &Gpu, terminal: &Terminal) -> Result<TuneCache, Error> {
     let device = DeviceKey::of(context.info());
     if std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0) {
         return Ok(TuneCache::new(device));

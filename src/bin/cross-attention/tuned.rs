@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use cross_attention::gpu::Context;
+use cross_attention::gpu::Gpu;
 use cross_attention::tune::{DeviceKey, Lookup, TuneCache};
-use cross_attention::{AttentionProblem, Device, KernelChoice, Plan, PreparedOn};
+use cross_attention::{AttentionProblem, Device, KernelChoice, Plan, PreparedAttention};
 
 use crate::error::Error;
 use crate::terminal::Terminal;
@@ -42,12 +42,7 @@ impl Tuned {
     }
 
     /// The plan with the tuned choice, else by the rules; which of them is told.
-    pub(crate) fn plan(
-        &self,
-        context: &Context,
-        problem: &AttentionProblem,
-        terminal: &Terminal,
-    ) -> Result<Plan, Error> {
+    pub(crate) fn plan(&self, context: &Gpu, problem: &AttentionProblem, terminal: &Terminal) -> Result<Plan, Error> {
         let (plan, lookup) = context.plan_tuned(problem, &self.cache).map_err(cross_attention::Error::from)?;
         match lookup {
             _ if self.quiet => {}
@@ -65,11 +60,11 @@ impl Tuned {
         problem: &AttentionProblem,
         kernel: KernelChoice,
         terminal: &Terminal,
-    ) -> Result<PreparedOn, Error> {
+    ) -> Result<PreparedAttention, Error> {
         match (device, tuned) {
             (Device::Gpu(context), Some(tuned)) => {
                 let plan = tuned.plan(context, problem, terminal)?;
-                Ok(PreparedOn::Gpu(Box::new(context.prepare_plan_blocking(plan)?)))
+                Ok(PreparedAttention::Gpu(Box::new(context.prepare_plan_blocking(plan)?)))
             }
             _ => Ok(device.prepare_blocking(problem, kernel)?),
         }

@@ -456,21 +456,17 @@ impl Clone for CpuAttention {
 
 impl SharedState {
     fn new(problem: &AttentionProblem, plan: &CpuPlan, direct: bool) -> Result<Self, InputError> {
+        // it has a share of what the results take
+        super::check_memory(problem, size_of::<f32>())?;
         let flags = |n: usize| (0..n).map(|_| AtomicBool::new(false)).collect();
         let (chunks, rows) = (plan.map.chunks(), problem.rows());
         let spec = problem.spec();
         let wanted = spec.lse || spec.row_state || spec.scores == Some(ScoreStage::Probs);
         let parts = if plan.splits > 1 { chunks * plan.splits } else { 0 };
-        let partial = parts * plan.partial_len(problem.v_head_dim());
-        let gathered = if direct { Some(0) } else { rows.checked_mul(problem.v_head_dim()) };
-        let ends = if wanted { rows } else { 0 };
-        let floats = gathered.and_then(|n| n.checked_add(partial)).and_then(|n| n.checked_mul(size_of::<f32>()));
-        let end_bytes = ends.checked_mul(size_of::<RowEnd>());
-        super::check_bytes(floats.zip(end_bytes).and_then(|(floats, ends)| floats.checked_add(ends)))?;
         Ok(Self {
-            partial: Buffer::new(partial),
-            gathered: vec![0.0; gathered.unwrap_or(0)],
-            ends: vec![RowEnd::default(); ends],
+            partial: Buffer::new(parts * plan.partial_len(problem.v_head_dim())),
+            gathered: vec![0.0; if direct { 0 } else { rows * problem.v_head_dim() }],
+            ends: vec![RowEnd::default(); if wanted { rows } else { 0 }],
             flags: [flags(chunks), flags(chunks), flags(parts), flags(chunks)],
         })
     }

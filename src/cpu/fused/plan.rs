@@ -7,6 +7,7 @@ use crate::tensor::Element;
 
 /// How the rows of an attention are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum CpuStrategy {
     /// Tiles of query rows along the vector lanes, online softmax over blocks of keys.
     ManyQueries,

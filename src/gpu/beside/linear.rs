@@ -2,8 +2,8 @@
 
 use crate::dispatch::Variant;
 use crate::error::Error;
-use crate::gpu::context::Context;
 use crate::gpu::error::GpuError;
+use crate::gpu::open::Gpu;
 use crate::kernels::beside::linear::{LinearPlan, LinearShape};
 use crate::tensor::{Element, TensorRef};
 
@@ -13,7 +13,7 @@ use crate::tensor::{Element, TensorRef};
 /// sums, then a tree.
 #[derive(Clone, Debug)]
 pub struct PreparedLinear {
-    context: Context,
+    gpu: Gpu,
     weight: wgpu::Buffer,
     bias: Option<wgpu::Buffer>,
     element: Element,
@@ -45,7 +45,7 @@ pub struct LinearOutput<'a> {
     pub offset: usize,
 }
 
-impl Context {
+impl Gpu {
     /// Copies the weights of a linear map to the device: `weight` is `[out_features, in_features]`, row after row, `bias`
     /// `[out_features]`.
     ///
@@ -68,7 +68,7 @@ impl Context {
             Some(bias) => Some(self.upload("bias", bias).await?),
             None => None,
         };
-        Ok(PreparedLinear { context: self.clone(), weight, bias, element, out_features, in_features })
+        Ok(PreparedLinear { gpu: self.clone(), weight, bias, element, out_features, in_features })
     }
 
     /// [`prepare_linear`](Self::prepare_linear), blocking.
@@ -115,12 +115,12 @@ impl PreparedLinear {
             output_stride: output.stride,
             output_offset: output.offset,
         };
-        let plan = LinearPlan::new(shape, self.bias.is_some(), self.context.caps())
+        let plan = LinearPlan::new(shape, self.bias.is_some(), self.gpu.caps())
             .map_err(|reason| Error::LinearPlan { reason })?;
         let Some(plan) = plan else { return Ok(()) };
         let bytes =
             |elements: usize, element: Element| (elements as u64 * element.size_bytes() as u64).next_multiple_of(4);
-        let bias = self.bias.as_ref().unwrap_or_else(|| self.context.empty_buffer(false));
+        let bias = self.bias.as_ref().unwrap_or_else(|| self.gpu.empty_buffer(false));
         let bound = [
             (input.buffer, bytes(input.rows * in_features, input.element)),
             (&self.weight, bytes(out_features * in_features, self.element)),
@@ -129,7 +129,7 @@ impl PreparedLinear {
         ];
         let variant = Variant::linear(plan.shader, input.element, self.element, output.element);
         let params = bytemuck::bytes_of(&plan.params);
-        self.context.encode_beside(encoder, &variant, params, &bound, plan.grid).await?;
+        self.gpu.encode_beside(encoder, &variant, params, &bound, plan.grid).await?;
         Ok(())
     }
 
@@ -139,15 +139,15 @@ impl PreparedLinear {
     /// [`Error::Linear`] if the input is no whole number of rows, otherwise as [`encode`](Self::encode).
     pub async fn run(&self, input: TensorRef<'_>) -> Result<Vec<f32>, Error> {
         let rows = LinearError::rows(input.len(), self.in_features)?;
-        let context = &self.context;
-        let source = context.upload_tensor("input", input).await?;
-        let target = context.allocate("output", rows as u64 * self.out_features as u64 * 4).await?;
-        let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let gpu = &self.gpu;
+        let source = gpu.upload_tensor("input", input).await?;
+        let target = gpu.allocate("output", rows as u64 * self.out_features as u64 * 4).await?;
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let from = LinearInput { buffer: &source, element: input.element(), rows };
         let to = LinearOutput { buffer: &target, element: Element::F32, stride: self.out_features, offset: 0 };
         self.encode(&mut encoder, from, to).await?;
-        context.checked("the submission of a linear map", 0, || context.queue().submit([encoder.finish()])).await?;
-        Ok(context.read("output", target.slice(..), rows * self.out_features).await?)
+        gpu.checked("the submission of a linear map", 0, || gpu.queue().submit([encoder.finish()])).await?;
+        Ok(gpu.read("output", target.slice(..), rows * self.out_features).await?)
     }
 
     /// [`run`](Self::run), blocking.
@@ -156,7 +156,7 @@ impl PreparedLinear {
     /// As [`run`](Self::run).
     #[cfg(feature = "native")]
     pub fn run_blocking(&self, input: TensorRef<'_>) -> Result<Vec<f32>, Error> {
-        self.context.block_on(self.run(input))
+        self.gpu.block_on(self.run(input))
     }
 }
 

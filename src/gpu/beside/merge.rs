@@ -3,10 +3,10 @@
 use crate::cpu::{MergeError, MergedState, PartialState, check_parts};
 use crate::dispatch::Variant;
 use crate::error::Error;
-use crate::gpu::context::Context;
+use crate::gpu::open::Gpu;
 use crate::kernels::beside::merge::MergePlan;
 
-impl Context {
+impl Gpu {
     /// Merges partial attentions over disjoint sets of keys, from host memory to host memory; see
     /// [`cpu::merge`](crate::cpu::merge).
     ///

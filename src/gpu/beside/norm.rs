@@ -2,14 +2,14 @@
 
 use crate::dispatch::{Shader, Variant};
 use crate::error::Error;
-use crate::gpu::context::Context;
+use crate::gpu::open::Gpu;
 use crate::kernels::beside::linear::NormPlan;
 use crate::tensor::Element;
 
 /// A norm over rows of one width, with its weights on a device.
 #[derive(Clone, Debug)]
 pub(crate) struct PreparedNorm {
-    context: Context,
+    gpu: Gpu,
     weight: wgpu::Buffer,
     bias: Option<wgpu::Buffer>,
     width: usize,
@@ -17,7 +17,7 @@ pub(crate) struct PreparedNorm {
     epsilon: f32,
 }
 
-impl Context {
+impl Gpu {
     /// The weights are `[width]` each; lengths are checked by the caller. `centred`: the mean is taken off first.
     pub(crate) async fn prepare_norm(
         &self,
@@ -32,7 +32,7 @@ impl Context {
             Some(bias) => Some(self.upload("norm bias", bias).await?),
             None => None,
         };
-        Ok(PreparedNorm { context: self.clone(), weight, bias, width, centred, epsilon })
+        Ok(PreparedNorm { gpu: self.clone(), weight, bias, width, centred, epsilon })
     }
 }
 
@@ -51,12 +51,12 @@ impl PreparedNorm {
         element: Element,
     ) -> Result<(), Error> {
         let has_bias = self.bias.is_some();
-        let plan = NormPlan::new(rows, self.width, [self.centred, has_bias], self.epsilon, self.context.caps())
+        let plan = NormPlan::new(rows, self.width, [self.centred, has_bias], self.epsilon, self.gpu.caps())
             .map_err(|reason| Error::LinearPlan { reason })?;
         let Some(plan) = plan else { return Ok(()) };
         let elements = rows as u64 * self.width as u64;
         let weights = self.width as u64 * 4;
-        let bias = self.bias.as_ref().unwrap_or_else(|| self.context.empty_buffer(false));
+        let bias = self.bias.as_ref().unwrap_or_else(|| self.gpu.empty_buffer(false));
         let bound = [
             (input, elements * 4),
             (&self.weight, weights),
@@ -65,7 +65,7 @@ impl PreparedNorm {
         ];
         let variant = Variant::linear(Shader::HeadNorm, Element::F32, Element::F32, element);
         let params = bytemuck::bytes_of(&plan.params);
-        self.context.encode_beside(encoder, &variant, params, &bound, plan.grid).await?;
+        self.gpu.encode_beside(encoder, &variant, params, &bound, plan.grid).await?;
         Ok(())
     }
 }

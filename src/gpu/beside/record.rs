@@ -1,11 +1,11 @@
 //! One dispatch of a shader beside plans, recorded into the caller's encoder.
 
 use crate::dispatch::Variant;
-use crate::gpu::context::Context;
 use crate::gpu::error::GpuError;
+use crate::gpu::open::Gpu;
 use crate::gpu::pipelines::Interface;
 
-impl Context {
+impl Gpu {
     async fn empty_uniform(&self, name: &str, bytes: &[u8]) -> Result<wgpu::Buffer, GpuError> {
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         self.buffer(name, bytes.len() as u64, uses).await

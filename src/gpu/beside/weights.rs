@@ -3,12 +3,12 @@
 use crate::dispatch::Slot;
 use crate::error::Error;
 use crate::gpu::attention::AttentionTensors;
-use crate::gpu::bound::BoundAttention;
+use crate::gpu::bound::BoundSteps;
 use crate::gpu::buffers::{
     AttentionBuffers, aligned, check_row_data, enough, needed_bytes, present, row_data_copies, single_row_data, usage,
 };
-use crate::gpu::context::Context;
 use crate::gpu::error::GpuError;
+use crate::gpu::open::Gpu;
 use crate::gpu::steps::PreparedSteps;
 use crate::inputs::AttentionInputs;
 use crate::plan::WeightsPlan;
@@ -19,7 +19,7 @@ use crate::weights::{AttentionWithWeights, RowNorm, WeightsProblem, WeightsSpec}
 /// Selected weights with their pipelines and parameters on a device, to be used for any number of calls.
 #[derive(Clone, Debug)]
 pub struct PreparedWeights {
-    context: Context,
+    gpu: Gpu,
     plan: WeightsPlan,
     steps: PreparedSteps,
     selection: wgpu::Buffer,
@@ -97,7 +97,7 @@ impl<'a> WeightsBuffers<'a> {
     }
 }
 
-impl Context {
+impl Gpu {
     /// Plans selected weights for this device and makes what they need.
     ///
     /// # Errors
@@ -120,7 +120,7 @@ impl Context {
             0 => None,
             words => Some(self.allocate("row_data", u64::from(words) * 4).await?),
         };
-        Ok(PreparedWeights { context: self.clone(), plan, steps, selection, row_data })
+        Ok(PreparedWeights { gpu: self.clone(), plan, steps, selection, row_data })
     }
 
     /// [`prepare_weights`](Self::prepare_weights), blocking.
@@ -221,11 +221,11 @@ impl Context {
         self.block_on(self.attention_with_weights(problem, inputs, spec))
     }
 
-    async fn submit_all(&self, what: &str, bound: &[&BoundAttention]) -> Result<(), GpuError> {
+    async fn submit_all(&self, what: &str, bound: &[&BoundSteps]) -> Result<(), GpuError> {
         self.check_faults()?;
         self.checked(what, 0, || {
             let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            BoundAttention::encode_all(bound.iter().copied(), &mut encoder);
+            BoundSteps::encode_all(bound.iter().copied(), &mut encoder);
             self.queue().submit([encoder.finish()]);
         })
         .await
@@ -250,16 +250,16 @@ impl PreparedWeights {
     /// # Errors
     /// [`GpuError::BufferTooLarge`], [`GpuError::OutOfMemory`].
     pub async fn allocate(&self) -> Result<wgpu::Buffer, GpuError> {
-        self.context.allocate("weights", self.problem().elements() as u64 * 4).await
+        self.gpu.allocate("weights", self.problem().elements() as u64 * 4).await
     }
 
     /// Binds the caller's buffers. What is bound can be recorded again and again, alone or behind the attention whose
-    /// maxima and sums it reads ([`BoundAttention::encode_all`]); the contents may change between.
+    /// maxima and sums it reads ([`BoundSteps::encode_all`]); the contents may change between.
     ///
     /// # Errors
     /// [`GpuError`] names the buffer that is missing, too small, made for other uses, or read and written at once.
-    pub fn bind(&self, buffers: &WeightsBuffers<'_>) -> Result<BoundAttention, GpuError> {
-        let caps = self.context.caps();
+    pub fn bind(&self, buffers: &WeightsBuffers<'_>) -> Result<BoundSteps, GpuError> {
+        let caps = self.gpu.caps();
         buffers.check(self.problem(), caps.min_storage_buffer_offset_alignment)?;
         let (row_data, copies) = match &self.row_data {
             None => (None, vec![]),
@@ -276,9 +276,9 @@ impl PreparedWeights {
             Slot::Selection => Some(self.selection.slice(..)),
             slot => buffers.slice(slot),
         };
-        self.context.checked_now("bind groups of weights", || {
-            let dispatches = self.steps.bind(&self.context, self.plan.steps(), 0, slice);
-            BoundAttention { dispatches, copies }
+        self.gpu.checked_now("bind groups of weights", || {
+            let dispatches = self.steps.bind(&self.gpu, self.plan.steps(), 0, slice);
+            BoundSteps { dispatches, copies }
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::gpu::attention::PreparedAttention;
+use crate::gpu::attention::GpuAttention;
 use crate::gpu::bound::PASS;
 use crate::gpu::buffers::AttentionBuffers;
 use crate::gpu::error::GpuError;
@@ -12,11 +12,11 @@ use crate::timing::{Timing, TimingSource};
 #[doc(hidden)]
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostCost {
-    /// [`PreparedAttention::bind`]: buffers compared with the plan, bind groups made.
+    /// [`GpuAttention::bind`]: buffers compared with the plan, bind groups made.
     pub bind: Timing,
     /// The same bind groups, made by wgpu from entries that lie ready.
     pub bind_wgpu: Timing,
-    /// [`BoundAttention::encode`](super::BoundAttention::encode), from an empty encoder to a finished command buffer.
+    /// [`BoundSteps::encode`](super::BoundSteps::encode), from an empty encoder to a finished command buffer.
     pub encode: Timing,
     /// The same dispatches, each recorded by wgpu with its pipeline and bind group.
     pub encode_wgpu: Timing,
@@ -32,7 +32,7 @@ impl HostCost {
     }
 }
 
-impl PreparedAttention {
+impl GpuAttention {
     /// Times the host's work of one call, by turns with wgpu's own, `rounds` times behind a first one that does not
     /// count. Nothing is submitted.
     ///
@@ -40,12 +40,12 @@ impl PreparedAttention {
     /// As [`bind`](Self::bind).
     #[doc(hidden)]
     pub fn time_host(&self, buffers: &AttentionBuffers<'_>, rounds: usize) -> Result<HostCost, GpuError> {
-        let device = self.context().device();
+        let device = self.gpu().device();
         let bound = self.bind(buffers)?;
         let (row_data, _) = self.row_data(buffers)?;
         let entries: Vec<_> = self.entries(buffers, row_data).collect();
         let mut millis: [Vec<f64>; 4] = Default::default();
-        self.context().checked_now("host times", || {
+        self.gpu().checked_now("host times", || {
             // the first round warms up
             for round in 0..=rounds {
                 let times = [

@@ -6,8 +6,8 @@ use super::timing::Stopwatch;
 use crate::caps::DeviceClass;
 use crate::dispatch::wgsl;
 use crate::gpu::bound::PASS;
-use crate::gpu::context::Context;
 use crate::gpu::error::GpuError;
+use crate::gpu::open::Gpu;
 use crate::gpu::pipelines::{Interface, Pipeline};
 use crate::roofline::Roofline;
 
@@ -27,7 +27,7 @@ const COPY_BYTES: u64 = 256 << 20;
 /// The same where a CPU plays GPU.
 const COPY_BYTES_SOFTWARE: u64 = 64 << 20;
 
-impl Context {
+impl Gpu {
     /// Measures what the device can do at most, spending about `budget` on each roof. Shares the device with whatever
     /// else runs on it.
     ///
@@ -88,33 +88,31 @@ struct Work {
 
 impl Work {
     async fn new(
-        context: &Context,
+        gpu: &Gpu,
         name: &str,
         wgsl: String,
         params: [u32; 4],
         buffers: &[(&wgpu::Buffer, bool)],
     ) -> Result<Self, GpuError> {
         let uses = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-        let uniform = context.buffer("params", 16, uses).await?;
+        let uniform = gpu.buffer("params", 16, uses).await?;
         let binds = Interface((1..).zip(buffers).map(|(binding, (_, written))| (binding, *written)).collect());
-        context
-            .checked(name, 0, || {
-                context.queue().write_buffer(&uniform, 0, bytemuck::cast_slice(&params));
-                let Pipeline { pipeline, layout } =
-                    Pipeline::from_wgsl(context.device(), name, wgsl, &[], &binds, None);
-                let buffers = std::iter::once(&uniform).chain(buffers.iter().map(|(buffer, _)| *buffer));
-                let entries: Vec<_> = (0..)
-                    .zip(buffers)
-                    .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
-                    .collect();
-                let group = context.device().create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some(name),
-                    layout: &layout,
-                    entries: &entries,
-                });
-                Self { pipeline, group }
-            })
-            .await
+        gpu.checked(name, 0, || {
+            gpu.queue().write_buffer(&uniform, 0, bytemuck::cast_slice(&params));
+            let Pipeline { pipeline, layout } = Pipeline::from_wgsl(gpu.device(), name, wgsl, &[], &binds, None);
+            let buffers = std::iter::once(&uniform).chain(buffers.iter().map(|(buffer, _)| *buffer));
+            let entries: Vec<_> = (0..)
+                .zip(buffers)
+                .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
+                .collect();
+            let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(name),
+                layout: &layout,
+                entries: &entries,
+            });
+            Self { pipeline, group }
+        })
+        .await
     }
 
     async fn millis(&self, stopwatch: &Stopwatch, workgroups: u32) -> Result<f64, GpuError> {

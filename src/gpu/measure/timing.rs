@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crate::dispatch::Shader;
-use crate::gpu::attention::PreparedAttention;
-use crate::gpu::bound::{BoundAttention, PASS};
-use crate::gpu::context::Context;
+use crate::gpu::attention::GpuAttention;
+use crate::gpu::bound::{BoundSteps, PASS};
 use crate::gpu::error::GpuError;
+use crate::gpu::open::Gpu;
 use crate::timing::{Timing, TimingSource};
 
 /// Calls between two looks at the clock where the device has no timestamps, to hide the cost of submitting.
@@ -26,7 +26,7 @@ pub struct KernelTiming {
     pub timing: Timing,
 }
 
-impl PreparedAttention {
+impl GpuAttention {
     /// Times what is bound: at least `min_rounds` rounds and until `budget` is used up. By the device's own clock where
     /// it has one, else from submission to idle over several calls.
     ///
@@ -34,12 +34,12 @@ impl PreparedAttention {
     /// [`GpuError`] if the device refuses or was lost.
     pub async fn time(
         &self,
-        bound: &BoundAttention,
+        bound: &BoundSteps,
         min_rounds: usize,
         budget: Duration,
         on_round: &mut (dyn FnMut() + '_),
     ) -> Result<Timing, GpuError> {
-        let stopwatch = Stopwatch::new(self.context()).await?;
+        let stopwatch = Stopwatch::new(self.gpu()).await?;
         let round = || stopwatch.call(bound);
         // warm up: the first call may compile or allocate
         round().await?;
@@ -58,12 +58,12 @@ impl PreparedAttention {
     /// As [`time`](Self::time).
     pub fn time_blocking(
         &self,
-        bound: &BoundAttention,
+        bound: &BoundSteps,
         min_rounds: usize,
         budget: Duration,
         on_round: &mut (dyn FnMut() + '_),
     ) -> Result<Timing, GpuError> {
-        self.context().block_on(self.time(bound, min_rounds, budget, on_round))
+        self.gpu().block_on(self.time(bound, min_rounds, budget, on_round))
     }
 
     /// Times each shader of what is bound by the device's own clock; `None` where it has none. Dispatches in passes of
@@ -71,12 +71,8 @@ impl PreparedAttention {
     ///
     /// # Errors
     /// [`GpuError`] if the device refuses or was lost.
-    pub async fn time_kernels(
-        &self,
-        bound: &BoundAttention,
-        rounds: usize,
-    ) -> Result<Option<Vec<KernelTiming>>, GpuError> {
-        if !self.context().caps().timestamps {
+    pub async fn time_kernels(&self, bound: &BoundSteps, rounds: usize) -> Result<Option<Vec<KernelTiming>>, GpuError> {
+        if !self.gpu().caps().timestamps {
             return Ok(None);
         }
         let mut kernels: Vec<KernelTiming> = vec![];
@@ -91,14 +87,14 @@ impl PreparedAttention {
             kernels[place].dispatches += 1;
             kernel_of.push(place);
         }
-        let timestamps = Timestamps::new(self.context(), bound.dispatches.len().min(TIMED_DISPATCHES)).await?;
+        let timestamps = Timestamps::new(self.gpu(), bound.dispatches.len().min(TIMED_DISPATCHES)).await?;
         // the first round warms up
         for round in 0..=rounds {
             let mut sums = vec![0.0; kernels.len()];
             let chunks = bound.dispatches.chunks(TIMED_DISPATCHES).zip(kernel_of.chunks(TIMED_DISPATCHES));
             for (n, (dispatches, kernel_of)) in chunks.enumerate() {
                 let millis = timestamps
-                    .spans(self.context(), dispatches.len(), |encoder| {
+                    .spans(self.gpu(), dispatches.len(), |encoder| {
                         if n == 0 {
                             bound.copy(encoder);
                         }
@@ -127,16 +123,16 @@ impl PreparedAttention {
     /// As [`time_kernels`](Self::time_kernels).
     pub fn time_kernels_blocking(
         &self,
-        bound: &BoundAttention,
+        bound: &BoundSteps,
         rounds: usize,
     ) -> Result<Option<Vec<KernelTiming>>, GpuError> {
-        self.context().block_on(self.time_kernels(bound, rounds))
+        self.gpu().block_on(self.time_kernels(bound, rounds))
     }
 }
 
 /// Times what is recorded: by the device's clock where it has one, else by the host's.
 pub(crate) struct Stopwatch {
-    context: Context,
+    gpu: Gpu,
     clock: Clock,
 }
 
@@ -149,13 +145,13 @@ enum Clock {
 }
 
 impl Stopwatch {
-    pub(crate) async fn new(context: &Context) -> Result<Self, GpuError> {
-        let clock = if context.caps().timestamps {
-            Clock::Timestamps(Timestamps::new(context, 1).await?)
+    pub(crate) async fn new(gpu: &Gpu) -> Result<Self, GpuError> {
+        let clock = if gpu.caps().timestamps {
+            Clock::Timestamps(Timestamps::new(gpu, 1).await?)
         } else {
-            Clock::Wall { marker: context.allocate("marker", 4).await? }
+            Clock::Wall { marker: gpu.allocate("marker", 4).await? }
         };
-        Ok(Self { context: context.clone(), clock })
+        Ok(Self { gpu: gpu.clone(), clock })
     }
 
     pub(crate) const fn source(&self) -> TimingSource {
@@ -166,7 +162,7 @@ impl Stopwatch {
     }
 
     /// Milliseconds of one call of what is bound.
-    pub(crate) async fn call(&self, bound: &BoundAttention) -> Result<f64, GpuError> {
+    pub(crate) async fn call(&self, bound: &BoundSteps) -> Result<f64, GpuError> {
         self.round(|encoder, writes| bound.encode_timed(encoder, writes)).await
     }
 
@@ -178,13 +174,13 @@ impl Stopwatch {
         match &self.clock {
             Clock::Timestamps(timestamps) => {
                 let work = |encoder: &mut wgpu::CommandEncoder| record(encoder, Some(timestamps.writes(0)));
-                Ok(timestamps.spans(&self.context, 1, work).await?[0])
+                Ok(timestamps.spans(&self.gpu, 1, work).await?[0])
             }
             Clock::Wall { marker } => {
                 let start = Instant::now();
-                submit(&self.context, |encoder| (0..WALL_CALLS).for_each(|_| record(encoder, None))).await?;
+                submit(&self.gpu, |encoder| (0..WALL_CALLS).for_each(|_| record(encoder, None))).await?;
                 // a word that is read back arrives when all that was submitted before is done
-                let _: Vec<u32> = self.context.read("marker", marker.slice(..), 1).await?;
+                let _: Vec<u32> = self.gpu.read("marker", marker.slice(..), 1).await?;
                 Ok(start.elapsed().as_secs_f64() * 1e3 / f64::from(WALL_CALLS))
             }
         }
@@ -198,14 +194,14 @@ struct Timestamps {
 }
 
 impl Timestamps {
-    async fn new(context: &Context, spans: usize) -> Result<Self, GpuError> {
+    async fn new(gpu: &Gpu, spans: usize) -> Result<Self, GpuError> {
         // not even an attention without dispatches makes an empty set
         let count = 2 * u32::try_from(spans.clamp(1, TIMED_DISPATCHES)).unwrap_or(1);
         let bytes = u64::from(count) * 8;
         let uses = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-        let ticks = context.buffer("timestamps", bytes, uses).await?;
+        let ticks = gpu.buffer("timestamps", bytes, uses).await?;
         let descriptor = wgpu::QuerySetDescriptor { label: Some("timestamps"), ty: wgpu::QueryType::Timestamp, count };
-        let queries = context.checked("timestamps", bytes, || context.device().create_query_set(&descriptor)).await?;
+        let queries = gpu.checked("timestamps", bytes, || gpu.device().create_query_set(&descriptor)).await?;
         Ok(Self { queries, ticks })
     }
 
@@ -220,28 +216,27 @@ impl Timestamps {
     /// Milliseconds of each of the first `count` spans that `record` writes.
     async fn spans(
         &self,
-        context: &Context,
+        gpu: &Gpu,
         count: usize,
         record: impl FnOnce(&mut wgpu::CommandEncoder),
     ) -> Result<Vec<f64>, GpuError> {
         let queries = 2 * u32::try_from(count).unwrap_or(u32::MAX);
-        submit(context, |encoder| {
+        submit(gpu, |encoder| {
             record(encoder);
             encoder.resolve_query_set(&self.queries, 0..queries, &self.ticks, 0);
         })
         .await?;
-        let ticks: Vec<u64> = context.read("timestamps", self.ticks.slice(..), 2 * count).await?;
-        let millis = f64::from(context.queue().get_timestamp_period()) * 1e-6;
+        let ticks: Vec<u64> = gpu.read("timestamps", self.ticks.slice(..), 2 * count).await?;
+        let millis = f64::from(gpu.queue().get_timestamp_period()) * 1e-6;
         Ok(ticks.chunks_exact(2).map(|span| span[1].saturating_sub(span[0]) as f64 * millis).collect())
     }
 }
 
-async fn submit(context: &Context, record: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<(), GpuError> {
-    context
-        .checked("timed work", 0, || {
-            let mut encoder = context.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            record(&mut encoder);
-            context.queue().submit([encoder.finish()]);
-        })
-        .await
+async fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<(), GpuError> {
+    gpu.checked("timed work", 0, || {
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        record(&mut encoder);
+        gpu.queue().submit([encoder.finish()]);
+    })
+    .await
 }

@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 use file::{Intact, Owner};
 
 use crate::files::{OutputFile, open_regular};
-use crate::gpu::context::Context;
 use crate::gpu::error::GpuError;
+use crate::gpu::open::Gpu;
 use crate::gpu::pipelines::DriverCache;
 
 /// A file larger than this is not one of ours, in bytes.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// What became of the file that [`Context::use_pipeline_cache`] was given.
+/// What became of the file that [`Gpu::use_pipeline_cache`] was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PipelineCacheState {
     /// Its pipelines are used.
@@ -89,7 +89,7 @@ pub enum PipelineCacheFault {
     },
 }
 
-impl Context {
+impl Gpu {
     /// Takes compiled pipelines from a file, if it is there, and remembers it for
     /// [`save_pipeline_cache`](Self::save_pipeline_cache). Concerns pipelines that are made from now on.
     ///

@@ -9,11 +9,11 @@ use crate::caps::{CooperativeMatrix, DeviceCaps};
 
 /// A device with its queue and everything that was made on it. Cheap to clone; clones share pipelines.
 #[derive(Clone, Debug)]
-pub struct Context {
+pub struct Gpu {
     inner: Arc<Inner>,
 }
 
-impl Context {
+impl Gpu {
     /// Whether both are clones of one. wgpu's own comparison counts within an instance: of two instances, the first devices
     /// are equal to it.
     pub(crate) fn is_clone_of(&self, other: &Self) -> bool {
@@ -36,7 +36,7 @@ struct Inner {
     empty_written: wgpu::Buffer,
 }
 
-impl Context {
+impl Gpu {
     /// The features that are asked of an adapter where it has them. No kernel needs any.
     pub const FEATURES: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY
         .union(wgpu::Features::SUBGROUP)
@@ -223,9 +223,9 @@ impl Context {
     #[cfg(feature = "native")]
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         let mut future = std::pin::pin!(future);
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let mut task = std::task::Context::from_waker(std::task::Waker::noop());
         loop {
-            let polled = super::arrival::polling_here(|| future.as_mut().poll(&mut context));
+            let polled = super::arrival::polling_here(|| future.as_mut().poll(&mut task));
             if let std::task::Poll::Ready(value) = polled {
                 return value;
             }
