@@ -65,6 +65,21 @@ impl FromStr for DeviceRequest {
     }
 }
 
+impl std::fmt::Display for DeviceRequest {
+    /// What is read back as the same, unless a name is one of the other words.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Oracle => f.write_str("oracle"),
+            Self::Gpu => f.write_str("gpu"),
+            Self::Named(name) => f.write_str(name),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Backend(backend) => f.write_str(backend.to_str()),
+        }
+    }
+}
+
 /// Why a text is no [`DeviceRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -106,6 +121,20 @@ impl FromStr for KernelChoice {
 }
 
 /// What computes.
+///
+/// ```
+/// use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Device};
+/// # pollster::block_on(async {
+/// // two query rows attend to three keys, one head of width 4
+/// let problem = AttentionProblem::new(AttentionSpec::new([1, 1, 2, 4], [1, 1, 3, 4]))?;
+/// let (query, key, value) = ([1.0f32; 8], [0.5f32; 12], [2.0f32; 12]);
+/// // `Device::choose` takes a GPU where there is one
+/// let output = Device::Cpu.attention(&problem, &AttentionInputs::new(&query, &key, &value)).await?;
+/// assert_eq!(output.output.to_f32(), [2.0; 8]);
+/// # Ok::<(), cross_attention::Error>(())
+/// # })?;
+/// # Ok::<(), cross_attention::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub enum Device {
     /// The CPU path, f32, on all threads of the current rayon pool.
@@ -426,7 +455,23 @@ fn plain_text() -> String {
 
 const ORACLE_TEXT: &str = "kernel     oracle: f64, all scores of a row, one row after another\n";
 
-/// An attention that is planned and prepared on a device.
+/// An attention that is planned and prepared on a device: what a problem costs once is spent, and calls follow.
+///
+/// ```
+/// use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Device, KernelChoice};
+/// # pollster::block_on(async {
+/// let problem = AttentionProblem::new(AttentionSpec::new([1, 1, 1, 2], [1, 1, 2, 2]))?;
+/// let prepared = Device::Cpu.prepare(&problem, KernelChoice::Auto).await?;
+/// println!("{}", prepared.plan_text());
+/// let (key, value) = ([0.0f32; 4], [1.0f32, 2.0, 3.0, 4.0]);
+/// for query in [[1.0f32, 0.0], [0.0, 1.0]] {
+///     let output = prepared.run(&AttentionInputs::new(&query, &key, &value)).await?;
+///     assert_eq!(output.output.to_f32(), [2.0, 3.0]);
+/// }
+/// # Ok::<(), cross_attention::Error>(())
+/// # })?;
+/// # Ok::<(), cross_attention::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum PreparedAttention {
@@ -568,5 +613,27 @@ impl PreparedAttention {
             on_round();
         }
         Ok(Timing { millis, source: TimingSource::Cpu })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_read_back() {
+        let requests = [
+            DeviceRequest::Auto,
+            DeviceRequest::Cpu,
+            DeviceRequest::Oracle,
+            DeviceRequest::Gpu,
+            DeviceRequest::Named("llvmpipe (LLVM 15)".to_owned()),
+            DeviceRequest::Number(12),
+            DeviceRequest::Backend(wgpu::Backend::Vulkan),
+            DeviceRequest::Backend(wgpu::Backend::BrowserWebGpu),
+        ];
+        for request in requests {
+            assert_eq!(request.to_string().parse(), Ok(request));
+        }
     }
 }

@@ -10,6 +10,19 @@ use crate::terms::{HostTerms, OwnedTerms, TermSpec, Terms};
 /// Data of one attention in host memory. What is given must be what the spec says is given.
 ///
 /// Tensors are read through the layouts of the [`AttentionSpec`](crate::AttentionSpec).
+///
+/// ```
+/// use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Terms, cpu};
+/// let mut spec = AttentionSpec::new([2, 1, 1, 2], [2, 1, 3, 2]);
+/// spec.kv_lens = true;
+/// let problem = AttentionProblem::new(spec)?;
+/// let (query, key, value) = ([1.0f32; 4], [0.0f32; 12], [1.0f32, 1.0, 2.0, 2.0, 9.0, 9.0, 3.0, 3.0, 6.0, 6.0, 9.0, 9.0]);
+/// // the first entry of the batch has two keys, the second all three
+/// let terms = Terms { kv_lens: Some(&[2u32, 3][..]), ..Terms::default() };
+/// let inputs = AttentionInputs { terms, ..AttentionInputs::new(&query, &key, &value) };
+/// assert_eq!(cpu::attention(&problem, &inputs)?.output.to_f32(), [1.5, 1.5, 6.0, 6.0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionInputs<'a> {
     /// `[batch, q_heads, q_len, head_dim]`.

@@ -296,6 +296,24 @@ impl<'a> From<&'a [f16]> for TensorRef<'a> {
     }
 }
 
+impl<'a, const N: usize> From<&'a [f32; N]> for TensorRef<'a> {
+    fn from(data: &'a [f32; N]) -> Self {
+        Self::F32(data)
+    }
+}
+
+impl<'a, const N: usize> From<&'a [f16; N]> for TensorRef<'a> {
+    fn from(data: &'a [f16; N]) -> Self {
+        Self::F16(data)
+    }
+}
+
+impl<'a> From<&'a TensorData> for TensorRef<'a> {
+    fn from(data: &'a TensorData) -> Self {
+        data.as_ref()
+    }
+}
+
 impl<'a> From<&'a Vec<f32>> for TensorRef<'a> {
     fn from(data: &'a Vec<f32>) -> Self {
         Self::F32(data)

@@ -3,31 +3,11 @@
 #![expect(unsafe_code, reason = "an allocator is unsafe to write; this one counts and passes on")]
 #![allow(missing_docs, reason = "a test")]
 
-use std::alloc::{GlobalAlloc, Layout as Block, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+#[expect(dead_code, reason = "each test counts something else")]
+#[path = "common/counting.rs"]
+mod counting;
 
 use cross_attention::{AttentionProblem, AttentionSpec, Diagonal, Element, Layout, cpu, workload};
-
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on as it came
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, block: Block) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promised
-        unsafe { System.alloc(block) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, block: Block) {
-        // SAFETY: as the caller promised
-        unsafe { System.dealloc(at, block) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 #[test]
 fn a_repeated_call_allocates_nothing() {
@@ -55,11 +35,11 @@ fn a_repeated_call_allocates_nothing() {
             prepared.run_into(&inputs, (&mut output).into()).unwrap();
             // rayon registers a thread when it first steals, which on a busy machine may be late
             let rounds = (0..10).map(|_| {
-                let before = ALLOCATIONS.load(Ordering::Relaxed);
+                let before = counting::allocations();
                 for _ in 0..20 {
                     prepared.run_into(&inputs, (&mut output).into()).unwrap();
                 }
-                ALLOCATIONS.load(Ordering::Relaxed) - before
+                counting::allocations() - before
             });
             rounds.collect::<Vec<_>>()
         });

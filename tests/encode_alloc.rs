@@ -4,50 +4,24 @@
 #![expect(clippy::expect_used, reason = "a test that cannot go on stops")]
 #![allow(missing_docs, reason = "a test")]
 
+#[expect(dead_code, reason = "each test counts something else")]
+#[path = "common/counting.rs"]
+mod counting;
+
 #[path = "common/noop.rs"]
 mod noop;
-
-use std::alloc::{GlobalAlloc, Layout as Block, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cross_attention::dispatch::Slot;
 use cross_attention::gpu::{AttentionBuffers, BoundSteps, Gpu, GpuAttention};
 use cross_attention::{AttentionProblem, AttentionSpec, Kernel, wgpu};
 
-struct Counting;
-
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on as it came
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, block: Block) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promised
-        unsafe { System.alloc(block) }
-    }
-
-    unsafe fn realloc(&self, at: *mut u8, block: Block, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promised
-        unsafe { System.realloc(at, block, size) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, block: Block) {
-        // SAFETY: as the caller promised
-        unsafe { System.dealloc(at, block) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
 /// Allocations of the last of several times.
 fn allocations(mut work: impl FnMut()) -> usize {
     let mut counted = 0;
     for _ in 0..8 {
-        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        let before = counting::allocations();
         work();
-        counted = ALLOCATIONS.load(Ordering::Relaxed) - before;
+        counted = counting::allocations() - before;
     }
     counted
 }

@@ -12,25 +12,21 @@ use crate::weights::{WeightsProblem, WeightsSpec};
 const U: f64 = 1.0 / (1u64 << 24) as f64;
 
 /// Numbers that look random (`SplitMix64`).
-struct Noise(u64);
+struct Noise(fastrand::Rng);
 
 impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+    fn new(seed: u64) -> Self {
+        Self(fastrand::Rng::with_seed(seed))
     }
 
     /// Whole numbers from `-most` to `most`: sums and products of a few are exact.
     fn whole(&mut self, len: usize, most: i16) -> Vec<f32> {
-        let span = u64::try_from(2 * i32::from(most) + 1).unwrap();
-        (0..len).map(|_| (self.next() % span) as f32 - f32::from(most)).collect()
+        (0..len).map(|_| f32::from(self.0.i16(-most..=most))).collect()
     }
 
     /// From -1 to 1.
     fn even(&mut self, len: usize) -> Vec<f32> {
-        (0..len).map(|_| (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
+        (0..len).map(|_| 2.0 * self.0.f32() - 1.0).collect()
     }
 }
 
@@ -112,7 +108,7 @@ const SHAPES: [[usize; 2]; 13] = [
 
 #[test]
 fn what_all_scores_share_in_a_bias_changes_nothing() {
-    let mut noise = Noise(1);
+    let mut noise = Noise::new(1);
     for [rows, kv_len] in SHAPES {
         for common in [0.0f32, 1e3, 1e4, -1e4, 1e6, -1e6, -1e9, f32::MIN] {
             let mut spec = spec(rows, kv_len, 4, 3);
@@ -142,7 +138,7 @@ fn what_all_scores_share_in_a_bias_changes_nothing() {
 
 #[test]
 fn what_all_scores_share_in_the_products_changes_nothing() {
-    let mut noise = Noise(2);
+    let mut noise = Noise::new(2);
     for [rows, kv_len] in SHAPES {
         for common in [0u16, 32, 100, 200, 1000] {
             let mut spec = spec(rows, kv_len, 5, 3);
@@ -164,7 +160,7 @@ fn what_all_scores_share_in_the_products_changes_nothing() {
 
 #[test]
 fn a_row_of_padding_and_a_sink() {
-    let mut noise = Noise(3);
+    let mut noise = Noise::new(3);
     for padding in [-1e4, -1e9, f32::MIN] {
         for [rows, kv_len] in SHAPES {
             let mut spec = spec(rows, kv_len, 4, 2);
@@ -176,7 +172,9 @@ fn a_row_of_padding_and_a_sink() {
             let (key, value) = (noise.whole(kv_len * 4, 1), noise.even(kv_len * 2));
             // half of the keys of each row, and all of some rows
             let bias: Vec<f32> = (0..rows * kv_len)
-                .map(|n| if (n / kv_len).is_multiple_of(3) || noise.next().is_multiple_of(2) { padding } else { 0.0 })
+                .map(
+                    |n| if (n / kv_len).is_multiple_of(3) || noise.0.u64(..).is_multiple_of(2) { padding } else { 0.0 },
+                )
                 .collect();
             let sinks = [if rows.is_multiple_of(2) { padding } else { 1.0 }];
             let inputs = AttentionInputs {
@@ -194,7 +192,7 @@ fn a_row_of_padding_and_a_sink() {
 
 #[test]
 fn values_near_the_end_of_the_range_stay_in_it() {
-    let mut noise = Noise(4);
+    let mut noise = Noise::new(4);
     for [rows, kv_len] in SHAPES.into_iter().chain([[1, 40], [3, 40], [64, 40]]) {
         let mut spec = spec(rows, kv_len, 4, 3);
         spec.scale = Some(0.25);
@@ -215,7 +213,7 @@ fn a_far_position_is_rounded_once() {
             let mut spec = spec(rows, 300, 4, 2);
             (spec.alibi_slopes, spec.offset) = (Some(AlibiSlopes::PerHead), Some(Diagonal::Fixed(offset)));
             let problem = AttentionProblem::new(spec).unwrap();
-            let (query, key, value) = (vec![0.0f32; rows * 4], vec![0.0f32; 1200], Noise(5).even(600));
+            let (query, key, value) = (vec![0.0f32; rows * 4], vec![0.0f32; 1200], Noise::new(5).even(600));
             for slope in [1.0, 0.3, -0.7] {
                 let slopes = [slope];
                 let inputs = AttentionInputs {
@@ -253,7 +251,7 @@ fn direct(query: &[f32], key: &[f32], value: &[f32], dim: usize) -> Vec<f32> {
 fn wide_heads_round_less_than_one_long_sum() {
     for (dim, kv_len) in [(224, 48), (258, 48), (512, 48), (224, 12), (512, 12)] {
         let (rows, v_dim) = (64, 8);
-        let mut noise = Noise(6);
+        let mut noise = Noise::new(6);
         // products that are mostly positive: logits of about 40
         let size = (40.0 * 4.0 / (dim as f32).sqrt()).sqrt();
         let mut sized = |len| noise.even(len).iter().map(|x| size * (0.5 + 0.5 * x)).collect::<Vec<f32>>();
@@ -300,7 +298,7 @@ fn any_stride_will_do_on_an_axis_of_one() {
 /// Each of four terms alone and with others, on few rows and on few keys, against the oracle, at every level.
 #[test]
 fn terms_on_rows_as_they_are_stored() {
-    let mut noise = Noise(7);
+    let mut noise = Noise::new(7);
     for [rows, kv_len] in [[1, 5], [1, 300], [2, 130], [4, 260], [5, 1], [40, 4], [70, 16], [9, 13]] {
         for [dim, v_dim] in [[1, 3], [8, 8], [16, 16], [19, 9], [40, 40], [33, 65]] {
             for terms in 0..16u32 {
@@ -316,7 +314,7 @@ fn terms_on_rows_as_they_are_stored() {
                 let mut value = noise.even(kv_len * v_dim);
                 let bias = noise.even(rows * kv_len);
                 let mask: Vec<bool> =
-                    (0..rows * kv_len).map(|n| n % kv_len == 0 || !noise.next().is_multiple_of(3)).collect();
+                    (0..rows * kv_len).map(|n| n % kv_len == 0 || !noise.0.u64(..).is_multiple_of(3)).collect();
                 if mask.iter().skip(kv_len - 1).step_by(kv_len).all(|&allowed| !allowed) {
                     // nobody sees the last key, so nobody may notice
                     value[(kv_len - 1) * v_dim..].fill(f32::NAN);

@@ -38,6 +38,7 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "output_scatter",
     "params",
     "part_state",
+    "q_lens",
     "query_f16",
     "query_f16x4",
     "query_f32",

@@ -15,6 +15,26 @@ use crate::terms::{HostTerms, Terms};
 
 /// A plan with its pipelines, parameters and workspace on a device, to be used for any number of calls.
 ///
+/// ```no_run
+/// use cross_attention::gpu::{AdapterRequest, AttentionBuffers, choose};
+/// use cross_attention::{AttentionProblem, AttentionSpec, wgpu};
+/// # pollster::block_on(async {
+/// let gpu = choose(&AdapterRequest::Hardware).await?.open().await?;
+/// let problem = AttentionProblem::new(AttentionSpec::new([1, 8, 4096, 64], [1, 8, 77, 64]))?;
+/// let attention = gpu.prepare(&problem, None).await?;
+/// // buffers of the caller's, written by whatever comes before
+/// let query = gpu.allocate("query", 4 * 8 * 4096 * 64).await?;
+/// let [key, value] = [gpu.allocate("key", 4 * 8 * 77 * 64).await?, gpu.allocate("value", 4 * 8 * 77 * 64).await?];
+/// let output = gpu.allocate("output", query.size()).await?;
+/// let buffers = AttentionBuffers::new(query.slice(..), key.slice(..), value.slice(..), output.slice(..));
+/// let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+/// attention.encode(&mut encoder, &buffers)?;
+/// gpu.queue().submit([encoder.finish()]);
+/// # Ok::<(), cross_attention::Error>(())
+/// # })?;
+/// # Ok::<(), cross_attention::Error>(())
+/// ```
+///
 /// Calls that share one `GpuAttention` share its workspace: recorded into command buffers of one queue they run
 /// one after another, which is right.
 #[derive(Clone, Debug)]

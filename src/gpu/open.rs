@@ -43,9 +43,32 @@ impl Gpu {
         .union(wgpu::Features::SHADER_F16)
         .union(wgpu::Features::PIPELINE_CACHE);
 
-    /// Computes on a device of the caller's. Where it has subgroups, some invocations are asked first how they lie in them,
-    /// and natively the device is polled until they answer; the answer is in [`caps`](Self::caps). Its callbacks are left alone, so it is the caller's own that tell of a loss:
-    /// calls on a lost device may succeed and give nothing.
+    /// Computes on a device of the caller's.
+    ///
+    /// Ask the adapter for the features in [`FEATURES`](Self::FEATURES) that it has, and for its own limits: a device that was
+    /// opened with wgpu's defaults has no subgroups and 16 KiB of workgroup memory, and plans for it leave out what needs more.
+    /// The text of a [`Plan`](crate::Plan) says so.
+    ///
+    /// Where the device has subgroups, some invocations are asked first how they lie in them, and natively the device is
+    /// polled until they answer; the answer is in [`caps`](Self::caps). Its callbacks are left alone, so it is the caller's own
+    /// that tell of a loss: calls on a lost device may succeed and give nothing.
+    ///
+    /// ```no_run
+    /// # pollster::block_on(async {
+    /// use cross_attention::{gpu::Gpu, wgpu};
+    /// let adapter = wgpu::Instance::default().request_adapter(&wgpu::RequestAdapterOptions::default()).await?;
+    /// let wanted = wgpu::DeviceDescriptor {
+    ///     required_features: adapter.features() & Gpu::FEATURES,
+    ///     required_limits: adapter.limits(),
+    ///     ..wgpu::DeviceDescriptor::default()
+    /// };
+    /// let (device, queue) = adapter.request_device(&wanted).await?;
+    /// let gpu = Gpu::from_device(device, queue).await?;
+    /// println!("{:?}", gpu.caps().subgroups);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// [`GpuError`] if not even a buffer of 16 bytes can be made on it.

@@ -36,6 +36,8 @@ use std::sync::Arc;
 pub use config::{Biases, LayerConfig, LayerWeights, Norm, NormKind, NormWeights, Projection};
 pub use error::LayerError;
 pub use names::{LoadError, Names, ProjectionNames, Role, StoredTensor};
+/// The crate that [`CrossAttention::load`] takes its files from.
+pub use safetensors;
 
 use crate::device::{Device, KernelChoice};
 use crate::engine::{self, Inputs, Kind, Linear, Outputs, Recording, RowNorm, Tensor};

@@ -345,6 +345,15 @@ fn largest(steps: &[Step], slot: Slot) -> u64 {
     bindings.filter(|binding| binding.slot == slot).map(|binding| binding.size_bytes).max().unwrap_or(0)
 }
 
+/// What to know of its subgroups, where it has none for kernels: some of them are faster with.
+fn subgroups(caps: &DeviceCaps) -> String {
+    match (&caps.subgroup_fault, caps.subgroups) {
+        (Some(fault), _) => format!(", subgroups are not used: {fault}"),
+        (None, Some(_)) => String::new(),
+        (None, None) => ", without subgroups: it has none, or was opened without wgpu's feature SUBGROUP".to_owned(),
+    }
+}
+
 fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
     let spec = problem.spec();
     let mut terms: Vec<_> = spec.softcap.iter().map(|softcap| format!("softcap {softcap}")).collect();
@@ -386,6 +395,6 @@ fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
         spec.output.element,
         problem.scale(),
         caps.class,
-        caps.subgroup_fault.as_ref().map_or_else(String::new, |fault| format!(", subgroups are not used: {fault}")),
+        subgroups(caps),
     )
 }

@@ -79,15 +79,8 @@ impl Row {
     }
 }
 
-/// Numbers of a generator (splitmix64), between -size and size.
+/// Numbers between -size and size, the same for the same seed.
 pub(crate) fn numbers(seed: u64, len: usize, size: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = state;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    };
-    (0..len).map(|_| ((next() >> 40) as f32 / (1u32 << 23) as f32 - 1.0) * size).collect()
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..len).map(|_| (2.0 * random.f32() - 1.0) * size).collect()
 }

@@ -24,14 +24,8 @@ pub(crate) fn selection(problem: &AttentionProblem, number: u64) -> WeightsSpec 
     if number == 0 {
         return WeightsSpec::default();
     }
-    let mut state = number;
-    let mut draw = |below: usize| {
-        // splitmix64
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % below.max(1) as u64).expect("below a usize")
-    };
+    let mut random = fastrand::Rng::with_seed(number);
+    let mut draw = |below: usize| random.usize(..below.max(1));
     let [_, heads, rows, keys] = problem.score_shape();
     let mut select = |len: usize| match draw(3) {
         _ if len == 0 => Select::All,

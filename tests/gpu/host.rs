@@ -91,8 +91,7 @@ fn with_data(file: &[u8], data: &[u8]) -> Vec<u8> {
     body.truncate(at);
     body.extend((data.len() as u64).to_le_bytes());
     body.extend(data);
-    let fnv = |sum: u64, byte: &u8| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    let sum = body.iter().fold(0xcbf2_9ce4_8422_2325, fnv);
+    let sum = u64::from(crc32fast::hash(&body));
     [magic, &sum.to_le_bytes(), &body].concat()
 }
 

@@ -312,13 +312,8 @@ fn name(job: &Job) -> String {
         let _ = write!(name, "_{element}");
     }
     let text = format!("{} {:?}", job.variant.wgsl(), job.variant.overrides);
-    let _ = write!(name, "_{:08x}", hash(text.as_bytes()));
+    let _ = write!(name, "_{:08x}", crc32fast::hash(text.as_bytes()));
     name
-}
-
-/// FNV-1a, 32 bits: short, and the same everywhere.
-fn hash(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Element types of the problem's tensors that the shader binds.

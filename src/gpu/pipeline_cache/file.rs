@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! magic     8 bytes
-//! checksum  u64 over all that follows (FNV-1a)
+//! checksum  u64 over all that follows (CRC-32)
 //! adapter   u32 length, then text: name, vendor, device, backend
 //! versions  u32 length, then text: driver, this crate, width of a pointer
 //! data      u64 length, then what the driver gave
@@ -14,7 +14,7 @@ use super::PipelineCacheFault;
 use crate::files::Ours;
 
 /// The last digit changes with the format.
-const MAGIC: [u8; 8] = *b"xattnpc1";
+const MAGIC: [u8; 8] = *b"xattnpc2";
 
 /// What a file must be that is replaced: of any format, whole or not.
 pub(super) const PIPELINE_CACHE: Ours =
@@ -57,7 +57,7 @@ impl<'a> Intact<'a> {
             return Err(PipelineCacheFault::NotACache);
         }
         let sum = u64_of(&mut rest).ok_or(PipelineCacheFault::Damaged)?;
-        if sum != checksum(rest) {
+        if sum != u64::from(crc32fast::hash(rest)) {
             return Err(PipelineCacheFault::Damaged);
         }
         let adapter = text(&mut rest).ok_or(PipelineCacheFault::Damaged)?;
@@ -94,14 +94,9 @@ pub(super) fn write(data: &[u8], owner: &Owner) -> Vec<u8> {
     body.extend((data.len() as u64).to_le_bytes());
     body.extend(data);
     let mut file = MAGIC.to_vec();
-    file.extend(checksum(&body).to_le_bytes());
+    file.extend(u64::from(crc32fast::hash(&body)).to_le_bytes());
     file.append(&mut body);
     file
-}
-
-/// FNV-1a of 64 bits. Every step is a bijection of the sum, so that one changed byte always shows.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
