@@ -177,6 +177,9 @@ pub struct LayerOptions<'a> {
     pub window_left: Option<u32>,
     /// Tokens of the context that a row sees behind the diagonal.
     pub window_right: Option<u32>,
+    /// `[batch]`, u32, in tokens: rows of each entry that are there; what stands behind gives the output's bias. A host or a
+    /// device tensor.
+    pub q_lens: Option<Tensor<'a>>,
     /// `[batch]`: tokens of each context that count.
     pub kv_lens: Option<Tensor<'a>>,
     /// Which token sees which.
@@ -479,7 +482,7 @@ impl<'a> Call<'a> {
         spec.causal = options.causal;
         spec.window_left = options.window_left;
         spec.window_right = options.window_right;
-        spec.kv_lens = options.kv_lens.is_some();
+        (spec.q_lens, spec.kv_lens) = (options.q_lens.is_some(), options.kv_lens.is_some());
         spec.mask = options.mask.as_ref().map(|mask| Layout::bhld(mask.shape));
         let problem = AttentionProblem::new(spec)?;
         if let Some(mask) = &options.mask {
@@ -489,7 +492,8 @@ impl<'a> Call<'a> {
             }
         }
         let mask = options.mask.as_ref().map(|mask| mask.data.clone());
-        let terms = Terms { mask, kv_lens: options.kv_lens.clone(), ..Terms::default() };
+        let (q_lens, kv_lens) = (options.q_lens.clone(), options.kv_lens.clone());
+        let terms = Terms { mask, q_lens, kv_lens, ..Terms::default() };
         engine::check_terms(&terms, &problem)?;
         Ok(Self { problem, terms })
     }

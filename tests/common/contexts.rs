@@ -58,6 +58,7 @@ struct Given {
     mask: Vec<bool>,
     row_start: Vec<i32>,
     row_end: Vec<i32>,
+    q_lens: Vec<u32>,
     slopes: Vec<f32>,
     sinks: Vec<f32>,
 }
@@ -71,7 +72,8 @@ impl Given {
             mask: spread(Self::mask(batch), numbers(13, batch * Q_LEN * KV_LEN, 1.0), |x| x > -0.5, true),
             row_start: numbers(14, rows, 4.0).into_iter().map(|x| x as i32).collect(),
             row_end: numbers(15, rows, 6.0).into_iter().map(|x| x as i32 + 15).collect(),
-            slopes: numbers(16, Q_HEADS, 0.2),
+            q_lens: (0..batch).map(|b| (b * 2 + 1).min(Q_LEN) as u32).collect(),
+            slopes: numbers(16, batch * Q_HEADS, 0.2),
             sinks: numbers(17, Q_HEADS, 1.0),
         }
     }
@@ -88,8 +90,8 @@ impl Given {
     fn ask(&self, spec: &mut AttentionSpec, batch: usize) {
         spec.bias = Some(TensorSpec::f32(Self::bias(batch)));
         spec.mask = Some(Self::mask(batch));
-        (spec.row_ranges, spec.sinks) = (true, true);
-        spec.alibi_slopes = Some(AlibiSlopes::PerHead);
+        (spec.q_lens, spec.row_ranges, spec.sinks) = (true, true, true);
+        spec.alibi_slopes = Some(AlibiSlopes::PerBatchAndHead);
         spec.causal = Some(Diagonal::Fixed(16));
         spec.scale = Some(0.25);
         spec.scores = Some(ScoreStage::Probs);
@@ -99,6 +101,7 @@ impl Given {
         inputs.terms = HostTerms {
             bias: Some((&self.bias).into()),
             mask: Some(&self.mask),
+            q_lens: Some(&self.q_lens),
             row_start: Some(&self.row_start),
             row_end: Some(&self.row_end),
             alibi_slopes: Some(&self.slopes),

@@ -247,6 +247,7 @@ fn check(device: &Device, config: &LayerConfig, element: Element) -> Result<(), 
         let states = numbers(5, batch * q_len * config.width);
         let context = numbers(6, batch * kv_len * config.context_width);
         let kv_lens: Vec<u32> = (0..batch).map(|b| if b == 1 { 0 } else { half }).collect();
+        let q_lens: Vec<u32> = (0..batch).map(|b| if b == 1 { q_len as u32 } else { q_len as u32 / 2 }).collect();
         let bits: Vec<bool> = (0..batch * kv_len).map(|n| n % 3 != 1).collect();
         let mask = LayerMask { data: (&bits).into(), shape: [batch, 1, 1, kv_len] };
         let none = LayerOptions::default;
@@ -254,9 +255,10 @@ fn check(device: &Device, config: &LayerConfig, element: Element) -> Result<(), 
         let window = |left, right| LayerOptions { window_left: left, window_right: right, ..none() };
         let at_end = Some(Diagonal::BottomRight);
         let ends = |i: usize| i + kv_len - q_len.min(kv_len);
-        let cases: [(&str, LayerOptions<'_>, Allowed<'_>); 7] = [
+        let cases: [(&str, LayerOptions<'_>, Allowed<'_>); 8] = [
             ("no mask", none(), &|_, _, _, _| true),
             ("causal", LayerOptions { causal: Some(Diagonal::TopLeft), ..none() }, &|_, _, i, j| j <= i),
+            ("q_lens", LayerOptions { q_lens: Some((&q_lens).into()), ..none() }, &|b, _, i, _| i < q_lens[b] as usize),
             ("kv_lens", LayerOptions { kv_lens: Some((&kv_lens).into()), ..none() }, &|b, _, _, j| {
                 j < kv_lens[b] as usize
             }),
