@@ -8,7 +8,7 @@ use super::Store;
 use super::rows;
 use super::scratch::Scratch;
 use super::stages::RowEnd;
-use super::task::{Job, NONE, Scoring, add_rest, clean, union};
+use super::task::{Job, NONE, add_rest, clean, scoring, union};
 
 impl Job<'_> {
     /// Computes and stores the rows of a chunk. All keys are one block, so there is nothing to carry from one to the next.
@@ -39,19 +39,7 @@ impl Job<'_> {
             let (max, sum) = (&mut scratch.row_max[..tile.width], &mut scratch.row_sum[..tile.width]);
             max.fill(f32::NEG_INFINITY);
             sum.fill(0.0);
-            let mut scoring = Scoring {
-                scale: self.scale(),
-                scores: &mut scratch.scores,
-                extra: &mut scratch.extra,
-                bits: &mut scratch.bits,
-                keys: &scratch.keys,
-                low: &mut scratch.low,
-                high: &mut scratch.high,
-                slope: &mut scratch.slope,
-                far: &mut scratch.far,
-                near: &mut scratch.near,
-                lines: &mut scratch.lines,
-            };
+            let mut scoring = scoring!(scratch, self.scale());
             let query = self.query(chunk, tile, &mut scratch.query);
             let full = match n {
                 0 => None,

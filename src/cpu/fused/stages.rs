@@ -8,7 +8,7 @@ use super::Store;
 use super::plan::CpuStrategy;
 use super::rows::block;
 use super::scratch::Scratch;
-use super::task::{Job, Scoring, Tile};
+use super::task::{Job, Tile, scoring};
 
 impl Job<'_> {
     /// Normalises the rows of a chunk, and stores them with what else is asked of them.
@@ -110,20 +110,9 @@ impl Job<'_> {
             for tile in self.tiles(chunk) {
                 let n = keys.len();
                 let query = self.query(chunk, tile, &mut scratch.query);
-                let mut scoring = Scoring {
-                    // probabilities are those of the output, from the same scores
-                    scale: if stage == ScoreStage::Probs { self.scale() } else { problem.scale() },
-                    scores: &mut scratch.scores,
-                    extra: &mut scratch.extra,
-                    bits: &mut scratch.bits,
-                    keys: &scratch.keys,
-                    low: &mut scratch.low,
-                    high: &mut scratch.high,
-                    slope: &mut scratch.slope,
-                    far: &mut scratch.far,
-                    near: &mut scratch.near,
-                    lines: &mut scratch.lines,
-                };
+                // probabilities are those of the output, from the same scores
+                let mut scoring =
+                    scoring!(scratch, if stage == ScoreStage::Probs { self.scale() } else { problem.scale() });
                 match stage {
                     ScoreStage::Scaled | ScoreStage::Capped => {
                         self.dots(tile, query, key, n, key, &mut scoring);

@@ -9,6 +9,26 @@ use super::plan::{CpuPlan, CpuStrategy};
 use super::rows::{self, Seen};
 use super::scratch::{Buffer, Scratch, borrowed};
 
+/// What of a workspace scoring reads and writes, the rest of it left free.
+macro_rules! scoring {
+    ($scratch:ident, $scale:expr) => {
+        $crate::cpu::fused::task::Scoring {
+            scale: $scale,
+            scores: &mut $scratch.scores,
+            extra: &mut $scratch.extra,
+            bits: &mut $scratch.bits,
+            keys: &$scratch.keys,
+            low: &mut $scratch.low,
+            high: &mut $scratch.high,
+            slope: &mut $scratch.slope,
+            far: &mut $scratch.far,
+            near: &mut $scratch.near,
+            lines: &mut $scratch.lines,
+        }
+    };
+}
+pub(super) use scoring;
+
 /// No rows.
 pub(super) const NONE: Strided<'static> = Strided { data: &[], stride: 0 };
 
@@ -276,19 +296,7 @@ impl Job<'_> {
             let key = rows::block(inputs.key, &spec.key, kv_head, block.clone(), &mut scratch.key_block);
             let value = rows::block(inputs.value, &spec.value, kv_head, block.clone(), &mut scratch.value_block);
             let mut finite = None;
-            let mut scoring = Scoring {
-                scale,
-                scores: &mut scratch.scores,
-                extra: &mut scratch.extra,
-                bits: &mut scratch.bits,
-                keys: &scratch.keys,
-                low: &mut scratch.low,
-                high: &mut scratch.high,
-                slope: &mut scratch.slope,
-                far: &mut scratch.far,
-                near: &mut scratch.near,
-                lines: &mut scratch.lines,
-            };
+            let mut scoring = scoring!(scratch, scale);
             for tile in self.tiles(chunk) {
                 let seen = union(&scoring.keys[tile.first_row..][..tile.rows]);
                 let keys = seen[0].max(block.start)..seen[1].min(block.end);
