@@ -43,14 +43,14 @@
 //! `u * |o|` for f32; by `2^-11 |o|`, or `2^-25` among the subnormals, for f16. Results below f32's normal range may be
 //! flushed to zero.
 //!
-//! *Weights.* The error of the own exponent, that of the sum, the division; but no weight leaves 0 to 1. Those of a row must also add up to 1, less the
-//! sink's, within what two passes over the scores may differ by in their sums.
+//! *Weights.* The error of the own exponent, that of the sum, the division; but no weight leaves 0 to 1. Those of a row must
+//! also add up to 1, less the sink's, within what two passes over the scores may differ by in their sums.
 //!
 //! *Maximum and sum.* `row_sum * exp(row_max - m)` is the mass of the row: the errors of exponents weighted by `p_j`, and
 //! the sum. The maximum may be any number that leaves the sum finite and above 0.
 //!
-//! *lse.* The error of the mass, or the largest `e_j` if that is less; the logarithm, which WGSL allows `2^-21`, or 3 ulp outside of 0.5 to 2; the addition of
-//! the maximum, and a change of base.
+//! *lse.* The error of the mass, or the largest `e_j` if that is less; the logarithm, which WGSL allows `2^-21`, or 3 ulp
+//! outside of 0.5 to 2; the addition of the maximum, and a change of base.
 //!
 //! # Special values
 //!
