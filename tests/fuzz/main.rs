@@ -1,7 +1,7 @@
 //! Random calls and files: no panic, no abort, no memory beyond what the input justifies.
 //!
-//! Each target runs the inputs that once found something, then the inputs number `FUZZ_SEED`, `FUZZ_SEED + 1`, .. for
-//! `FUZZ_SECONDS` (3 unless said), one input where that is 0.
+//! Each target runs the inputs number `FUZZ_SEED`, `FUZZ_SEED + 1`, .. for `FUZZ_SECONDS` (3 unless said), one input where
+//! that is 0; before them what once met something, written out.
 #![expect(unsafe_code, reason = "an allocator is unsafe to write; this one counts and passes on")]
 #![expect(
     clippy::unwrap_used,
@@ -69,30 +69,29 @@ fn number(name: &str, unless_said: u64) -> u64 {
     std::env::var(name).map_or(unless_said, |text| text.parse().unwrap())
 }
 
-/// Runs the inputs that a target has met something with, then those from `first` on until the time is up.
+/// Runs inputs of a target from `first` on until the time is up.
 fn run(name: &str, target: targets::Target, first: u64, time: Duration) -> Result<(), Failed> {
-    let one = |seed: u64| {
-        SEED.store(seed, Ordering::Relaxed);
-        let began = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(|| target(&mut Draw::new(seed))));
-        let fault = match result {
-            Ok(Ok(())) => return Ok((began.elapsed(), seed)),
-            Ok(Err(error)) => error,
-            Err(_) => "a panic".to_owned(),
-        };
-        let again = format!("FUZZ_SECONDS=0 FUZZ_SEED={seed} cargo test --features cli --test fuzz -- --exact {name}");
-        Err(Failed::from(format!("seed {seed}: {fault}; again: {again}")))
-    };
-    if !time.is_zero() {
-        for (_, seed) in targets::MET.into_iter().filter(|(of, _)| *of == name) {
-            one(seed)?;
-        }
+    for (_, met) in targets::MET.into_iter().filter(|(of, _)| *of == name) {
+        met().map_err(Failed::from)?;
     }
     let start = Instant::now();
     let mut seed = first;
     let mut slowest = (Duration::ZERO, first);
     loop {
-        slowest = slowest.max(one(seed)?);
+        SEED.store(seed, Ordering::Relaxed);
+        let began = Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(|| target(&mut Draw::new(seed))));
+        slowest = slowest.max((began.elapsed(), seed));
+        let fault = match result {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some("a panic".to_owned()),
+        };
+        if let Some(fault) = fault {
+            let again =
+                format!("FUZZ_SECONDS=0 FUZZ_SEED={seed} cargo test --features cli --test fuzz -- --exact {name}");
+            return Err(Failed::from(format!("seed {seed}: {fault}; again: {again}")));
+        }
         seed += 1;
         if start.elapsed() >= time {
             break;
