@@ -21,31 +21,36 @@
 //! a bias of -10^9 is no licence, for it leaves all sound kernels with the same scores.
 //!
 //! *Sums* round each product and each partial sum. Partial sums are those of the numbers at hand in 16 chains side by side,
-//! which are then added up; what one long chain costs beyond that, `plain` pays. A kernel may round each once more when it
-//! moves to a new maximum.
+//! which are then added up; those of a dot product also in chains of 16 one after the other, if these are off by more, for
+//! kernels do both, and there is one score to judge by and no row of them. What one long chain costs beyond that, `plain`
+//! pays. A kernel may round each once more when it moves to a new maximum.
 //!
 //! *Scores.* A dot product, then one rounding each for scale, bias and ALiBi. The softcap is
-//! `cap * (1 - t) / (1 + t)` with `t = exp(-2 |s| / cap)`, whose derivative scales the error so far and which adds the errors
-//! of its exponential and its division. Together: `e_j`. A kernel carries maximum and sum, so the exponential is given
-//! `s_j - m`, rounded once more where that is no f32, and no error is in proportion to the log-sum-exp.
+//! `cap * (1 - t) / (1 + t)` with `t = exp(-2 |s| / cap)`. It makes of the error so far what it makes of both ends of the
+//! range that the error leaves, which for a large error is not what its slope would, and adds the errors of its exponential
+//! and its division. An infinite score comes of an infinite number, not of rounding: it has no error. Together: `e_j`. A
+//! kernel carries maximum and sum, so the exponential is given `s_j - m`, rounded once more where that is no f32, and no
+//! error is in proportion to the log-sum-exp.
 //!
 //! *Exponentials.* WGSL allows `exp(x)` an error of `3 + 2 |x|` ulp, an ulp being at most `2 u` of the value. It is a
 //! driver's function, and may be off everywhere in one direction: such errors add up as they are.
 //!
 //! *Output.* To first order, an error of `e_j` in an exponent moves the output by `p_j * e_j * (v_jd - o_d)`: what
-//! numerator and denominator have in common cancels, that of the exponential too, for there is one for both. To that come
-//! the roundings of both sums, the division, which may be off by 2.5 ulp in WGSL, and the rounding of the stored element:
-//! by `u * |o|` for f32; by `2^-11 |o|`, or `2^-25` among the subnormals, for f16. Results below f32's normal range may be
+//! numerator and denominator have in common cancels, that of the exponential too, for there is one for both. In full it is
+//! `exp(e_j) - 1` in place of `e_j`, and all of it times what the mass may have shrunk by; and however large errors are, the
+//! output stays a mean of the values and of the sink's 0, so it is no further off than the furthest of them. To that come the
+//! roundings of both sums, the division, which may be off by 2.5 ulp in WGSL, and the rounding of the stored element: by
+//! `u * |o|` for f32; by `2^-11 |o|`, or `2^-25` among the subnormals, for f16. Results below f32's normal range may be
 //! flushed to zero.
 //!
-//! *Weights.* The error of the own exponent, that of the sum, the division. Those of a row must also add up to 1, less the
-//! sink's, within what two passes over the scores may differ by in their sums.
+//! *Weights.* The error of the own exponent, that of the sum, the division; but no weight leaves 0 to 1. Those of a row must
+//! also add up to 1, less the sink's, within what two passes over the scores may differ by in their sums.
 //!
 //! *Maximum and sum.* `row_sum * exp(row_max - m)` is the mass of the row: the errors of exponents weighted by `p_j`, and
 //! the sum. The maximum may be any number that leaves the sum finite and above 0.
 //!
-//! *lse.* The error of the mass; the logarithm, which WGSL allows `2^-21`, or 3 ulp outside of 0.5 to 2; the addition of
-//! the maximum, and a change of base.
+//! *lse.* The error of the mass, or the largest `e_j` if that is less; the logarithm, which WGSL allows `2^-21`, or 3 ulp
+//! outside of 0.5 to 2; the addition of the maximum, and a change of base.
 //!
 //! # Special values
 //!

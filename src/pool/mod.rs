@@ -225,12 +225,10 @@ impl PassagePool {
                 return Err(PoolError::Len { name, kv_heads, len, width, found: data.len() }.into());
             }
         }
-        let key = slabs::paged(key, [kv_heads, len, head_dim], page_len)?;
-        let value = slabs::paged(value, [kv_heads, len, v_head_dim], page_len)?;
         let count = len.div_ceil(page_len);
         self.slabs.reserve(count).await?;
         let pages = self.slabs.next(count);
-        self.slabs.write(&pages, [key.as_ref(), value.as_ref()]).await?;
+        self.slabs.write(&pages, [key, value], [kv_heads, len, page_len]).await?;
         // nothing can fail from here on
         self.slabs.take(count);
         let number = self.next;

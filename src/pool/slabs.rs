@@ -1,5 +1,7 @@
 //! Pages of keys and values in slabs, on the device or in host memory.
 
+use half::f16;
+
 use super::{PoolError, PoolSpec, Storage};
 use crate::device::Device;
 use crate::engine::{Recording, Tensor};
@@ -8,6 +10,9 @@ use crate::tensor::{Element, TensorData, TensorRef};
 
 /// Bytes of a slab, where the device allows as much.
 const SLAB_BYTES: u64 = 4 << 20;
+
+/// Bytes of a page that are written at once, unless two rows are more.
+const WRITE_BYTES: usize = 1 << 20;
 
 /// All pages of a pool. Page `n` of the keys and page `n` of the values belong together.
 #[derive(Debug)]
@@ -106,17 +111,32 @@ impl Slabs {
         self.free.extend(pages);
     }
 
-    /// Writes whole pages, keys and values.
-    pub(super) async fn write(&self, pages: &[usize], data: [TensorRef<'_>; 2]) -> Result<(), Error> {
+    /// Writes whole pages: rows `[kv_heads, len, width]` of keys and of values as `[pages, page_len, kv_heads, width]`, zeros
+    /// after the last row. A page may be far larger than what is in it, so no more than a few rows are copied at once.
+    pub(super) async fn write(
+        &self,
+        pages: &[usize],
+        data: [TensorRef<'_>; 2],
+        [kv_heads, len, page_len]: [usize; 3],
+    ) -> Result<(), Error> {
         for (tensor, data) in data.into_iter().enumerate() {
             let elements = self.page_elements[tensor];
+            let row = elements / page_len;
+            // an even number: what is written starts at a multiple of 4 bytes
+            let rows = (WRITE_BYTES / (row * self.element.size_bytes()) / 2 * 2).max(2).min(page_len);
+            let mut part = zeros(self.element, rows * row)?;
             for (n, &page) in pages.iter().enumerate() {
                 let at = page % self.pages_per_slab * elements;
-                let data = match data {
-                    TensorRef::F32(data) => TensorRef::F32(&data[n * elements..][..elements]),
-                    TensorRef::F16(data) => TensorRef::F16(&data[n * elements..][..elements]),
-                };
-                self.slabs[page / self.pages_per_slab][tensor].overwrite("a page", at, data).await?;
+                for first in (0..page_len).step_by(rows) {
+                    let rows = rows.min(page_len - first);
+                    copy_rows(&mut part, data, [kv_heads, len, row / kv_heads], n * page_len + first, rows);
+                    let part = match &part {
+                        TensorData::F32(part) => TensorRef::F32(&part[..rows * row]),
+                        TensorData::F16(part) => TensorRef::F16(&part[..rows * row]),
+                    };
+                    let slab = &self.slabs[page / self.pages_per_slab][tensor];
+                    slab.overwrite("a page", at + first * row, part).await?;
+                }
             }
         }
         // a lost device takes what is written, and keeps nothing
@@ -131,31 +151,37 @@ impl Slabs {
     }
 }
 
-/// Rows `[kv_heads, len, width]` as `[pages, page_len, kv_heads, width]`, zeros after the last row.
-pub(super) fn paged(
-    data: TensorRef<'_>,
-    [kv_heads, len, width]: [usize; 3],
-    page_len: usize,
-) -> Result<TensorData, Error> {
-    let elements = len.next_multiple_of(page_len) * kv_heads * width;
-    let bytes = elements as u128 * data.element().size_bytes() as u128;
+fn zeros(element: Element, elements: usize) -> Result<TensorData, Error> {
+    let bytes = elements as u128 * element.size_bytes() as u128;
     // asked for and given back: what cannot be allocated would end the process
     if usize::try_from(bytes).map_or(true, |n| Vec::<u8>::new().try_reserve_exact(n).is_err()) {
         return Err(Error::HostMemory { bytes });
     }
-    let mut paged = TensorData::zeros(data.element(), elements);
-    for (h, j) in (0..kv_heads).flat_map(|h| (0..len).map(move |j| (h, j))) {
-        let (from, at) = ((h * len + j) * width, (j * kv_heads + h) * width);
-        match (&mut paged, data) {
-            (TensorData::F32(to), TensorRef::F32(data)) => {
+    Ok(TensorData::zeros(element, elements))
+}
+
+/// Rows from `first` on of `[kv_heads, len, width]` as `[rows, kv_heads, width]`, zeros after the last.
+fn copy_rows(
+    part: &mut TensorData,
+    data: TensorRef<'_>,
+    [kv_heads, len, width]: [usize; 3],
+    first: usize,
+    rows: usize,
+) {
+    for (j, h) in (0..rows).flat_map(|j| (0..kv_heads).map(move |h| (j, h))) {
+        let at = (j * kv_heads + h) * width;
+        let from = (first + j < len).then(|| (h * len + first + j) * width);
+        match (&mut *part, data, from) {
+            (TensorData::F32(to), TensorRef::F32(data), Some(from)) => {
                 to[at..at + width].copy_from_slice(&data[from..from + width]);
             }
-            (TensorData::F16(to), TensorRef::F16(data)) => {
+            (TensorData::F16(to), TensorRef::F16(data), Some(from)) => {
                 to[at..at + width].copy_from_slice(&data[from..from + width]);
             }
+            (TensorData::F32(to), _, None) => to[at..at + width].fill(0.0),
+            (TensorData::F16(to), _, None) => to[at..at + width].fill(f16::ZERO),
             // both are of one type
-            (TensorData::F32(_), TensorRef::F16(_)) | (TensorData::F16(_), TensorRef::F32(_)) => {}
+            (TensorData::F32(_), TensorRef::F16(_), _) | (TensorData::F16(_), TensorRef::F32(_), _) => {}
         }
     }
-    Ok(paged)
 }

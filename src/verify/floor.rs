@@ -28,8 +28,14 @@ impl Off {
     }
 
     fn times(self, factor: f64) -> Self {
+        // nothing times infinity is nothing here: no error stays none, and what is multiplied by 0 is 0 whatever its error
+        let times = |x: f64, size: f64| if x == 0.0 || size == 0.0 { 0.0 } else { x * size };
         let size = factor.abs();
-        Self { variance: self.variance * size * size, at_worst: self.at_worst * size, plain: self.plain * size }
+        Self {
+            variance: times(self.variance, size * size),
+            at_worst: times(self.at_worst, size),
+            plain: times(self.plain, size),
+        }
     }
 
     fn plus(self, other: Self) -> Self {
@@ -52,20 +58,59 @@ impl Off {
     /// `value` is rounded to f32. Where all that it may be rounds to one number, every kernel has that number.
     fn rounded(self, value: f64) -> Self {
         let off = self.total();
-        let plain = self.plain + if is_f32(value) && self.plain == 0.0 { 0.0 } else { U * value.abs() };
+        let rounding = if value.is_finite() && !round(value).is_finite() { f64::INFINITY } else { U * value.abs() };
+        let plain = self.plain + if is_f32(value) && self.plain == 0.0 { 0.0 } else { rounding };
         if same(round(value - off), round(value + off)) {
             return Self { plain, ..Self::default() };
         }
         Self { plain, ..self.plus(Self::rounding(value)) }
     }
 
-    /// An error `e` of an exponent changes a power by a factor of `exp(e)`; for all but huge errors, by `1 + e`.
-    fn grown(self) -> Self {
+    /// What `function` of a number is off by that is off by this; `function` gives the largest difference that an error of
+    /// its argument may make. A slope would do for small errors only: it forbids a large one what the function bends away
+    /// from, and allows it more than the function ever gives.
+    fn through(self, function: impl Fn(f64) -> f64) -> Self {
         let total = self.total();
-        if total < 1e-3 {
-            return Self { plain: self.plain.exp_m1(), ..self };
+        let plain = if self.plain > 0.0 { function(self.plain) } else { 0.0 };
+        if total == 0.0 {
+            return Self { plain, ..Self::default() };
         }
-        Self { plain: self.plain.exp_m1(), ..self.times(total.exp_m1() / total) }
+        if !total.is_finite() {
+            return Self { variance: 0.0, at_worst: function(total), plain };
+        }
+        Self { plain, ..self.times(function(total) / total) }
+    }
+
+    /// Of `factor * exp(x)`, where `x` is off by this. A power that has no f64 may still have an error that has one, and the
+    /// other way round.
+    fn of_power(self, x: f64, factor: f64) -> Self {
+        if x.is_nan() || x == f64::NEG_INFINITY {
+            // every kernel has NaN, or a power of 0
+            return Self::default();
+        }
+        self.through(
+            |off| if off < 1.0 { factor * x.exp() * off.exp_m1() } else { factor * ((x + off).exp() - x.exp()) },
+        )
+    }
+
+    /// Of `cap * tanh(x / cap)`, where `x` is off by this.
+    fn of_cap(self, x: f64, cap: f64) -> Self {
+        let capped = |x: f64| cap * (x / cap).tanh();
+        self.through(|off| {
+            if off < 1e-6 * cap {
+                // the difference of two numbers that near has no digits left
+                return off * ((x.abs() - off).max(0.0) / cap).cosh().powi(-2);
+            }
+            // what may be infinity less infinity may be anything
+            let [below, above] = [x - off, x + off].map(|x| (!x.is_nan()).then(|| capped(x)));
+            (above.unwrap_or(cap) - capped(x)).max(capped(x) - below.unwrap_or(-cap))
+        })
+    }
+
+    /// The same, where it is known that the number is off by no more than this.
+    fn at_most(self, most: f64) -> Self {
+        let plain = self.plain.min(most);
+        if self.total() <= most { Self { plain, ..self } } else { Self { plain, ..Self::worst(most) } }
     }
 }
 
@@ -77,7 +122,8 @@ fn is_f32(value: f64) -> bool {
     f64::from(round(value)).total_cmp(&value).is_eq()
 }
 
-/// A sum of products: its value, and what the roundings of its partial sums, in chains side by side, may be off by.
+/// A sum of products: its value, and what the roundings of its partial sums may be off by, in chains side by side or one
+/// after the other, whichever is more: kernels do both.
 ///
 /// Kernels add in orders of their own. That the partial sums of one order are f32s says nothing of those of another, so a
 /// sum counts as exact where it is in every order: its terms are multiples of one power of two, and all of them together are
@@ -88,11 +134,20 @@ fn dot(query: &[f64], key: impl Iterator<Item = f64>) -> (f64, Off) {
     // of products and of sums apart
     let (mut all, mut unit) = (0.0, f64::INFINITY);
     let mut of_products = [0.0; 2];
+    // one chain after the other: the running one, and those before it
+    let (mut chain, mut chains, mut chain_squares) = (0.0f64, 0.0f64, 0.0f64);
     for (n, (q, k)) in query.iter().zip(key).enumerate() {
         let lane = &mut lanes[n % LANES];
         let product = q * k;
         sum += product;
         *lane += product;
+        if n % LANES == 0 {
+            chains += chain;
+            chain_squares += chains * chains;
+            chain = 0.0;
+        }
+        chain += product;
+        chain_squares += chain * chain;
         squares[n % LANES] += *lane * *lane;
         plain += sum.abs();
         (all, unit) = (all + product.abs(), unit.min(lowest_bit(product)));
@@ -106,6 +161,11 @@ fn dot(query: &[f64], key: impl Iterator<Item = f64>) -> (f64, Off) {
         squares += sum * sum;
         sum
     });
+    squares = squares.max(chain_squares + sum * sum);
+    if !sum.is_finite() {
+        // an infinity among the numbers is none of rounding
+        return (sum, Off::default());
+    }
     if all < unit * f64::from(1 << 24) {
         (squares, plain) = (0.0, 0.0);
     }
@@ -194,9 +254,10 @@ pub(super) fn score(
         let x = 2.0 * exact.abs() / cap;
         let t = (-x).exp();
         let slope = 4.0 * t / ((1.0 + t) * (1.0 + t));
-        let exponential = cap * slope / 2.0 * (exp_error(x) + U * x);
+        // of an infinite score `t` is 0, without an error
+        let exponential = if slope > 0.0 { cap * slope / 2.0 * (exp_error(x) + U * x) } else { 0.0 };
         let capped = cap * (exact / cap).tanh();
-        off = off.times(slope).plus(Off::worst(exponential + (DIVISION + 2.0 * U) * capped.abs()));
+        off = off.of_cap(exact, cap).plus(Off::worst(exponential + (DIVISION + 2.0 * U) * capped.abs()));
         score = round(capped);
     }
     let capped = (score, off);
@@ -230,6 +291,8 @@ pub(super) struct Bounds {
     pub(super) mass: f64,
     /// error of weights that all keys have in common, relative
     common: Off,
+    /// How much more a weight may be off by for what the mass of the row is off by.
+    mass_moves: f64,
     /// No key has any weight, so the output is exactly zero.
     pub(super) empty: bool,
 }
@@ -252,6 +315,8 @@ pub(super) struct Column {
     pub(super) bound: Bound,
     /// `sum p_j |v_j|`
     pub(super) magnitude: f64,
+    /// How far the values of keys, and the sink's 0, are from the output: it is a mean of them, whatever the weights.
+    spread: f64,
     /// An infinite value has a weight too small for f32.
     pub(super) vanishing_infinity: bool,
 }
@@ -268,10 +333,16 @@ impl Bounds {
         let width = problem.v_head_dim();
         let live = || (0..problem.kv_len()).filter(|&j| oracle.allowed[j]);
         let n = live().count() as f64;
-        // what an exponent is off by: its score, the difference to the maximum; and the exponential of it
-        let power = |score: f32, off: Off| {
+        // what a weight is off by: its score, the difference to the maximum, the exponential of it
+        let mut largest = 0.0f64;
+        let mut weight = |score: f32, off: Off| {
             let x = f64::from(score) - twin.max;
-            off.rounded_difference(x, twin.of_max).plus(Off::worst(exp_error(x))).grown()
+            let exponent = off.rounded_difference(x, twin.of_max).plus(Off::worst(exp_error(x)));
+            let weight = exponent.of_power(x, 1.0 / twin.sum);
+            if weight.total() > 0.0 {
+                largest = largest.max(exponent.total());
+            }
+            weight
         };
         let mut offs = vec![Off::default(); width];
         let mut sums = Sums::new(width);
@@ -280,18 +351,18 @@ impl Bounds {
         let mut columns = vec![Column::default(); width];
         let (mut common, mut total) = (Off::default(), Sums::new(1));
         if twin.sink_prob > 0.0 {
-            let off = power(twin.sink, Off::default());
-            common = off.times(twin.sink_prob);
+            common = weight(twin.sink, Off::default());
             total.add(twin.sink_prob, &[1.0]);
-            for (of, output) in offs.iter_mut().zip(&twin.output) {
-                *of = off.times(twin.sink_prob * output);
+            for ((of, column), output) in offs.iter_mut().zip(&mut columns).zip(&twin.output) {
+                *of = common.times(*output);
+                column.spread = output.abs();
             }
         }
         for j in live() {
             let prob = twin.probs[j];
-            let off = if prob > 0.0 { power(twin.scores[j], twin.offs[j]) } else { Off::default() };
+            let off = weight(twin.scores[j], twin.offs[j]);
+            common = common.plus(off);
             if prob > 0.0 {
-                common = common.plus(off.times(prob));
                 total.add(prob, &[1.0]);
             }
             let value = reference::load(inputs.value, &spec.value.layout, [b, h / problem.group_size(), j]);
@@ -304,15 +375,21 @@ impl Bounds {
                 columns[d].vanishing_infinity |= v.is_infinite() && oracle.probs[j] < VANISHING;
                 if prob > 0.0 {
                     columns[d].magnitude += prob * v.abs();
-                    offs[d] = offs[d].plus(off.times(prob * (v - twin.output[d])));
+                }
+                if prob > 0.0 || off.total() > 0.0 {
+                    let apart = v - twin.output[d];
+                    offs[d] = offs[d].plus(off.times(apart));
+                    columns[d].spread = columns[d].spread.max(apart.abs());
                 }
             }
         }
         let of_total = total.off(0);
         let division = Off::worst(DIVISION);
+        let mass_moves = 1.0 + common.total();
         for (d, column) in columns.iter_mut().enumerate() {
             let output = twin.output[d];
-            let off = offs[d].plus(sums.off(d)).plus(of_total.plus(division).times(output));
+            let off = offs[d].times(mass_moves).at_most(column.spread);
+            let off = off.plus(sums.off(d)).plus(of_total.plus(division).times(output));
             // a weight is divided before it is multiplied, or the sum is: a rounding more of each term at most
             let plain = off.plain + 2.0 * U * column.magnitude + flushed[d] + TINY;
             column.bound = Bound { floor: off.total() + flushed[d] + TINY, plain };
@@ -323,13 +400,15 @@ impl Bounds {
         let logarithm = if ln_sum <= std::f64::consts::LN_2 { 2f64.powi(-21) } else { 6.0 * U * ln_sum };
         let rounded = U * (twin.lse.abs() + 2.0 * twin.max.abs());
         let of_lse = |bound: f64| bound + logarithm + rounded;
-        let lse = Bound { floor: of_lse(relative.floor), plain: of_lse(relative.plain) };
+        let floor = relative.floor.min(largest + of_total.total() + n * TINY);
+        let lse = Bound { floor: of_lse(floor), plain: of_lse(relative.plain) };
         Self {
             columns,
             lse,
             state: relative,
             mass: 2.0 * SIGMAS * state.variance.sqrt() + state.at_worst + DIVISION + n * TINY + U,
             common: state.plus(division),
+            mass_moves,
             empty: n == 0.0 || oracle.lse == f64::NEG_INFINITY,
         }
     }
@@ -356,8 +435,9 @@ impl Bounds {
             Some(ScoreStage::Masked) => (f64::NEG_INFINITY, Bound::exact(), true),
             Some(ScoreStage::Probs) if oracle.allowed[j] && !self.empty => {
                 let x = f64::from(twin.scores[j]) - twin.max;
-                let own = twin.offs[j].rounded_difference(x, twin.of_max).plus(Off::worst(exp_error(x))).grown();
-                let off = own.plus(self.common).times(twin.probs[j]);
+                let own = twin.offs[j].rounded_difference(x, twin.of_max).plus(Off::worst(exp_error(x)));
+                let own = own.of_power(x, 1.0 / twin.sum).plus(self.common.times(twin.probs[j]));
+                let off = own.times(self.mass_moves).at_most(twin.probs[j].max(1.0 - twin.probs[j]));
                 let plain = off.plain + 2.0 * U * twin.probs[j] + TINY;
                 (twin.probs[j], Bound { floor: off.total() + TINY, plain }, false)
             }

@@ -96,6 +96,8 @@ pub(super) struct Twin {
     pub(super) output: Vec<f64>,
     pub(super) lse: f64,
     pub(super) max: f64,
+    /// of `exp(score - max)`
+    pub(super) sum: f64,
     pub(super) of_max: Off,
     pub(super) sink: f32,
     pub(super) sink_prob: f64,
@@ -137,7 +139,19 @@ pub(super) fn twin(
         let value = reference::load(inputs.value, layout, [b, h / problem.group_size(), j]);
         output.iter_mut().zip(value).for_each(|(x, v)| *x += probs[j] * v);
     }
-    Twin { query, output, lse: max + sum.ln(), max, of_max, sink, sink_prob: sink_power / sum, scores, offs, probs }
+    Twin {
+        query,
+        output,
+        lse: max + sum.ln(),
+        max,
+        sum,
+        of_max,
+        sink,
+        sink_prob: sink_power / sum,
+        scores,
+        offs,
+        probs,
+    }
 }
 
 impl Twin {

@@ -698,6 +698,16 @@ fn not_a_number() -> Vec<Case> {
             .mask("11qk")
             .planted(Tensor::Value, [0, 1, 0, 2], f32::NAN),
         case("nan_in_query", "reaches one row").planted(Tensor::Query, [1, 2, 3, 4], f32::NAN),
+        Case::new(
+            "nan_in_query_of_72",
+            "columns behind a row's last are not the next row's first",
+            1,
+            [2, 1],
+            [20, 70],
+            [72, 72],
+        )
+        .planted(Tensor::Query, [0, 1, 3, 4], f32::NAN)
+        .planted(Tensor::Query, [0, 0, 11, 0], f32::INFINITY),
         case("nan_in_bias", "reaches the rows that see the key").bias(F32, "1hqk").planted(
             Tensor::Bias,
             [0, 1, 2, 69],

@@ -251,6 +251,53 @@ pub(crate) fn fixed(combine: Combine, gate: Gate) -> Vec<Asked> {
     ]
 }
 
+/// A source whose weight is 0, of all rows or of some, adds nothing, whatever its values are.
+pub(crate) fn left_out(device: &Device) -> Result<(), String> {
+    let lens = [9usize, 7];
+    let of = |shape| TensorSpec::f32(Layout::bhld(shape));
+    let text = |error: Error| error.to_string();
+    let query = numbers(931, BATCH * HEADS[0] * Q_LEN * DIM, 1.5);
+    let keys = lens.map(|len| numbers(932 + len as u64, BATCH * HEADS[1] * len * DIM, 2.0));
+    // row weights are of all heads: rows of even number leave the second source out
+    let weights: Vec<f32> = (0..BATCH * Q_LEN).map(|row| [0.0, 1.0, -0.0, -2.0][row % 4]).collect();
+    for (by_row, value) in [(false, f32::NAN), (false, f32::INFINITY), (true, f32::NAN), (true, f32::NEG_INFINITY)] {
+        let mut values = lens.map(|len| numbers(934 + len as u64, BATCH * HEADS[1] * len * WIDTH, 2.0));
+        values[1].fill(value);
+        let source = |n: usize| {
+            let tensor = |width| of([BATCH, HEADS[1], lens[n], width]);
+            let query = of([BATCH, HEADS[0], Q_LEN, DIM]);
+            let mut source = Source::new(format!("{n}"), query, tensor(DIM), tensor(WIDTH));
+            (source.scale, source.row_weights) = match (n, by_row) {
+                (1, true) => (1.0, true),
+                (1, false) => (0.0, false),
+                _ => (1.0, false),
+            };
+            source
+        };
+        let inputs = |n: usize| SourceInputs {
+            row_weights: (n == 1 && by_row).then_some((&weights).into()),
+            ..SourceInputs::new(&keys[n], &values[n])
+        };
+        let run = |count: usize| {
+            let (sources, all): (Vec<_>, Vec<_>) = (0..count).map(|n| (source(n), inputs(n))).unzip();
+            let sources = Sources::new(sources, Combine::Sum, Gate::None).map_err(|error| error.to_string())?;
+            let prepared = sources.prepare_blocking(device).map_err(text)?;
+            Ok::<_, String>(prepared.run_blocking(&query, &all, None).map_err(text)?.output)
+        };
+        for (n, (got, alone)) in run(2)?.into_iter().zip(run(1)?).enumerate() {
+            let (b, i) = (n / (HEADS[0] * Q_LEN * WIDTH), n / WIDTH % Q_LEN);
+            let out = !by_row || weights[b * Q_LEN + i] == 0.0;
+            if out && got.to_bits() != alone.to_bits() {
+                return Err(format!("output[{n}] is {got}, and {alone} without the source that holds {value}"));
+            }
+            if !out && got.is_finite() {
+                return Err(format!("output[{n}] is {got}, beside a source that holds {value}"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Bias, slopes and sinks of sources, also where scores have much in common or are padding: as one attention over all keys
 /// that has the same scores, or as the sum of two.
 pub(crate) fn terms(device: &Device) -> Result<(), String> {

@@ -1,7 +1,7 @@
 //! Random calls and files: no panic, no abort, no memory beyond what the input justifies.
 //!
 //! Each target runs the inputs number `FUZZ_SEED`, `FUZZ_SEED + 1`, .. for `FUZZ_SECONDS` (3 unless said), one input where
-//! that is 0.
+//! that is 0; before them what once met something, written out.
 #![expect(unsafe_code, reason = "an allocator is unsafe to write; this one counts and passes on")]
 #![expect(
     clippy::unwrap_used,
@@ -71,6 +71,9 @@ fn number(name: &str, unless_said: u64) -> u64 {
 
 /// Runs inputs of a target from `first` on until the time is up.
 fn run(name: &str, target: targets::Target, first: u64, time: Duration) -> Result<(), Failed> {
+    for (_, met) in targets::MET.into_iter().filter(|(of, _)| *of == name) {
+        met().map_err(Failed::from)?;
+    }
     let start = Instant::now();
     let mut seed = first;
     let mut slowest = (Duration::ZERO, first);

@@ -51,7 +51,10 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
         trials.collect::<Vec<_>>()
     };
     let mut trials = group("pool", &POOL);
-    trials.extend(group("sources", &[("refusals", several::refusals), ("terms", several::terms)]));
+    trials.extend(group(
+        "sources",
+        &[("refusals", several::refusals), ("terms", several::terms), ("left_out", several::left_out)],
+    ));
     trials.extend(group("contexts", &CONTEXTS));
     let context = adapter.context.clone();
     trials.push(trial(adapter, "sources", "lost_device", move || lost_device(&context)));

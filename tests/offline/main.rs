@@ -29,6 +29,7 @@ mod refusals;
 mod several;
 mod shaders;
 mod table;
+mod tolerance;
 #[cfg(feature = "tune")]
 mod tune;
 mod weights;

@@ -28,6 +28,13 @@ fn bias_slopes_and_sinks() {
 }
 
 #[test]
+fn a_weight_of_0_leaves_a_source_out() {
+    for device in [Device::Cpu, Device::Oracle] {
+        several::left_out(&device).expect("right");
+    }
+}
+
+#[test]
 fn refusals() {
     several::refusals(&Device::Cpu).expect("all are refused");
 }
