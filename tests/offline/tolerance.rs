@@ -30,7 +30,7 @@ impl Row {
 
     fn inputs(&self) -> AttentionInputs<'_> {
         let mut inputs = AttentionInputs::new(&self.query, &self.keys, &self.values);
-        inputs.sinks = self.sinks.as_deref();
+        inputs.terms.sinks = self.sinks.as_deref();
         inputs
     }
 
