@@ -13,6 +13,7 @@ use cross_attention::{
 use naga::back::PipelineConstants;
 use naga::proc::Layouter;
 use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
+use rayon::prelude::*;
 
 /// Nothing beyond core WGSL: naga counts even `unpack2x16float` as a capability, since old GLSL lacks it.
 const CORE: Capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
@@ -126,8 +127,9 @@ fn steps() -> Vec<Step> {
             };
             // their loops are written out, so they take long to read; a spread of what they share with the others will do
             let spread = match kernel {
-                Kernel::Tiled => 11,
+                Kernel::Tiled => 17,
                 Kernel::Rows => 37,
+                Kernel::Split => 5,
                 _ => 1,
             };
             if n % spread > 0 {
@@ -190,7 +192,8 @@ fn every_variant_is_valid_and_host_and_shader_agree() {
         Shader::ALL.len(),
         "weights have plans of their own, cooperative is in none of these"
     );
-    for (n, step) in steps.iter().enumerate() {
+    // the longest of all tests: on every core that others leave
+    steps.par_iter().enumerate().for_each(|(n, step)| {
         let (module, info) = resolve(&step.variant);
         compare_bindings(&module, step);
         compare_params(&module, step.variant.shader);
@@ -201,7 +204,7 @@ fn every_variant_is_valid_and_host_and_shader_agree() {
         if n % 16 == 0 {
             translate(&module, &info, needs_subgroups(&step.variant));
         }
-    }
+    });
 }
 
 /// The choices that tuning ranges over, of a few shapes; masks and elements are the business of the test above.
