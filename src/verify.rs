@@ -55,7 +55,8 @@
 //! # Special values
 //!
 //! NaN must be where the oracle has NaN and nowhere else; infinities must match. A result that rounds to an infinite
-//! element must be infinite; near that border it may be either. A row without mass gives exact zeros. Two things
+//! element must be infinite; near that border it may be either, and where its sign is not certain either infinity. A row
+//! without mass gives exact zeros. Beside a sink it may also give what 0 times its values is, if they are not finite. Two things
 //! cannot be asked of f32: a finite result where a step of a score itself is beyond f32, so that the twin overflows too (such
 //! places are counted, in [`Report::beyond_f32`]), and which of NaN and infinity an infinite value becomes whose weight is
 //! too small for f32.
@@ -315,6 +316,7 @@ fn compare_row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, output:
     let twin = yardstick::twin(problem, inputs, [b, h, i], &oracle);
     let bounds = Bounds::new(problem, inputs, [b, h, i], &oracle, &twin);
     let mut report = Report::new(1, 1);
+    let no_mass = (0..problem.kv_len()).all(|j| !oracle.allowed[j] || oracle.scores[j] == f64::NEG_INFINITY);
 
     // the largest of the row, for the magnitude of a column
     let relative = |yardstick: &dyn Fn(usize) -> f64| {
@@ -340,6 +342,7 @@ fn compare_row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, output:
             floor: column.bound.floor,
             exact: bounds.empty,
             nan_or_infinite: column.vanishing_infinity,
+            nan_or_zero: no_mass,
         });
     }
     let pointwise =
@@ -354,6 +357,7 @@ fn compare_row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, output:
             floor: bound.floor,
             exact,
             nan_or_infinite: false,
+            nan_or_zero: false,
         };
     if let Some(lse) = &output.lse {
         let yardsticks = [f64::from(plain.lse), twin.lse];
@@ -404,16 +408,18 @@ struct Judged {
     exact: bool,
     /// NaN and infinity are as good as each other here
     nan_or_infinite: bool,
+    /// NaN and zero are
+    nan_or_zero: bool,
 }
 
 impl Report {
     fn judge(&mut self, judged: &Judged) {
-        let &Judged { tensor, index, element, got, want, in_reach, plain_error, floor, exact, nan_or_infinite } =
-            judged;
+        let &Judged { tensor, index, element, got, want, in_reach, plain_error, floor, exact, .. } = judged;
         let place = |error, allowed| Place { tensor, index, got, want, error, plain_error, allowed };
         if !want.is_finite() {
             let same = if want.is_nan() { got.is_nan() } else { got.is_infinite() && got.signum() == want.signum() };
-            let right = same || (nan_or_infinite && !got.is_finite());
+            let zero = judged.nan_or_zero && want.is_nan() && got.abs() == 0.0;
+            let right = same || zero || (judged.nan_or_infinite && !got.is_finite());
             self.add(place(if right { 0.0 } else { f64::INFINITY }, 0.0));
             return;
         }
@@ -429,8 +435,9 @@ impl Report {
         };
         let allowed = before_rounding + if exact { 0.0 } else { relative * (want.abs() + before_rounding) + absolute };
         let must_overflow = want.abs() - before_rounding >= overflow;
-        let may_overflow = want.abs() + before_rounding >= overflow;
-        let error = if got.is_infinite() && may_overflow && got.signum() == want.signum() {
+        // to the side that it did overflow to: where the sign is not certain, that may be the other one
+        let may_overflow = want * got.signum() + before_rounding >= overflow;
+        let error = if got.is_infinite() && may_overflow {
             0.0
         } else if !got.is_finite() || must_overflow {
             f64::INFINITY
