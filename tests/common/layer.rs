@@ -247,7 +247,8 @@ fn check(device: &Device, config: &LayerConfig, element: Element) -> Result<(), 
         let states = numbers(5, batch * q_len * config.width);
         let context = numbers(6, batch * kv_len * config.context_width);
         let kv_lens: Vec<u32> = (0..batch).map(|b| if b == 1 { 0 } else { half }).collect();
-        let q_lens: Vec<u32> = (0..batch).map(|b| if b == 1 { q_len as u32 } else { q_len as u32 / 2 }).collect();
+        let rows = u32::try_from(q_len).map_err(|error| error.to_string())?;
+        let q_lens: Vec<u32> = (0..batch).map(|b| if b == 1 { rows } else { rows / 2 }).collect();
         let bits: Vec<bool> = (0..batch * kv_len).map(|n| n % 3 != 1).collect();
         let mask = LayerMask { data: (&bits).into(), shape: [batch, 1, 1, kv_len] };
         let none = LayerOptions::default;
