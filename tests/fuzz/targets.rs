@@ -28,7 +28,9 @@ pub(crate) const ALL: [(&str, Target); 7] = [
 ];
 
 /// Inputs that once met something: what a seed stands for changes with what a target draws, so they are written out.
-pub(crate) const MET: [(&str, fn() -> Result<(), String>); 1] = [("pool", pool_of_large_pages)];
+pub(crate) const MET: [(&str, Met); 1] = [("pool", pool_of_large_pages)];
+
+pub(crate) type Met = fn() -> Result<(), String>;
 
 /// A token in a page of keys and one of values of 64 MiB each. They are what was asked for; a copy of each, made before it
 /// was written, was not.
