@@ -77,6 +77,8 @@
 //! - `cli`: the program `cross-attention`.
 //! - `cooperative-matrix`: the kernel on matrix units, an experimental feature of wgpu ([`Kernel::Cooperative`]).
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod caps;
 pub mod context;
 pub mod cpu;
