@@ -112,9 +112,9 @@ fn spared(adapter: &Adapter, trials: Vec<Trial>) -> Vec<Trial> {
     // SwiftShader has subgroups of 4, and takes as long for the rows kernel as for the tiled one
     let small_subgroups = adapter.context.caps().subgroups.is_some_and(|(_, largest)| largest < 8);
     let one_in = |kernel: Kernel| match kernel {
-        Kernel::Split | Kernel::Tiled => 7,
-        Kernel::Rows if small_subgroups => 7,
-        Kernel::Fused | Kernel::Plain => 3,
+        Kernel::Split | Kernel::Tiled => 13,
+        Kernel::Rows if small_subgroups => 13,
+        Kernel::Fused | Kernel::Plain => 5,
         _ => 1,
     };
     let mut counts = Kernel::ALL.map(|kernel| (kernel, 0));
