@@ -2,8 +2,8 @@
 //!
 //! Adapters are those that `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` leave; GL only if `WGPU_BACKEND` names it. Without
 //! an adapter all trials are ignored; with `REQUIRE_GPU=1` that is a failure. There are as many threads as adapters unless
-//! `--test-threads` says otherwise: a software driver compiles on one core and computes on all. Where there are several
-//! software drivers, the lesser is spared some trials of the kernels that take long to compile; alone it runs all.
+//! `--test-threads` says otherwise: a software driver compiles on one core and computes on all. Software drivers are spared
+//! some trials of the kernels that take long to compile, unless `GPU_TRIALS=all`; the lesser of several runs a share of all.
 
 #![expect(
     clippy::expect_used,

@@ -1,9 +1,12 @@
 //! The list of trials: names, what is ignored and why, what a failure prints.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cross_attention::{AttentionInputs, AttentionOutput, AttentionProblem, Element, Error, Kernel, PlanError};
+use cross_attention::{
+    AttentionInputs, AttentionOutput, AttentionProblem, DeviceClass, Element, Error, Kernel, PlanError,
+};
 use libtest_mimic::{Completion, Failed, Trial};
 
 use super::adapters::Adapter;
@@ -84,8 +87,9 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
         trials.extend(parts::trials(adapter, kernel));
         trials.extend(keys::trials(adapter, kernel));
     }
-    if adapter.sparing {
-        trials = spared(adapter, trials);
+    let all = std::env::var("GPU_TRIALS").is_ok_and(|value| value == "all");
+    if adapter.context.caps().class == DeviceClass::Software && !all {
+        trials = shared_out(adapter, trials);
     }
     trials.extend(merging::trials(adapter));
     trials.extend(weights::trials(adapter));
@@ -106,28 +110,37 @@ fn kernels(adapter: &Adapter) -> impl Iterator<Item = Kernel> + use<> {
     Kernel::ALL.into_iter().filter(move |kernel| *kernel != Kernel::Cooperative || matrices)
 }
 
-/// What a driver that is spared runs of the trials of kernels: each kernel's are shared out evenly, for it takes such a
-/// driver a second or more to compile a kernel whose loops are written out.
-fn spared(adapter: &Adapter, trials: Vec<Trial>) -> Vec<Trial> {
+/// Trials of combinations, which every kernel runs in its own way: what one kernel misses of them another one runs.
+const SHARED_OUT: [&str; 3] = ["pairs_", "onnx_", "cut_keys_"];
+
+/// What software drivers run of the trials of kernels, for it takes them seconds to compile a kernel whose loops are written
+/// out: the first of them all but two thirds of the combinations, each kernel others; one beside it a share of everything.
+/// `GPU_TRIALS=all` leaves out nothing.
+fn shared_out(adapter: &Adapter, trials: Vec<Trial>) -> Vec<Trial> {
     // SwiftShader has subgroups of 4, and takes as long for the rows kernel as for the tiled one
     let small_subgroups = adapter.context.caps().subgroups.is_some_and(|(_, largest)| largest < 8);
-    let one_in = |kernel: Kernel| match kernel {
-        Kernel::Split | Kernel::Tiled => 13,
-        Kernel::Rows if small_subgroups => 13,
-        Kernel::Fused | Kernel::Plain => 5,
+    let one_in = |kernel: Kernel, case: &str| match (adapter.sparing, kernel) {
+        (true, Kernel::Split | Kernel::Tiled) => 13,
+        (true, Kernel::Rows) if small_subgroups => 13,
+        (true, Kernel::Fused | Kernel::Plain) => 5,
+        (false, Kernel::Split | Kernel::Tiled | Kernel::Rows)
+            if SHARED_OUT.iter().any(|start| case.starts_with(start)) =>
+        {
+            3
+        }
         _ => 1,
     };
-    let mut counts = Kernel::ALL.map(|kernel| (kernel, 0));
-    let of_kernel = |trial: &Trial, kernel: Kernel| trial.name().split('/').nth(1) == Some(kernel.name());
+    // of each kernel, and of each share
+    let mut counts: HashMap<(usize, usize), usize> = HashMap::new();
     let kept = trials.into_iter().filter(|trial| {
-        let Some((place, (kernel, count))) =
-            counts.iter_mut().enumerate().find(|(_, (kernel, _))| of_kernel(trial, *kernel))
-        else {
-            return true;
-        };
+        let mut parts = trial.name().splitn(3, '/').skip(1);
+        let (group, case) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let Some(place) = Kernel::ALL.iter().position(|kernel| kernel.name() == group) else { return true };
+        let one_in = one_in(Kernel::ALL[place], case);
+        let count = counts.entry((place, one_in)).or_default();
         *count += 1;
-        // kernels begin at different trials, so that each trial is run on some
-        (*count + place) % one_in(*kernel) == 0
+        // kernels begin at different trials, so that each trial is run by some
+        (*count + place).is_multiple_of(one_in)
     });
     kept.collect()
 }
