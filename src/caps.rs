@@ -117,6 +117,9 @@ pub enum SubgroupFault {
         /// Whose value was wanted.
         wanted: u32,
     },
+    /// The device is a browser's, and wgpu does not ask browsers for subgroups.
+    #[error("wgpu does not reach the subgroups of browsers")]
+    Browser,
     /// The question could not be asked.
     #[error("how lanes lie could not be found out: {message}")]
     NotAsked {

@@ -46,6 +46,7 @@ enum To {
 }
 
 /// Where a path leads.
+#[cfg_attr(not(unix), allow(dead_code, reason = "elsewhere there are no such files"))]
 enum Target {
     /// To a regular file, or to nothing; links are followed.
     Regular {

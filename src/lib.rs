@@ -66,7 +66,7 @@
 //! Each of these takes [tensors](engine::Tensor) of the host or of the device, and beside the call that gives vectors has a
 //! `record` that leaves its results where they are, in an encoder of its own or of the caller's ([`engine::Recording`]).
 //!
-//! [`uses`] has a page for each use: diffusion, encoder-decoders, resamplers, retrieval, attention maps.
+//! [`uses`] has a page for each use: diffusion, encoder-decoders, resamplers, retrieval, attention maps, browsers.
 //!
 //! # Features
 //!
@@ -78,6 +78,13 @@
 //! - `cooperative-matrix`: the kernel on matrix units, an experimental feature of wgpu ([`Kernel::Cooperative`]).
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    target_arch = "wasm32",
+    allow(
+        clippy::arc_with_non_send_sync,
+        reason = "natively devices go from thread to thread; a browser has one for them"
+    )
+)]
 
 mod caps;
 pub mod context;

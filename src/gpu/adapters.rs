@@ -28,10 +28,11 @@ impl AdapterSummary {
         Self { caps, info, features, limits }
     }
 
-    /// Name and backend: `llvmpipe (LLVM 15.0.6, 256 bits), vulkan`.
+    /// Name and backend: `llvmpipe (LLVM 15.0.6, 256 bits), vulkan`. Browsers may keep the name to themselves.
     #[must_use]
     pub fn title(&self) -> String {
-        format!("{}, {}", self.info.name, self.info.backend)
+        let name = if self.info.name.is_empty() { "an adapter without a name" } else { &self.info.name };
+        format!("{name}, {}", self.info.backend)
     }
 }
 
@@ -46,6 +47,9 @@ pub enum AdapterRequest {
     Number(usize),
     /// The first of this backend, software drivers too.
     Backend(wgpu::Backend),
+    /// Whatever there is, software drivers and adapters without a name too; where there are several GPUs, the one that this
+    /// prefers. A browser chooses by itself and is told the preference.
+    Any(wgpu::PowerPreference),
 }
 
 /// An adapter that was chosen, and why.
@@ -61,7 +65,7 @@ pub struct ChosenAdapter {
 /// All adapters of the backends that `WGPU_BACKEND` leaves, best first: GPUs before software drivers, and Vulkan,
 /// Metal and DX12 before GL.
 pub async fn adapters() -> Vec<AdapterSummary> {
-    enumerate().await.iter().map(AdapterSummary::of).collect()
+    enumerate(wgpu::PowerPreference::None).await.iter().map(AdapterSummary::of).collect()
 }
 
 /// The same, blocking.
@@ -76,7 +80,8 @@ pub fn adapters_blocking() -> Vec<AdapterSummary> {
 /// # Errors
 /// [`GpuError::NoAdapter`] names what was asked and what there is.
 pub async fn choose(request: &AdapterRequest) -> Result<ChosenAdapter, GpuError> {
-    let all = enumerate().await;
+    let power = if let AdapterRequest::Any(power) = request { *power } else { wgpu::PowerPreference::None };
+    let all = enumerate(power).await;
     let summaries: Vec<_> = all.iter().map(AdapterSummary::of).collect();
     let found = || {
         let title = |(n, s): (usize, &AdapterSummary)| format!("{n}: {} ({})", s.title(), s.caps.class);
@@ -102,6 +107,10 @@ pub async fn choose(request: &AdapterRequest) -> Result<ChosenAdapter, GpuError>
             let matching = (0..all.len()).filter(|&n| summaries[n].info.backend == backend).collect();
             let name = backend.to_str();
             (matching, format!("of backend {name}"), format!("its backend is {name}"))
+        }
+        (AdapterRequest::Any(_), _) => {
+            let class = summaries.first().map_or(DeviceClass::Unknown, |summary| summary.caps.class);
+            ((0..all.len()).collect(), "at hand".to_owned(), format!("any would do, it is a {class}"))
         }
         (AdapterRequest::Hardware, Some(name)) => (
             named(&name),
@@ -149,7 +158,7 @@ impl ChosenAdapter {
     }
 }
 
-async fn enumerate() -> Vec<wgpu::Adapter> {
+async fn enumerate(power: wgpu::PowerPreference) -> Vec<wgpu::Adapter> {
     // making an instance without any backend would end the process
     if wgpu::Instance::enabled_backend_features().is_empty() {
         return vec![];
@@ -157,8 +166,18 @@ async fn enumerate() -> Vec<wgpu::Adapter> {
     let descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     let backends = descriptor.backends;
     let instance = wgpu::Instance::new(descriptor);
+    #[cfg(target_arch = "wasm32")]
+    if backends.contains(wgpu::Backends::BROWSER_WEBGPU) {
+        let options = wgpu::RequestAdapterOptions { power_preference: power, ..Default::default() };
+        return instance.request_adapter(&options).await.into_iter().collect();
+    }
     let mut adapters = instance.enumerate_adapters(backends).await;
-    adapters.sort_by_key(|adapter| rank(&adapter.get_info()));
+    adapters.sort_by_key(|adapter| {
+        let (class, gl) = rank(&adapter.get_info());
+        // of GPUs with a name for it, the integrated one takes the least
+        let low = power == wgpu::PowerPreference::LowPower && class < 2;
+        (if low { 1 - class } else { class }, gl)
+    });
     adapters
 }
 

@@ -1,5 +1,8 @@
 //! A prepared attention: pipelines and workspace of a plan, bound to buffers, recorded into a command encoder.
 
+use futures_util::FutureExt;
+use futures_util::future::{OptionFuture, join3, try_join, try_join_all, try_join4};
+
 use super::bound::{BoundSteps, RowDataCopy};
 use super::buffers::{AttentionBuffers, row_data_copies, single_row_data};
 use super::error::GpuError;
@@ -66,19 +69,18 @@ impl Gpu {
         plan.check(self.caps())?;
         let usual = plan.steps().iter().map(|step| step.params);
         let params: Vec<_> = usual.clone().chain(usual.map(|usual| usual.for_large_values(plan.problem()))).collect();
-        let steps = PreparedSteps::new(self, plan.steps(), &params).await?;
-        let scores = match plan.scores_bytes() {
-            0 => None,
-            bytes => Some(self.allocate("workspace", bytes).await?),
+        let held = async |name, bytes: u64| {
+            let buffer = (bytes > 0).then(|| self.allocate(name, bytes));
+            OptionFuture::from(buffer).await.transpose()
         };
-        let states = match plan.states_bytes() {
-            0 => None,
-            bytes => Some(self.allocate("states", bytes).await?),
-        };
-        let row_data = match plan.row_data().words {
-            0 => None,
-            words => Some(self.allocate("row_data", u64::from(words) * 4).await?),
-        };
+        // together: in a browser each answer is a way to another process and back
+        let (steps, scores, states, row_data) = try_join4(
+            PreparedSteps::new(self, plan.steps(), &params),
+            held("workspace", plan.scores_bytes()),
+            held("states", plan.states_bytes()),
+            held("row_data", u64::from(plan.row_data().words) * 4),
+        )
+        .await?;
         Ok(GpuAttention { gpu: self.clone(), plan, steps, scores, states, row_data })
     }
 
@@ -274,23 +276,29 @@ impl GpuAttention {
     async fn upload_checked(&self, inputs: CheckedInputs<'_, '_>) -> Result<AttentionTensors, Error> {
         let (gpu, spec) = (&self.gpu, self.problem().spec());
         let bytes = |slot| super::buffers::needed_bytes(self.problem(), slot);
-        let mut tensors = AttentionTensors {
-            query: gpu.upload_tensor("query", inputs.query).await?,
-            key: gpu.upload_tensor("key", inputs.key).await?,
-            value: gpu.upload_tensor("value", inputs.value).await?,
-            terms: gpu.upload_terms(&inputs.terms).await?,
-            output: gpu.allocate("output", bytes(Slot::Output)).await?,
-            lse: None,
-            scores: None,
+        let allocate = |asked: bool, name, slot| OptionFuture::from(asked.then(|| gpu.allocate(name, bytes(slot))));
+        let inputs_there = try_join4(
+            gpu.upload_tensor("query", inputs.query),
+            gpu.upload_tensor("key", inputs.key),
+            gpu.upload_tensor("value", inputs.value),
+            gpu.upload_terms(&inputs.terms),
+        );
+        let outputs_there = join3(
+            gpu.allocate("output", bytes(Slot::Output)),
+            allocate(spec.returns_rows(), "lse", Slot::Lse),
+            allocate(spec.scores.is_some(), "scores", Slot::Scores),
+        );
+        let ((query, key, value, terms), (output, lse, scores)) = try_join(inputs_there, outputs_there.map(Ok)).await?;
+        Ok(AttentionTensors {
+            query,
+            key,
+            value,
+            terms,
+            output: output?,
+            lse: lse.transpose()?,
+            scores: scores.transpose()?,
             large_values: self.problem().may_overflow(inputs.value),
-        };
-        if spec.returns_rows() {
-            tensors.lse = Some(gpu.allocate("lse", bytes(Slot::Lse)).await?);
-        }
-        if spec.scores.is_some() {
-            tensors.scores = Some(gpu.allocate("scores", bytes(Slot::Scores)).await?);
-        }
-        Ok(tensors)
+        })
     }
 
     /// [`upload`](Self::upload), blocking.
@@ -384,11 +392,16 @@ impl AttentionTensors {
 impl Gpu {
     /// Copies terms to new buffers.
     pub(super) async fn upload_terms(&self, terms: &HostTerms<'_>) -> Result<Terms<wgpu::Buffer>, GpuError> {
-        let mut uploaded = Terms::default();
-        for (to, (name, slice)) in uploaded.places().into_iter().zip(terms.slices().list()) {
-            if let Some(slice) = slice {
-                *to = Some(self.upload(name, slice.bytes()).await?);
+        let slices = terms.slices();
+        let uploads = slices.list().map(|(name, slice)| async move {
+            match slice {
+                Some(slice) => self.upload(name, slice.bytes()).await.map(Some),
+                None => Ok(None),
             }
+        });
+        let mut uploaded = Terms::default();
+        for (to, buffer) in uploaded.places().into_iter().zip(try_join_all(uploads).await?) {
+            *to = buffer;
         }
         Ok(uploaded)
     }

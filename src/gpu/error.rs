@@ -199,43 +199,92 @@ fn translate(what: &str, bytes: u64, error: &wgpu::Error) -> GpuError {
     }
 }
 
-/// Runs `work` with every error of the device caught. An error outside a scope would end the process.
-pub(super) async fn checked<T>(
+/// Runs `work` with every error of the device caught. An error outside a scope would end the process. The work is done when
+/// this is called, and not when its errors are awaited: those of several works can be awaited together.
+pub(super) fn checked<T, F: FnOnce() -> T>(
     device: &wgpu::Device,
     what: &str,
     bytes: u64,
-    work: impl FnOnce() -> T,
-) -> Result<T, GpuError> {
-    let (value, pending) = scoped(device, work);
-    for error in pending {
-        if let Some(error) = error.await {
-            return Err(translate(what, bytes, &error));
-        }
-    }
-    Ok(value)
-}
-
-/// The same where nothing can be awaited: natively the errors are known at once; in a browser they come too late and are
-/// dropped, and what was made is refused when it is used.
-pub(super) fn checked_now<T>(device: &wgpu::Device, what: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
-    let (value, pending) = scoped(device, work);
-    let mut task = std::task::Context::from_waker(std::task::Waker::noop());
-    for error in pending {
-        if let std::task::Poll::Ready(Some(error)) = std::pin::pin!(error).poll(&mut task) {
-            return Err(translate(what, 0, &error));
-        }
-    }
-    Ok(value)
-}
-
-/// What `work` gives, and the errors that it may have caused, the most general kind last.
-fn scoped<T>(device: &wgpu::Device, work: impl FnOnce() -> T) -> (T, [impl Future<Output = Option<wgpu::Error>>; 3]) {
-    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    work: F,
+) -> impl Future<Output = Result<T, GpuError>> + use<T, F> {
+    let scopes = Scopes::open(device);
     let value = work();
-    let validation = validation.pop();
-    let internal = internal.pop();
-    let memory = memory.pop();
-    (value, [memory, internal, validation])
+    let errors = scopes.close(what, bytes);
+    async move { errors.await.map(|()| value) }
+}
+
+/// The same where nothing can be awaited: natively the errors are known at once.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn checked_now<T>(device: &wgpu::Device, what: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
+    let mut done = std::pin::pin!(checked(device, what, 0, work));
+    let mut task = std::task::Context::from_waker(std::task::Waker::noop());
+    loop {
+        if let std::task::Poll::Ready(result) = done.as_mut().poll(&mut task) {
+            return result;
+        }
+    }
+}
+
+/// Errors of a browser's device that could not be awaited where they were caused: told by the next call that can.
+#[cfg(target_arch = "wasm32")]
+#[derive(Default)]
+pub(super) struct Late(Mutex<Vec<LateError>>);
+
+#[cfg(target_arch = "wasm32")]
+type LateError = std::pin::Pin<Box<dyn Future<Output = Result<(), GpuError>>>>;
+
+#[cfg(target_arch = "wasm32")]
+impl std::fmt::Debug for Late {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Late({})", lock(&self.0).len())
+    }
+}
+
+#[cfg(target_arch = "wasm32")]
+impl Late {
+    /// Does the work now; its errors are told later.
+    pub(super) fn run<T>(&self, device: &wgpu::Device, what: &str, work: impl FnOnce() -> T) -> T {
+        let scopes = Scopes::open(device);
+        let value = work();
+        lock(&self.0).push(Box::pin(scopes.close(what, 0)));
+        value
+    }
+
+    /// The first error of what was done before.
+    pub(super) async fn take(&self) -> Result<(), GpuError> {
+        let errors = std::mem::take(&mut *lock(&self.0));
+        let mut first = Ok(());
+        for error in errors {
+            first = first.and(error.await);
+        }
+        first
+    }
+}
+
+/// Scopes for every kind of error, the most general kind first.
+pub(super) struct Scopes([wgpu::ErrorScopeGuard; 3]);
+
+impl Scopes {
+    pub(super) fn open(device: &wgpu::Device) -> Self {
+        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+        Self([OutOfMemory, Internal, Validation].map(|filter| device.push_error_scope(filter)))
+    }
+
+    /// The first error of what was done in them.
+    pub(super) fn close(self, what: &str, bytes: u64) -> impl Future<Output = Result<(), GpuError>> + use<> {
+        let what = what.to_owned();
+        let [memory, internal, validation] = self.0;
+        // the last that was opened is closed first
+        let validation = validation.pop();
+        let internal = internal.pop();
+        let memory = memory.pop();
+        async move {
+            for error in [memory, internal, validation] {
+                if let Some(error) = error.await {
+                    return Err(translate(&what, bytes, &error));
+                }
+            }
+            Ok(())
+        }
+    }
 }

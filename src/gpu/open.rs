@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::error::{Faults, GpuError, checked, checked_now};
+use super::error::{Faults, GpuError, checked};
 use super::pipelines::Pipelines;
 use super::probe;
-use crate::caps::{CooperativeMatrix, DeviceCaps};
+use crate::caps::{CooperativeMatrix, DeviceCaps, SubgroupFault};
 
 /// A device with its queue and everything that was made on it. Cheap to clone; clones share pipelines.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ struct Inner {
     caps: DeviceCaps,
     pipelines: Pipelines,
     faults: Faults,
+    #[cfg(target_arch = "wasm32")]
+    late: super::error::Late,
     #[cfg(feature = "native")]
     poller: super::arrival::Poller,
     /// Bound where a tensor is empty, for a binding may not be: one to read, one to write.
@@ -108,6 +110,8 @@ impl Gpu {
             if caps.subgroup_fault.is_some() {
                 caps.subgroups = None;
             }
+        } else if info.backend == wgpu::Backend::BrowserWebGpu {
+            caps.subgroup_fault = Some(SubgroupFault::Browser);
         }
         let empty = || {
             device.create_buffer(&wgpu::BufferDescriptor {
@@ -126,6 +130,8 @@ impl Gpu {
             caps,
             pipelines,
             faults,
+            #[cfg(target_arch = "wasm32")]
+            late: super::error::Late::default(),
             #[cfg(feature = "native")]
             poller: super::arrival::Poller::default(),
             empty_read,
@@ -179,12 +185,19 @@ impl Gpu {
 
     /// Runs `work` with every error of the device caught; a lost device is told apart from a refusal.
     pub(crate) async fn checked<T>(&self, what: &str, bytes: u64, work: impl FnOnce() -> T) -> Result<T, GpuError> {
-        self.or_lost(checked(self.device(), what, bytes, work).await)
+        // begun before anything is awaited, so that calls that are awaited together are on their way together
+        let pending = checked(self.device(), what, bytes, work);
+        #[cfg(target_arch = "wasm32")]
+        self.or_lost(self.inner.late.take().await)?;
+        self.or_lost(pending.await)
     }
 
-    /// The same where nothing can be awaited.
+    /// The same where nothing can be awaited. In a browser errors come later: the next call that awaits tells them.
     pub(crate) fn checked_now<T>(&self, what: &str, work: impl FnOnce() -> T) -> Result<T, GpuError> {
-        self.or_lost(checked_now(self.device(), what, work))
+        #[cfg(target_arch = "wasm32")]
+        return Ok(self.inner.late.run(self.device(), what, work));
+        #[cfg(not(target_arch = "wasm32"))]
+        self.or_lost(super::error::checked_now(self.device(), what, work))
     }
 
     /// A lost device refuses what is tried, or takes it and gives nothing: where something failed, the loss is what counts.
@@ -209,8 +222,18 @@ impl Gpu {
         Ok(())
     }
 
+    /// Whether a buffer can be made, as far as the device says, but not used: so it is with a device that is lost. A browser
+    /// says so itself, and of other errors later.
+    #[cfg(target_arch = "wasm32")]
+    #[expect(clippy::unused_self, reason = "natively the device is asked")]
+    const fn makes_nothing(&self) -> bool {
+        false
+    }
+
     /// Whether a buffer can be made, as far as the device says, but not used: so it is with a device that is lost.
+    #[cfg(not(target_arch = "wasm32"))]
     fn makes_nothing(&self) -> bool {
+        use super::error::checked_now;
         let make = || {
             self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("probe"),

@@ -96,19 +96,33 @@ impl Pipelines {
     }
 
     /// The same in a browser, where errors must be awaited, and a lock cannot be held meanwhile: of two calls that make
-    /// one pipeline the second replaces the first, and both work.
+    /// one pipeline the second replaces the first, and both work. It is begun when this is called: several that are awaited
+    /// one after another are compiled together.
     #[cfg(target_arch = "wasm32")]
-    async fn get(&self, device: &wgpu::Device, variant: &Variant, binds: &Interface) -> Result<Pipeline, GpuError> {
+    fn get(
+        &self,
+        device: &wgpu::Device,
+        variant: &Variant,
+        binds: &Interface,
+    ) -> impl Future<Output = Result<Pipeline, GpuError>> + use<'_> {
         let slot = self.slot(variant);
-        if let Some(pipeline) = &*lock(&slot) {
-            return Ok(pipeline.clone());
+        let made = lock(&slot).clone();
+        let made_or_begun = made.ok_or_else(|| {
+            let cache = self.driver_cache();
+            let scopes = super::error::Scopes::open(device);
+            let pipeline = Pipeline::new(device, variant, binds, cache.as_ref().map(|cache| &cache.cache));
+            (pipeline, scopes.close(&Pipeline::title(variant), 0))
+        });
+        async move {
+            let (pipeline, errors) = match made_or_begun {
+                Ok(made) => return Ok(made),
+                Err(begun) => begun,
+            };
+            errors.await?;
+            *lock(&slot) = Some(pipeline.clone());
+            self.made.fetch_add(1, Ordering::Relaxed);
+            Ok(pipeline)
         }
-        let cache = self.driver_cache();
-        let make = || Pipeline::new(device, variant, binds, cache.as_ref().map(|cache| &cache.cache));
-        let pipeline = super::error::checked(device, &Pipeline::title(variant), 0, make).await?;
-        *lock(&slot) = Some(pipeline.clone());
-        self.made.fetch_add(1, Ordering::Relaxed);
-        Ok(pipeline)
     }
 }
 
@@ -153,6 +167,15 @@ impl Gpu {
         #[cfg(feature = "native")]
         self.make_side_by_side(&distinct)?;
         let mut made = Vec::with_capacity(distinct.len());
+        #[cfg(target_arch = "wasm32")]
+        {
+            let begin = |step: &&Step| self.pipeline_store().get(self.device(), &step.variant, &Interface::of(step));
+            let begun: Vec<_> = distinct.iter().map(begin).collect();
+            for pipeline in begun {
+                made.push(self.or_lost(pipeline.await)?);
+            }
+        }
+        #[cfg(not(target_arch = "wasm32"))]
         for step in distinct {
             made.push(self.pipeline(&step.variant, &Interface::of(step)).await?);
         }

@@ -37,9 +37,13 @@ impl Gpu {
         len: u64,
         give: impl FnOnce(&dyn Fn(&[u8])),
     ) -> Result<wgpu::Buffer, GpuError> {
-        let buffer = self.allocate(name, len).await?;
-        self.checked(name, len, || give(&|bytes| self.write(&buffer, bytes))).await?;
-        Ok(buffer)
+        let descriptor = self.descriptor(name, len, TENSOR)?;
+        self.checked(name, len, || {
+            let buffer = self.device().create_buffer(&descriptor);
+            give(&|bytes| self.write(&buffer, bytes));
+            buffer
+        })
+        .await
     }
 
     /// Writes to the start of a buffer; errors are those of the scope around this.
@@ -92,15 +96,17 @@ impl Gpu {
             return Ok(vec![]);
         }
         let uses = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = self.buffer("read-back", needed, uses).await?;
+        let descriptor = self.descriptor("read-back", needed, uses)?;
         let (sender, arrival) = arrival(Some(self));
-        self.checked(name, needed, || {
+        let staging = self.checked(name, needed, || {
+            let staging = self.device().create_buffer(&descriptor);
             let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             encoder.copy_buffer_to_buffer(slice.buffer(), slice.offset(), &staging, 0, needed);
             self.queue().submit([encoder.finish()]);
             staging.slice(..).map_async(wgpu::MapMode::Read, move |result| sender.arrive(result.is_ok()));
-        })
-        .await?;
+            staging
+        });
+        let staging = staging.await?;
         let arrived = arrival.wait().await;
         self.check_faults()?;
         let failed = |message: String| GpuError::ReadBack { what: name.to_owned(), message };
@@ -112,6 +118,8 @@ impl Gpu {
         bytemuck::cast_slice_mut(&mut data).copy_from_slice(&view[..wanted]);
         drop(view);
         staging.unmap();
+        // where a garbage collector owns it, it would stay
+        staging.destroy();
         Ok(data)
     }
 
@@ -169,6 +177,16 @@ impl Gpu {
         bytes: u64,
         usage: wgpu::BufferUsages,
     ) -> Result<wgpu::Buffer, GpuError> {
+        let descriptor = self.descriptor(name, bytes, usage)?;
+        self.checked(name, descriptor.size, || self.device().create_buffer(&descriptor)).await
+    }
+
+    fn descriptor<'a>(
+        &self,
+        name: &'a str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::BufferDescriptor<'a>, GpuError> {
         self.check_faults()?;
         // a buffer without bytes could not be bound
         let size = bytes.max(4).checked_next_multiple_of(4).unwrap_or(u64::MAX);
@@ -176,7 +194,6 @@ impl Gpu {
         if size > max {
             return Err(GpuError::BufferTooLarge { what: name.to_owned(), bytes: size, max });
         }
-        let descriptor = wgpu::BufferDescriptor { label: Some(name), size, usage, mapped_at_creation: false };
-        self.checked(name, size, || self.device().create_buffer(&descriptor)).await
+        Ok(wgpu::BufferDescriptor { label: Some(name), size, usage, mapped_at_creation: false })
     }
 }

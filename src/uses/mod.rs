@@ -14,3 +14,6 @@ pub mod retrieval {}
 
 #[doc = include_str!("alignment.md")]
 pub mod alignment {}
+
+#[doc = include_str!("browser.md")]
+pub mod browser {}

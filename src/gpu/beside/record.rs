@@ -43,7 +43,7 @@ impl Gpu {
         }
         let interface = variant.shader.ports().iter().map(|port| (port.binding, port.written)).collect();
         let pipeline = self.pipeline(variant, &Interface(interface)).await?;
-        let uniform = self.empty_uniform("params", params).await?;
+        let uniform = self.empty_uniform("params of a command", params).await?;
         self.checked(variant.shader.name(), 0, || {
             self.queue().write_buffer(&uniform, 0, params);
             let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() }];

@@ -1,0 +1,311 @@
+/// <reference types="@webgpu/types" />
+
+/** `[batch, heads, length, width]`. */
+export type Shape = readonly [number, number, number, number];
+
+export type Element = "f32" | "f16";
+
+/** f16 as its bits; a `Float16Array` is taken too, where the browser has it. */
+export type Numbers = Float32Array | Uint16Array;
+
+/** What tells errors apart. `message` says what was asked, what was found and what would do. */
+export type ErrorKind =
+  | "option"
+  | "problem"
+  | "input"
+  | "plan"
+  | "weights"
+  | "context"
+  | "kernel"
+  | "memory"
+  | "buffer"
+  | "outOfMemory"
+  | "deviceLost"
+  | "validation"
+  | "internal"
+  | "readBack"
+  | "noAdapter"
+  | "load"
+  | "freed"
+  | "other";
+
+export class AttentionError extends Error {
+  constructor(kind: ErrorKind, message: string, options?: ErrorOptions);
+  readonly name: "AttentionError";
+  readonly kind: ErrorKind;
+}
+
+export interface OpenOptions {
+  /**
+   * - `"gpu"` (default): whatever adapter the browser gives, else the CPU;
+   * - `"auto"`: the same, but the CPU where the adapter is a software driver;
+   * - `"cpu"`; `"oracle"`: f64, slow, exact as far as f64 goes.
+   *
+   * `Device.reason` says what became of it.
+   */
+  prefer?: "gpu" | "auto" | "cpu" | "oracle";
+  powerPreference?: "low-power" | "high-performance";
+  /** An error of the kind `noAdapter` in the place of the CPU. */
+  required?: boolean;
+  /** Where the WebAssembly is; beside index.js if left out. */
+  wasm?: WasmSource;
+}
+
+export type WasmSource = string | URL | Request | Response | BufferSource | WebAssembly.Module;
+
+export function open(options?: OpenOptions): Promise<Device>;
+
+/** Computes on a device of yours, on its queue. It stays yours: `free()` gives back only what the package made. */
+export function fromDevice(gpuDevice: GPUDevice, options?: { wasm?: WasmSource }): Promise<Device>;
+
+/** How elements lie in memory: axes in this order, or strides and an offset in elements. */
+export type Layout = "bhld" | "blhd" | { strides?: Shape; offset?: number };
+
+/** Which key the first row stands on, for causal masks, windows and ALiBi; a number is an offset in tokens. */
+export type Diagonal = "topLeft" | "bottomRight" | "endOfKeys" | number;
+
+interface Terms {
+  shape: {
+    query: Shape;
+    key: Shape;
+    /** As the key's where left out. */
+    value?: Shape;
+    /** `[batch, heads, queries, keys]` where left out; each axis may be 1. */
+    bias?: Shape;
+    mask?: Shape;
+  };
+  layout?: "bhld" | "blhd" | Partial<Record<"query" | "key" | "value" | "output" | "bias" | "mask", Layout>>;
+  /** Of query, key and value; found in the arrays where there are any. */
+  element?: Element;
+  /** As the query's where left out. */
+  outputElement?: Element;
+  /** `1 / sqrt(width)` where left out. */
+  scale?: number;
+  softcap?: number;
+  /** `false` is as left out; `true` is refused, for it does not say which diagonal. */
+  causal?: Diagonal | false;
+  /** Keys before and behind the diagonal that a row sees; all where left out. */
+  windowLeft?: number;
+  windowRight?: number;
+  /** The diagonal of windows and ALiBi where `causal` is left out. */
+  diagonal?: Diagonal;
+  /** Whether to return the log-sum-exp of each row; true where left out. */
+  lse?: boolean;
+  /** Whether to return maximum and sum of each row's softmax. */
+  rowState?: boolean;
+  /** A matrix of scores to return as well. */
+  scores?: "scaled" | "capped" | "masked" | "probs";
+  /** A kernel by name, in the place of the plan's choice. It runs, or the call fails. */
+  kernel?: string;
+}
+
+export interface Arrays {
+  query: Numbers;
+  key: Numbers;
+  value: Numbers;
+  /** Added to the scores; -Infinity forbids a key. */
+  bias?: Numbers;
+  /** 0: not allowed. */
+  mask?: Uint8Array;
+  /** `[batch]`: rows of each entry that are there; those behind give zeros and an `lse` of -Infinity. */
+  qLens?: Uint32Array | readonly number[];
+  /** Keys of each entry of the batch. */
+  kvLens?: Uint32Array | readonly number[];
+  /** `[batch, queries]`: the first key a row may see, and one past the last. */
+  rowStart?: Int32Array;
+  rowEnd?: Int32Array;
+  /** `[heads]`. */
+  alibiSlopes?: Float32Array;
+  /** `[heads]`: a logit that takes part in the softmax and has no value. */
+  sinks?: Float32Array;
+}
+
+export type Select = readonly number[] | Uint32Array | { from: number; to: number };
+
+export interface WeightsOptions {
+  heads?: Select;
+  reduce?: "each" | "mean" | "sum";
+  rows?: Select;
+  keys?: Select;
+  /** Sums over ranges of keys, `[first, end]`, in the place of `keys`. */
+  segments?: readonly (readonly [number, number])[];
+}
+
+export interface AttentionOptions extends Arrays, Terms {
+  /** Weights to return as well, without ever holding all of them. `true`: all. */
+  weights?: WeightsOptions | true;
+}
+
+/** The same without data: each field says that it will be there, the bias also in which type. */
+export interface PrepareOptions extends Terms {
+  bias?: Element;
+  mask?: boolean;
+  qLens?: boolean;
+  kvLens?: boolean;
+  rowStart?: boolean;
+  rowEnd?: boolean;
+  alibiSlopes?: boolean;
+  sinks?: boolean;
+}
+
+export interface Result {
+  /** `[batch, heads, queries, value width]`; f16 as its bits. */
+  output: Numbers;
+  /** `[batch, heads, queries]`, natural logarithm; -Infinity where a row sees no key. */
+  lse?: Float32Array;
+  rowMax?: Float32Array;
+  rowSum?: Float32Array;
+  scores?: Float32Array;
+  weights?: Float32Array;
+  weightsShape?: [number, number, number, number];
+  /** What ran, and why. */
+  plan: string;
+  kernel?: string;
+}
+
+export interface AdapterInfo {
+  readonly vendor: string;
+  readonly architecture: string;
+  readonly device: string;
+  readonly description: string;
+  readonly isFallbackAdapter: boolean;
+  readonly subgroupMinSize: number;
+  readonly subgroupMaxSize: number;
+}
+
+export interface Device {
+  readonly kind: "gpu" | "cpu" | "oracle";
+  readonly name: string;
+  /** Why this one. */
+  readonly reason: string;
+  /** Whether a CPU plays GPU. */
+  readonly software: boolean;
+  readonly adapter?: AdapterInfo;
+  /** What planning knows of it. */
+  readonly caps: {
+    name: string;
+    backend: string;
+    class?: string;
+    shaderF16?: boolean;
+    timestamps?: boolean;
+    subgroups?: boolean;
+    maxBindingBytes?: number;
+    pipelines?: number;
+  };
+  /** To share buffers with, and its queue. */
+  readonly gpuDevice?: GPUDevice;
+  /** False once it is lost or freed. */
+  readonly alive: boolean;
+  memory(): { buffers: number; bytes: number };
+  pipelines(): number;
+  /** What would run, and why; nothing is made. */
+  explain(options: PrepareOptions): string;
+  attention(options: AttentionOptions): Promise<Result>;
+  prepare(options: PrepareOptions): Promise<Prepared>;
+  context(options: ContextOptions): Promise<Context>;
+  tensor(data: TensorArray | { element?: TensorElement; length: number }): Tensor;
+  tensorFrom(buffer: GPUBuffer, options: { element?: TensorElement; length?: number; offset?: number }): Tensor;
+  free(): void;
+}
+
+export type TensorElement = "f32" | "f16" | "u32" | "i32" | "u8";
+export type TensorArray = Float32Array | Uint16Array | Uint32Array | Int32Array | Uint8Array;
+
+/** Elements on the GPU. */
+export interface Tensor {
+  readonly buffer: GPUBuffer;
+  readonly element: TensorElement;
+  readonly length: number;
+  /** In bytes. */
+  readonly offset: number;
+  readonly bytes: number;
+  write(array: TensorArray): void;
+  read(): Promise<TensorArray>;
+  free(): void;
+}
+
+export interface Tensors extends Partial<Record<Exclude<keyof Arrays, "query" | "key" | "value">, Tensor>> {
+  query: Tensor;
+  key: Tensor;
+  value: Tensor;
+  output?: Tensor;
+  lse?: Tensor;
+  scores?: Tensor;
+}
+
+/** An attention with its plan, pipelines and workspace, for any number of calls. */
+export interface Prepared {
+  readonly plan: string;
+  readonly kernel: string;
+  run(arrays: Arrays): Promise<Result>;
+  bind(tensors: Tensors): Bound;
+  free(): void;
+}
+
+/** A prepared attention over tensors on the GPU. */
+export interface Bound {
+  readonly output: Tensor;
+  readonly lse?: Tensor;
+  readonly scores?: Tensor;
+  /** Submits it; ends when it is on the queue, not when it is done. */
+  run(): Promise<void>;
+  /** Records it into an encoder of yours. */
+  encode(encoder: GPUCommandEncoder): void;
+  free(): void;
+}
+
+export interface ContextOptions {
+  key: Numbers;
+  value: Numbers;
+  /** `[contexts, heads, length, width]`. */
+  shape: Shape;
+  valueWidth?: number;
+  storage?: "f32" | "f16" | "q8_0";
+  kvLens?: Uint32Array | readonly number[];
+}
+
+/** Keys and values that are stored once and attended to by many calls. */
+export interface Context {
+  readonly bytes: number;
+  attend(options: {
+    query: Numbers;
+    shape: Shape;
+    /** The context of each entry of the batch. */
+    contextIndex?: Uint32Array | readonly number[];
+    scale?: number;
+    softcap?: number;
+    lse?: boolean;
+    rowState?: boolean;
+  }): Promise<Omit<Result, "plan"> & { contextBytes: number }>;
+  free(): void;
+}
+
+export interface Workload {
+  name: string;
+  about: string;
+  shape: { query: Shape; key: Shape; value: Shape };
+  scale?: number;
+  bytes: number;
+}
+
+export function workloads(options?: { wasm?: WasmSource }): Promise<Workload[]>;
+export function workloadInputs(name: string): Promise<{ query: Float32Array; key: Float32Array; value: Float32Array; flops: number }>;
+
+export interface Report {
+  passed: boolean;
+  rows: number;
+  allRows: number;
+  maxAbsError: number;
+  maxLseError: number;
+  /** The largest ratio of an error to what is allowed there. */
+  worstRatio: number;
+  text: string;
+}
+
+/** Compares a result with the oracle in f64, on so many rows (64 where left out). */
+export function verify(options: AttentionOptions, result: Result, rows?: number): Promise<Report>;
+
+export function version(): Promise<string>;
+
+/** WGSL that measures arithmetic and memory traffic. */
+export function roofShaders(steps: number, vectors: number): Promise<[string, string]>;

@@ -1,0 +1,228 @@
+//! Attention: one call from arrays to arrays, and calls that are prepared.
+
+use std::cell::RefCell;
+
+use cross_attention::gpu::{AttentionBuffers, BoundSteps, Gpu, GpuAttention};
+use cross_attention::{PreparedAttention, TensorData, Terms, wgpu};
+use js_sys::{Array, Float32Array, Promise};
+use wasm_bindgen::prelude::*;
+use wasm_bindgen_futures::future_to_promise;
+
+use crate::Engine;
+use crate::data::{self, DATA};
+use crate::fail::Fail;
+use crate::ledger::{JsBuffer, Ledger, adopt, adopt_encoder, owned};
+use crate::options::{Options, set};
+use crate::request::{Request, object};
+use crate::select;
+
+#[wasm_bindgen]
+impl Engine {
+    /// What would run, and why.
+    pub fn explain(&self, options: JsValue) -> Result<String, JsValue> {
+        let explain = || {
+            let request = Request::prepared(&object(&options)?)?;
+            Ok::<_, Fail>(self.device.explain(&request.problem, request.kernel)?)
+        };
+        Ok(explain()?)
+    }
+
+    /// One attention from arrays to arrays.
+    pub fn attention(&self, options: JsValue, owner: u32) -> Promise {
+        let device = self.device.clone();
+        let work = async move {
+            let (request, data) = Request::of_call(&object(&options)?)?;
+            let inputs = data.as_inputs();
+            let Some(wanted) = select::weights(&request.options)? else {
+                inputs.check(&request.problem)?;
+                let prepared = device.prepare(&request.problem, request.kernel).await?;
+                let result = data::output(&prepared.run(&inputs).await?);
+                set(&result, "plan", prepared.plan_text());
+                set(&result, "kernel", prepared.kernel_name());
+                return Ok(result.into());
+            };
+            if request.kernel != cross_attention::KernelChoice::Auto {
+                return Err(Fail::option("kernel cannot be chosen together with weights; leave one of them out"));
+            }
+            let both = device.attention_with_weights(&request.problem, &inputs, &wanted).await?;
+            let result = data::output(&both.attention);
+            set(&result, "weights", Float32Array::from(&both.weights[..]));
+            let shape: Array = both.shape.iter().map(|&n| JsValue::from_f64(n as f64)).collect();
+            set(&result, "weightsShape", shape);
+            set(&result, "plan", device.explain(&request.problem, request.kernel)?);
+            Ok(result.into())
+        };
+        promise(self.ledger.clone(), owner, work)
+    }
+
+    /// A [`Prepared`] for any number of calls.
+    pub fn prepare(&self, options: JsValue, owner: u32) -> Promise {
+        let (device, ledger) = (self.device.clone(), self.ledger.clone());
+        let work = async move {
+            let request = Request::prepared(&object(&options)?)?;
+            let on = device.prepare(&request.problem, request.kernel).await?;
+            Ok(Prepared { request, on, ledger }.into())
+        };
+        promise(self.ledger.clone(), owner, work)
+    }
+}
+
+/// Work whose buffers belong to an owner, as a promise.
+pub(crate) fn promise(
+    ledger: Option<Ledger>,
+    owner: u32,
+    work: impl Future<Output = Result<JsValue, Fail>> + 'static,
+) -> Promise {
+    future_to_promise(async move { Ok(owned(ledger, owner, work).await?) })
+}
+
+/// An attention with its plan, pipelines and workspace.
+#[wasm_bindgen]
+pub struct Prepared {
+    request: Request,
+    on: PreparedAttention,
+    ledger: Option<Ledger>,
+}
+
+#[wasm_bindgen]
+impl Prepared {
+    /// What runs, and why.
+    pub fn plan(&self) -> String {
+        self.on.plan_text()
+    }
+
+    /// The kernel's name.
+    pub fn kernel(&self) -> String {
+        self.on.kernel_name().to_owned()
+    }
+
+    /// Elements of the tensors that a call writes: output, log-sum-exp (maximum and sum with it), scores.
+    pub fn written(&self) -> Array {
+        let problem = self.on.problem();
+        let spec = problem.spec();
+        let rows = problem.rows();
+        let state = if spec.row_state { 2 } else { usize::from(spec.lse) };
+        let scores = if spec.scores.is_some() { rows * problem.kv_len() } else { 0 };
+        let lens = [spec.output.layout.extent().unwrap_or(0), rows * state, scores];
+        lens.iter().map(|&n| JsValue::from_f64(n as f64)).collect()
+    }
+
+    /// The element type of the output.
+    pub fn output_element(&self) -> String {
+        self.on.problem().spec().output.element.name().to_owned()
+    }
+
+    /// One call from arrays to arrays.
+    pub fn run(&self, arrays: JsValue, owner: u32) -> Promise {
+        let data = Options::new(&arrays, "the arrays", &DATA).map(|options| self.request.data(&options));
+        let on = self.on.clone();
+        let work = async move {
+            let data = data??;
+            Ok(data::output(&on.run(&data.as_inputs()).await?).into())
+        };
+        promise(self.ledger.clone(), owner, work)
+    }
+
+    /// Binds buffers of the GPU: `{ query: [buffer, offset, size], .. }`.
+    pub fn bind(&self, tensors: JsValue) -> Result<Bound, JsValue> {
+        Ok(self.bound(&tensors)?)
+    }
+}
+
+impl Prepared {
+    fn bound(&self, tensors: &JsValue) -> Result<Bound, Fail> {
+        let (PreparedAttention::Gpu(prepared), Some(ledger)) = (&self.on, &self.ledger) else {
+            let text = "tensors are bound on a GPU only; on this device call run() with arrays";
+            return Err(Fail::new("input", text));
+        };
+        let context = prepared.gpu();
+        let known: Vec<_> = DATA.into_iter().chain(["output", "lse", "scores"]).collect();
+        let tensors = Options::new(tensors, "the tensors", &known)?;
+        // one buffer is one of wgpu's too, or nobody would see that it is read and written
+        let adopted = RefCell::new(vec![]);
+        let get = |name: &str| tensors.get(name).map(|part| Slice::new(context, ledger, &adopted, &part));
+        let needed = |name: &str| get(name).ok_or_else(|| Fail::option(format!("{} is missing", tensors.name(name))));
+        let (query, key, value, output) = (needed("query")?, needed("key")?, needed("value")?, needed("output")?);
+        let held = Terms {
+            bias: get("bias"),
+            mask: get("mask"),
+            q_lens: get("qLens"),
+            kv_lens: get("kvLens"),
+            row_start: get("rowStart"),
+            row_end: get("rowEnd"),
+            alibi_slopes: get("alibiSlopes"),
+            sinks: get("sinks"),
+        };
+        let (lse, scores) = (get("lse"), get("scores"));
+        let buffers = AttentionBuffers {
+            terms: held.by_kind(Slice::get, Slice::get, Slice::get, Slice::get, Slice::get),
+            lse: lse.as_ref().map(Slice::get),
+            scores: scores.as_ref().map(Slice::get),
+            ..AttentionBuffers::new(query.get(), key.get(), value.get(), output.get())
+        };
+        let bound = prepared.bind(&buffers).map_err(cross_attention::Error::from)?;
+        Ok(Bound { prepared: (**prepared).clone(), bound, ledger: ledger.clone() })
+    }
+}
+
+/// A part of a buffer.
+struct Slice {
+    buffer: wgpu::Buffer,
+    offset: u64,
+    size: u64,
+}
+
+impl Slice {
+    /// Of `[buffer, offset, size]`.
+    fn new(context: &Gpu, ledger: &Ledger, adopted: &RefCell<Vec<(JsValue, wgpu::Buffer)>>, part: &JsValue) -> Self {
+        let part = Array::from(part);
+        let bytes = |n| part.get(n).as_f64().unwrap_or(0.0);
+        let found = part.get(0);
+        let mut adopted = adopted.borrow_mut();
+        let known = adopted.iter().find(|(known, _)| *known == found).map(|(_, buffer)| buffer.clone());
+        let buffer = known.unwrap_or_else(|| {
+            let buffer = adopt(context, ledger, found.unchecked_ref::<JsBuffer>());
+            adopted.push((found, buffer.clone()));
+            buffer
+        });
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked in js/tensor.js")]
+        let (offset, size) = (bytes(1) as u64, bytes(2) as u64);
+        Self { buffer, offset, size }
+    }
+
+    fn get(&self) -> wgpu::BufferSlice<'_> {
+        self.buffer.slice(self.offset..self.offset + self.size)
+    }
+}
+
+/// A prepared attention bound to buffers.
+#[wasm_bindgen]
+pub struct Bound {
+    prepared: GpuAttention,
+    bound: BoundSteps,
+    ledger: Ledger,
+}
+
+#[wasm_bindgen]
+impl Bound {
+    /// Submits it once; the promise ends when it is on the queue.
+    pub fn submit(&self, owner: u32) -> Promise {
+        let (prepared, bound) = (self.prepared.clone(), self.bound.clone());
+        let work = async move {
+            prepared.submit(&bound).await.map_err(cross_attention::Error::from)?;
+            Ok(JsValue::UNDEFINED)
+        };
+        promise(Some(self.ledger.clone()), owner, work)
+    }
+
+    /// Records it into a command encoder of the caller's.
+    pub fn encode(&self, encoder: JsValue) {
+        let mut encoder = adopt_encoder(self.prepared.gpu(), &self.ledger, &encoder);
+        self.bound.encode(&mut encoder);
+    }
+}
+
+/// An output from arrays, as the oracle compares it.
+pub(crate) fn output_of(options: &Options) -> Result<TensorData, Fail> {
+    data::tensor(options, "output")?.ok_or_else(|| Fail::option("output is missing"))
+}

@@ -1,0 +1,256 @@
+//! What is asked of an attention: options to a spec.
+
+use cross_attention::{
+    AlibiSlopes, AttentionData, AttentionProblem, AttentionSpec, Diagonal, Element, KernelChoice, Layout, ScoreStage,
+    TensorSpec,
+};
+use js_sys::{Float32Array, Object};
+use wasm_bindgen::{JsCast, JsValue};
+
+use crate::data::{self, DATA};
+use crate::fail::Fail;
+use crate::options::{Options, shown};
+
+/// What an attention may be asked beside its data.
+const TERMS: [&str; 15] = [
+    "shape",
+    "layout",
+    "element",
+    "outputElement",
+    "scale",
+    "softcap",
+    "causal",
+    "windowLeft",
+    "windowRight",
+    "diagonal",
+    "lse",
+    "rowState",
+    "scores",
+    "kernel",
+    "weights",
+];
+
+pub(crate) struct Request {
+    pub(crate) options: Options,
+    pub(crate) problem: AttentionProblem,
+    pub(crate) kernel: KernelChoice,
+    laid: Vec<&'static str>,
+}
+
+impl Request {
+    /// A call with its data.
+    pub(crate) fn of_call(options: &Object) -> Result<(Self, AttentionData), Fail> {
+        let request = Self::new(options, false)?;
+        let data = request.data(&request.options)?;
+        Ok((request, data))
+    }
+
+    /// What a call that is prepared will be: data fields say `true`, or their element type, that they are to come.
+    pub(crate) fn prepared(options: &Object) -> Result<Self, Fail> {
+        let request = Self::new(options, true)?;
+        for name in ["query", "key", "value", "weights"] {
+            if request.options.get(name).is_some() {
+                let why =
+                    if name == "weights" { "they are asked for with attention()" } else { "data comes with the call" };
+                return Err(Fail::option(format!("{name} is given, but nothing is computed here: {why}")));
+            }
+        }
+        Ok(request)
+    }
+
+    /// The data of a call, from these options.
+    pub(crate) fn data(&self, options: &Options) -> Result<AttentionData, Fail> {
+        data::read(options, &self.problem, &self.laid)
+    }
+
+    fn new(options: &Object, prepared: bool) -> Result<Self, Fail> {
+        let known: Vec<_> = DATA.into_iter().chain(TERMS).collect();
+        let options = Options::new(options, "", &known)?;
+        let shape = options.part("shape", &["query", "key", "value", "bias", "mask"])?;
+        let shape = shape.ok_or_else(|| {
+            Fail::option("shape is missing; needs { query: [batch, heads, length, width], key: [..] }")
+        })?;
+        let needed = |name: &str| {
+            let four = shape.four(name)?;
+            four.ok_or_else(|| Fail::option(format!("{} is missing", shape.name(name))))
+        };
+        let (query_shape, key_shape) = (needed("query")?, needed("key")?);
+        let value_shape = shape.four("value")?.unwrap_or(key_shape);
+        let everywhere = element_named(&options, "element")?;
+        let element = |name: &'static str| -> Result<Element, Fail> {
+            if prepared {
+                return Ok(everywhere.unwrap_or(Element::F32));
+            }
+            let found = data::element(&options, name)?.unwrap_or(Element::F32);
+            match everywhere {
+                Some(wanted) if wanted != found => {
+                    Err(Fail::new("input", format!("{name} holds {found}, element says {wanted}")))
+                }
+                _ => Ok(found),
+            }
+        };
+        let layouts = Layouts::new(&options)?;
+        let of = |name: &'static str, shape| -> Result<TensorSpec, Fail> {
+            Ok(TensorSpec { element: element(name)?, layout: layouts.of(name, shape)? })
+        };
+        let mut spec =
+            AttentionSpec::from_tensors(of("query", query_shape)?, of("key", key_shape)?, of("value", value_shape)?);
+        let [batch, heads, q_len, _] = query_shape;
+        let output = [batch, heads, q_len, value_shape[3]];
+        spec.output.layout = layouts.of("output", output)?;
+        if let Some(element) = element_named(&options, "outputElement")? {
+            spec.output.element = element;
+        }
+        let whole = [batch, heads, q_len, key_shape[2]];
+        if let Some(bias) = options.get("bias") {
+            let element = if prepared {
+                named(&bias).ok_or_else(|| options.wrong("bias", "\"f32\" or \"f16\"", &bias))?
+            } else {
+                element_of_bias(&options)?
+            };
+            spec.bias = Some(TensorSpec { element, layout: layouts.of("bias", shape.four("bias")?.unwrap_or(whole))? });
+        }
+        if given(&options, "mask", prepared)? {
+            spec.mask = Some(layouts.of("mask", shape.four("mask")?.unwrap_or(whole))?);
+        }
+        for (name, there) in [("bias", spec.bias.is_some()), ("mask", spec.mask.is_some())] {
+            if !there && shape.get(name).is_some() {
+                return Err(Fail::option(format!("shape.{name} is given, {name} is not")));
+            }
+        }
+        spec.q_lens = given(&options, "qLens", prepared)?;
+        spec.kv_lens = given(&options, "kvLens", prepared)?;
+        let ranges = [given(&options, "rowStart", prepared)?, given(&options, "rowEnd", prepared)?];
+        spec.row_ranges = ranges[0] || ranges[1];
+        if spec.row_ranges && ranges != [true, true] {
+            return Err(Fail::option("rowStart and rowEnd must both be given, or neither"));
+        }
+        let slopes = options.get("alibiSlopes").and_then(|slopes| slopes.dyn_into::<Float32Array>().ok());
+        let each = batch > 1 && slopes.is_some_and(|slopes| slopes.length() as usize == batch * heads);
+        let slopes = if each { AlibiSlopes::PerBatchAndHead } else { AlibiSlopes::PerHead };
+        spec.alibi_slopes = given(&options, "alibiSlopes", prepared)?.then_some(slopes);
+        spec.sinks = given(&options, "sinks", prepared)?;
+        spec.scale = options.f32("scale")?;
+        spec.softcap = options.f32("softcap")?;
+        spec.causal = diagonal(&options, "causal")?;
+        spec.offset = diagonal(&options, "diagonal")?;
+        let window = |name: &str| -> Result<Option<u32>, Fail> {
+            Ok(options.count(name)?.map(|n| u32::try_from(n).unwrap_or(u32::MAX)))
+        };
+        spec.window_left = window("windowLeft")?;
+        spec.window_right = window("windowRight")?;
+        spec.lse = options.flag("lse")?.unwrap_or(true);
+        spec.row_state = options.flag("rowState")?.unwrap_or(false);
+        if let Some(stage) = options.text("scores")? {
+            let stage: Result<ScoreStage, _> = stage.parse();
+            spec.scores = Some(stage.map_err(|error| Fail::option(format!("scores: {error}")))?);
+        }
+        let kernel = match options.text("kernel")? {
+            Some(name) => name.parse::<KernelChoice>().map_err(Fail::from)?,
+            None => KernelChoice::Auto,
+        };
+        let problem = AttentionProblem::new(spec)?;
+        Ok(Self { options, problem, kernel, laid: layouts.given })
+    }
+}
+
+/// Layouts of tensors, in memory.
+struct Layouts {
+    all: Option<String>,
+    each: Option<Options>,
+    given: Vec<&'static str>,
+}
+
+const LAID: [&str; 6] = ["query", "key", "value", "output", "bias", "mask"];
+const LAYOUT: &str =
+    "\"bhld\" ([batch, heads, length, width]), \"blhd\" ([batch, length, heads, width]) or { strides, offset }";
+
+impl Layouts {
+    fn new(options: &Options) -> Result<Self, Fail> {
+        let Some(value) = options.get("layout") else { return Ok(Self { all: None, each: None, given: vec![] }) };
+        if let Some(text) = value.as_string() {
+            if text != "bhld" && text != "blhd" {
+                return Err(options.wrong("layout", LAYOUT, &value));
+            }
+            return Ok(Self { all: Some(text), each: None, given: vec![] });
+        }
+        let each = options.part("layout", &LAID)?;
+        let given =
+            LAID.into_iter().filter(|name| each.as_ref().is_some_and(|each| each.get(name).is_some())).collect();
+        Ok(Self { all: None, each, given })
+    }
+
+    /// Where the elements of a tensor of this shape lie.
+    fn of(&self, name: &str, shape: [usize; 4]) -> Result<Layout, Fail> {
+        // scores have no order of heads and rows to choose
+        let all = self.all.as_deref().filter(|_| name != "bias" && name != "mask");
+        let own = self.each.as_ref().and_then(|each| Some((each, each.get(name)?)));
+        let Some((each, value)) = own else {
+            return Ok(if all == Some("blhd") { Layout::blhd(shape) } else { Layout::bhld(shape) });
+        };
+        match value.as_string().as_deref() {
+            Some("bhld") => Ok(Layout::bhld(shape)),
+            Some("blhd") => Ok(Layout::blhd(shape)),
+            Some(_) => Err(each.wrong(name, LAYOUT, &value)),
+            None => {
+                let part = Options::new(&value, &each.name(name), &["strides", "offset"])?;
+                let mut layout = Layout::bhld(shape);
+                if let Some(strides) = part.four("strides")? {
+                    layout = layout.with_strides(strides);
+                }
+                Ok(layout.with_offset(part.count("offset")?.unwrap_or(0)))
+            }
+        }
+    }
+}
+
+/// Whether a field of data is given, or in a prepared call announced.
+fn given(options: &Options, name: &str, prepared: bool) -> Result<bool, Fail> {
+    if !prepared {
+        return Ok(options.get(name).is_some());
+    }
+    Ok(options.flag(name)?.unwrap_or(false))
+}
+
+fn named(value: &JsValue) -> Option<Element> {
+    value.as_string()?.parse().ok()
+}
+
+fn element_named(options: &Options, name: &str) -> Result<Option<Element>, Fail> {
+    let Some(value) = options.get(name) else { return Ok(None) };
+    named(&value).map(Some).ok_or_else(|| options.wrong(name, "\"f32\" or \"f16\"", &value))
+}
+
+fn element_of_bias(options: &Options) -> Result<Element, Fail> {
+    Ok(data::element(options, "bias")?.unwrap_or(Element::F32))
+}
+
+const DIAGONAL: &str =
+    "\"topLeft\", \"bottomRight\", \"endOfKeys\" or a whole number of tokens (true does not say which)";
+
+fn diagonal(options: &Options, name: &str) -> Result<Option<Diagonal>, Fail> {
+    let Some(value) = options.get(name) else { return Ok(None) };
+    // not causal, said aloud
+    if value.as_bool() == Some(false) {
+        return Ok(None);
+    }
+    let of_text = |text: &str| match text {
+        "topLeft" => Some(Diagonal::TopLeft),
+        "bottomRight" => Some(Diagonal::BottomRight),
+        "endOfKeys" => Some(Diagonal::EndOfKeys),
+        _ => None,
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "compared before")]
+    let of_number = |number: f64| {
+        let fits = number.fract() == 0.0 && (f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&number);
+        fits.then_some(Diagonal::Fixed(number as i32))
+    };
+    let found = value.as_string().map_or_else(|| value.as_f64().and_then(of_number), |text| of_text(&text));
+    found.map(Some).ok_or_else(|| options.wrong(name, DIAGONAL, &value))
+}
+
+/// The object that a call was given; anything else is refused.
+pub(crate) fn object(value: &JsValue) -> Result<Object, Fail> {
+    let object = value.dyn_ref::<Object>().cloned();
+    object.ok_or_else(|| Fail::option(format!("the options must be an object, found {}", shown(value))))
+}

@@ -1,0 +1,54 @@
+// Never run: what the types must allow, and what they must not.
+import { AttentionError, fromDevice, open, verify, version, workloadInputs, workloads } from "cross-attention";
+import type { AttentionOptions, Device, ErrorKind, Result } from "cross-attention";
+
+export async function allowed(): Promise<void> {
+  const device: Device = await open({ prefer: "gpu", powerPreference: "high-performance", required: false });
+  const options: AttentionOptions = {
+    shape: { query: [1, 8, 64, 40], key: [1, 8, 77, 40] },
+    query: new Float32Array(1), key: new Uint16Array(1), value: new Float32Array(1),
+    mask: new Uint8Array(1), kvLens: [77], causal: "bottomRight", windowLeft: 3, scale: 1, lse: true, scores: "probs",
+    layout: { key: { strides: [1, 2, 3, 4], offset: 5 }, value: "blhd" },
+    weights: { heads: [0, 1], reduce: "mean", rows: { from: 0, to: 3 }, segments: [[0, 4]] },
+  };
+  const result: Result = await device.attention(options);
+  const lse: Float32Array | undefined = result.lse;
+  const prepared = await device.prepare({ shape: options.shape, element: "f16", mask: true, bias: "f32", kvLens: true });
+  await prepared.run({ query: new Float32Array(1), key: new Float32Array(1), value: new Float32Array(1) });
+  const tensor = device.tensor(new Float32Array(4));
+  const bound = prepared.bind({ query: tensor, key: tensor, value: tensor, output: device.tensor({ element: "f32", length: 4 }) });
+  await bound.run();
+  bound.encode(device.gpuDevice!.createCommandEncoder());
+  const read = await bound.output.read();
+  const context = await device.context({ key: new Float32Array(1), value: new Float32Array(1), shape: [1, 1, 1, 1], storage: "q8_0" });
+  await context.attend({ query: new Float32Array(1), shape: [1, 1, 1, 1], contextIndex: [0] });
+  const shared = await fromDevice(device.gpuDevice!);
+  shared.tensorFrom(tensor.buffer, { length: 4, offset: 0 }).free();
+  const report = await verify(options, result, 10);
+  const numbers: number[] = [report.worstRatio, (await workloads()).length, (await workloadInputs("detr")).flops, read.length];
+  const text: string = device.explain({ shape: options.shape }) + (await version()) + numbers + lse;
+  try {
+    throw new AttentionError("option", text);
+  } catch (error) {
+    const kind: ErrorKind | undefined = error instanceof AttentionError ? error.kind : undefined;
+    void kind;
+  }
+  for (const each of [prepared, bound, context, tensor, device, shared]) each.free();
+}
+
+export async function refused(device: Device, options: AttentionOptions): Promise<void> {
+  // @ts-expect-error no such device
+  await open({ prefer: "tpu" });
+  // @ts-expect-error a shape has four numbers
+  await device.attention({ ...options, shape: { query: [1, 2, 3], key: [1, 2, 3, 4] } });
+  // @ts-expect-error true does not say which diagonal
+  await device.attention({ ...options, causal: true });
+  // @ts-expect-error a name that there is not
+  await device.attention({ ...options, casual: "topLeft" });
+  // @ts-expect-error data of another type
+  await device.attention({ ...options, query: new Float64Array(4) });
+  // @ts-expect-error a prepared call has no data yet
+  await device.prepare({ shape: options.shape, mask: new Uint8Array(4) });
+  // @ts-expect-error arrays are no tensors
+  (await device.prepare({ shape: options.shape })).bind({ query: options.query, key: options.key, value: options.value });
+}
