@@ -108,13 +108,15 @@ impl OutputFile {
         match to {
             To::Through(mut writer) => writer.flush().map_err(failed),
             To::Beside { part, writer, target, replaced } => {
-                let file = writer.into_inner().map_err(|error| failed(error.into_error()))?;
-                if let Some(replaced) = &replaced {
-                    take_over(&path, &file, replaced)?;
-                    // so that a crash leaves the old bytes or the new ones, not a name for none
-                    file.sync_all().map_err(failed)?;
+                {
+                    // closed before it is moved
+                    let file = writer.into_inner().map_err(|error| failed(error.into_error()))?;
+                    if let Some(replaced) = &replaced {
+                        take_over(&path, &file, replaced)?;
+                        // so that a crash leaves the old bytes or the new ones, not a name for none
+                        file.sync_all().map_err(failed)?;
+                    }
                 }
-                drop(file);
                 part.move_to(&target).map_err(failed)
             }
         }
