@@ -1,4 +1,4 @@
-// Runs tests of web/test in a headless Chromium. usage: node test.mjs package|table [FILTER]
+// Runs tests of web/test in a headless Chromium. usage: node test.mjs package [FILTER] | table [all|KERNEL]
 import fs from "node:fs";
 import path from "node:path";
 
@@ -27,15 +27,16 @@ async function package_() {
   if (missing.length + unused.length > 0) problems.push(`kinds of errors: not in the types: ${missing}; in the types alone: ${unused}`);
 
   const page = await browser.page(`${server.origin}/test/index.html${filter ? `?only=${filter}` : ""}`);
-  const outcome = await page.until("globalThis.outcome?.done && globalThis.outcome", 300);
+  const outcome = await page.until("globalThis.outcome?.done && globalThis.outcome", 900);
   problems.push(...outcome.failed, ...page.errors.map((error) => `console: ${error}`));
   const notes = Object.entries(outcome.notes).map(([name, value]) => `${name} ${value.toFixed(3)}`);
   console.log(`package: ${outcome.passed.length} tests passed, ${outcome.failed.length} failed; ${notes.join(", ")}`);
 }
 
 async function table() {
-  const page = await browser.page(`${server.origin}/test/table.html${filter ? `?kernel=${filter}` : ""}`);
-  const verdicts = await page.until("globalThis.verdicts?.done && globalThis.verdicts", 480);
+  const asked = filter === "all" ? "?all" : filter ? `?kernel=${filter}` : "";
+  const page = await browser.page(`${server.origin}/test/table.html${asked}`);
+  const verdicts = await page.until("globalThis.verdicts?.done && globalThis.verdicts", filter === "all" ? 7200 : 1500);
   problems.push(...verdicts.failed, ...page.errors.map((error) => `console: ${error}`));
   if (!verdicts.plan.includes("wgpu does not reach the subgroups of browsers")) problems.push(`the plan says nothing of subgroups:\n${verdicts.plan}`);
   console.log(`table: ${verdicts.title}; ${verdicts.cases} cases`);
