@@ -150,8 +150,9 @@ export class Page {
     return result.value;
   }
 
-  /** Waits until an expression is true, and gives its value. */
-  async until(expression, seconds = 60) {
+  /** Waits until an expression is true, and gives its value; four times as long as a machine takes that does nothing else. */
+  async until(expression, idleSeconds = 60) {
+    const seconds = 4 * idleSeconds;
     const end = Date.now() + seconds * 1000;
     for (;;) {
       const value = await this.evaluate(expression).catch((error) => {
