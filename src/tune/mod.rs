@@ -12,7 +12,7 @@
 //! use cross_attention::tune::{DeviceKey, TuneCache, TuneOptions};
 //! use cross_attention::{AttentionProblem, AttentionSpec};
 //!
-//! # fn example(context: &Context) -> Result<(), Box<dyn std::error::Error>> {
+//! # fn example(context: &Gpu) -> Result<(), Box<dyn std::error::Error>> {
 //! let problem = AttentionProblem::new(AttentionSpec::new([1, 8, 1, 64], [1, 8, 1500, 64]))?;
 //! let path = Path::new("tune.json");
 //! // once
