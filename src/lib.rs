@@ -37,9 +37,9 @@
 //! use cross_attention::{AttentionProblem, AttentionSpec, wgpu};
 //!
 //! # async fn example(device: wgpu::Device, queue: wgpu::Queue, buffers: AttentionBuffers<'_>) -> Result<(), cross_attention::Error> {
-//! let context = Gpu::from_device(device.clone(), queue.clone()).await?;
+//! let gpu = Gpu::from_device(device.clone(), queue.clone()).await?;
 //! let problem = AttentionProblem::new(AttentionSpec::new([1, 8, 4096, 40], [1, 8, 77, 40]))?;
-//! let attention = context.prepare(&problem, None).await?; // once
+//! let attention = gpu.prepare(&problem, None).await?; // once
 //! let mut encoder = device.create_command_encoder(&Default::default());
 //! attention.encode(&mut encoder, &buffers)?; // between your own passes
 //! queue.submit([encoder.finish()]);

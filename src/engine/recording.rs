@@ -44,7 +44,7 @@ impl Recording<'static> {
 }
 
 impl<'e> Recording<'e> {
-    /// Records into an encoder of the context's device, between commands of the caller's. Nothing is submitted.
+    /// Records into an encoder of the caller's on this device, between commands of theirs. Nothing is submitted.
     pub fn in_encoder(gpu: &Gpu, encoder: &'e mut wgpu::CommandEncoder) -> Self {
         Self { on: On::Gpu { gpu: gpu.clone(), encoder: Encoder::Callers(encoder) } }
     }
@@ -71,7 +71,7 @@ impl<'e> Recording<'e> {
         Err(PlaceError::OtherRecording { prepared: prepared.name(), recording: self.device().name() })
     }
 
-    /// The context and the encoder, where it is for a device.
+    /// The GPU and the encoder, where it is for a device.
     pub(super) fn gpu(&mut self) -> Option<(&Gpu, &mut wgpu::CommandEncoder)> {
         match &mut self.on {
             On::Host(_) => None,

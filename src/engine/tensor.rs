@@ -55,7 +55,7 @@ impl HostData {
 }
 
 impl Tensor<'_> {
-    /// `len` elements of a buffer of a context's device, from the start of the slice on.
+    /// `len` elements of a buffer of a GPU, from the start of the slice on.
     ///
     /// # Errors
     /// [`PlaceError::TooShort`] if the slice has fewer bytes.

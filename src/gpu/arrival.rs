@@ -1,7 +1,7 @@
 //! What arrives in a callback of the device, to be awaited; natively with a thread that polls the device meanwhile.
 //!
 //! Callbacks run in polls. A browser polls by itself; natively an awaited call would never end if nobody did. So callbacks
-//! that are to come are counted, and while there are any a thread polls, one for a context. It starts with the first,
+//! that are to come are counted, and while there are any a thread polls, one for each `Gpu`. It starts with the first,
 //! lingers a moment behind the last one, and ends. A call that is dropped half-way leaves its callback to it. A blocking call
 //! polls on its own thread and needs none.
 
@@ -23,7 +23,7 @@ pub(super) struct Sender {
     _expected: Option<Expected>,
 }
 
-/// The callback's end and the awaiting one. Without a context it is the caller who polls the device.
+/// The callback's end and the awaiting one. Without a `Gpu` it is the caller who polls the device.
 pub(super) fn arrival(polled_by: Option<&Gpu>) -> (Sender, Arrival) {
     let (sender, arrived) = oneshot::channel();
     #[cfg(not(feature = "native"))]
@@ -82,7 +82,7 @@ mod native {
         work()
     }
 
-    /// The thread of a context, where one runs.
+    /// The thread of a `Gpu`, where one runs.
     #[derive(Debug, Default)]
     pub(in crate::gpu) struct Poller {
         shared: Arc<Shared>,

@@ -13,7 +13,7 @@ use crate::terms::Terms;
 ///
 /// All need the usage `STORAGE`. Where more than one of `q_lens`, `kv_lens`, `row_start`, `row_end`, `alibi_slopes` and `sinks`
 /// is given they need `COPY_SRC` too. Values on the device cannot be checked: a length beyond the
-/// sequence is taken as all of it. All buffers must be of the context's device: wgpu itself ends the process at one of another instance.
+/// sequence is taken as all of it. All buffers must be of this device: wgpu itself ends the process at one of another instance.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionBuffers<'a> {
     /// `[batch, q_heads, q_len, head_dim]`.

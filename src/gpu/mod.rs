@@ -1,4 +1,4 @@
-//! Everything that holds a wgpu device: contexts, pipelines, recording, reading back.
+//! Everything that holds a wgpu device: an open GPU, its pipelines, recording, reading back.
 //!
 //! Three levels, each a thin layer over the next: [`Gpu::attention`] takes slices and gives vectors;
 //! [`GpuAttention`] keeps plan, pipelines and tensors on the device; [`GpuAttention::encode`] records into a

@@ -12,20 +12,20 @@
 //! use cross_attention::tune::{DeviceKey, TuneCache, TuneOptions};
 //! use cross_attention::{AttentionProblem, AttentionSpec};
 //!
-//! # fn example(context: &Gpu) -> Result<(), Box<dyn std::error::Error>> {
+//! # fn example(gpu: &Gpu) -> Result<(), Box<dyn std::error::Error>> {
 //! let problem = AttentionProblem::new(AttentionSpec::new([1, 8, 1, 64], [1, 8, 1500, 64]))?;
 //! let path = Path::new("tune.json");
 //! // once
 //! let options = TuneOptions { budget: Duration::from_secs(5), ..TuneOptions::default() };
-//! let report = context.tune_blocking(&problem, &options, &mut |_| {})?;
-//! let (mut cache, warnings) = TuneCache::load(path, &DeviceKey::of(context.info()));
+//! let report = gpu.tune_blocking(&problem, &options, &mut |_| {})?;
+//! let (mut cache, warnings) = TuneCache::load(path, &DeviceKey::of(gpu.info()));
 //! warnings.iter().for_each(|warning| eprintln!("{warning}"));
 //! if let Some(entry) = report.entry() {
 //!     cache.insert(entry);
 //!     cache.save(path)?;
 //! }
 //! // from then on
-//! let (prepared, lookup) = context.prepare_tuned_blocking(&problem, &cache)?;
+//! let (prepared, lookup) = gpu.prepare_tuned_blocking(&problem, &cache)?;
 //! # Ok(())
 //! # }
 //! ```

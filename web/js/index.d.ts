@@ -114,7 +114,7 @@ export interface Arrays {
   /** `[batch, queries]`: the first key a row may see, and one past the last. */
   rowStart?: Int32Array;
   rowEnd?: Int32Array;
-  /** `[heads]`. */
+  /** `[heads]`, or `[batch, heads]` where each entry of the batch has its own; a prepared call takes the former. */
   alibiSlopes?: Float32Array;
   /** `[heads]`: a logit that takes part in the softmax and has no value. */
   sinks?: Float32Array;
