@@ -99,7 +99,7 @@ fn stage_query(b: u32, h: u32, first_row: u32, lane: u32) {
     }
 }
 
-fn stage_keys(start: u32, first_key: u32, end: u32, chunk: u32, lane: u32) {
+fn stage_keys(b: u32, kv_h: u32, start: u32, first_key: u32, end: u32, chunk: u32, lane: u32) {
     // loop turn < KEY_TURNS
         // repeat n < KEY_LOADS
         {
@@ -108,8 +108,9 @@ fn stage_keys(start: u32, first_key: u32, end: u32, chunk: u32, lane: u32) {
                 let key_in_block = at / KEY_CHUNK;
                 let d = at % KEY_CHUNK;
                 // behind the last key stands the last one again
-                let row_start = start + min(first_key + key_in_block, end - 1u) * params.key_strides.z;
-                kv_tile[key_in_block * KEY_ROW + d] = vec4<f16>(load_key_vec(row_start, chunk * KEY_CHUNK + d));
+                let j = min(first_key + key_in_block, end - 1u);
+                let key_row = key_place(b, kv_h, j, start + j * params.key_strides.z);
+                kv_tile[key_in_block * KEY_ROW + d] = vec4<f16>(load_key_vec(key_row, chunk * KEY_CHUNK + d));
             }
         }
         // end
@@ -118,7 +119,7 @@ fn stage_keys(start: u32, first_key: u32, end: u32, chunk: u32, lane: u32) {
 
 // Values of four keys at a time, so that columns become rows. Whether an infinite or NaN one was among them: zero stands in
 // its place.
-fn stage_values(start: u32, first_key: u32, end: u32, chunk: u32, lane: u32) -> bool {
+fn stage_values(b: u32, kv_h: u32, start: u32, first_key: u32, end: u32, chunk: u32, lane: u32) -> bool {
     var wild = false;
     var element: array<vec4f, 4>;
     // loop turn < VALUE_TURNS
@@ -131,8 +132,9 @@ fn stage_values(start: u32, first_key: u32, end: u32, chunk: u32, lane: u32) -> 
                 // repeat c < 4
                 {
                     // behind the last key stands the last one again, with a probability of 0
-                    let row_start = start + min(first_key + four_keys * 4u + c, end - 1u) * params.value_strides.z;
-                    element[c] = load_value_vec(row_start, chunk * VALUE_CHUNK + d);
+                    let j = min(first_key + four_keys * 4u + c, end - 1u);
+                    let value_row = value_place(b, kv_h, j, start + j * params.value_strides.z);
+                    element[c] = load_value_vec(value_row, chunk * VALUE_CHUNK + d);
                 }
                 // end
                 let largest = max(
@@ -288,7 +290,7 @@ fn main(
             // end
         }
         // loop chunk < KEY_CHUNKS
-            stage_keys(key_start, first_key, uniform_span.y, chunk, lane);
+            stage_keys(b, row.kv_h, key_start, first_key, uniform_span.y, chunk, lane);
             workgroupBarrier();
             if lane == 0u {
                 // read for the last time before this barrier
@@ -354,7 +356,7 @@ fn main(
 
         // repeat chunk < VALUE_CHUNKS
         {
-            if stage_values(value_start, first_key, uniform_span.y, chunk, lane) {
+            if stage_values(b, row.kv_h, value_start, first_key, uniform_span.y, chunk, lane) {
                 atomicStore(&wild_value, 1u);
             }
             workgroupBarrier();
@@ -409,7 +411,8 @@ fn wild_values(row: Row, keys: vec2u, start: u32, first_key: u32, d: u32) -> vec
     var sum = vec4f(0.0);
     for (var j = max(first_key, keys.x); j < min(first_key + BLOCK_KV, keys.y); j++) {
         if row_sees(row, keys, j) {
-            let element = load_value_vec(start + j * params.value_strides.z, d);
+            let value_row = value_place(row.b, row.kv_h, j, start + j * params.value_strides.z);
+            let element = load_value_vec(value_row, d);
             sum += select(vec4f(0.0), element, is_wild(element));
         }
     }

@@ -43,7 +43,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         var element = 0.0;
         if i < params.q_len {
             let start = offset_4(params.query_offset, params.query_strides, b, h, i);
-            element = load_query(start + (at % HEAD_DIM) * params.query_strides.w);
+            element = query_element(start, at % HEAD_DIM);
         }
         query_tile[at] = element;
     }
@@ -93,16 +93,16 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             score[r] = 0.0;
         }
         if j < uniform_span.y {
-            let key_row = key_from + j * params.key_strides.z;
+            let key_row = key_place(b, rows[0].kv_h, j, key_from + j * params.key_strides.z);
             // a sum of its own for each chunk of a row: short sums round less than one over all of it
             for (var first = 0u; first < HEAD_DIM; first += DIM_CHUNK) {
                 for (var r = 0u; r < ROWS; r++) {
                     chunk_score[r] = 0.0;
                 }
                 for (var d = first; d < min(first + DIM_CHUNK, HEAD_DIM); d++) {
-                    let key_element = load_key(key_row + d * params.key_strides.w);
+                    let element = key_element(key_row, d);
                     for (var r = 0u; r < ROWS; r++) {
-                        chunk_score[r] += query_tile[r * HEAD_DIM + d] * key_element;
+                        chunk_score[r] += query_tile[r * HEAD_DIM + d] * element;
                     }
                 }
                 for (var r = 0u; r < ROWS; r++) {
@@ -163,19 +163,20 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         // output += probabilities times values; what is not allowed never enters
         let keys_here = min(BLOCK_KV, uniform_span.y - first_key);
         for (var key = 0u; key < keys_here; key++) {
-            let value_row = value_from + (first_key + key) * params.value_strides.z;
-            var value_element: array<f32, DIMS_PER_LANE>;
+            let value_row =
+                value_place(b, rows[0].kv_h, first_key + key, value_from + (first_key + key) * params.value_strides.z);
+            var elements: array<f32, DIMS_PER_LANE>;
             for (var n = 0u; n < DIMS_PER_LANE; n++) {
                 let d = lane + n * BLOCK_KV;
                 if d < V_HEAD_DIM {
-                    value_element[n] = load_value(value_row + d * params.value_strides.w);
+                    elements[n] = value_element(value_row, d);
                 }
             }
             for (var r = 0u; r < ROWS; r++) {
                 let prob = prob_tile[key * ROWS + r];
                 if !is_masked(prob) {
                     for (var n = 0u; n < DIMS_PER_LANE; n++) {
-                        block_acc[r][n] = fma(prob, value_element[n], block_acc[r][n]);
+                        block_acc[r][n] = fma(prob, elements[n], block_acc[r][n]);
                     }
                 }
             }

@@ -137,8 +137,9 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(subgroup_invocation_id) la
             loop {
                 // this lane's key; behind the last one it stands again, and is masked
                 let j = first_key + key_lane;
-                let key_row = key_start + min(j, last_key) * params.key_strides.z;
-                let value_row = value_start + min(j, last_key) * params.value_strides.z;
+                let some_key = min(j, last_key);
+                let key_row = key_place(b, kv_h, some_key, key_start + some_key * params.key_strides.z);
+                let value_row = value_place(b, kv_h, some_key, value_start + some_key * params.value_strides.z);
 
                 // repeat r < ROWS
                 score[r] = 0.0;

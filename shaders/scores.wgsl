@@ -28,23 +28,26 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) local
     let query_row = offset_4(params.query_offset, params.query_strides, row.b, row.h, row.i);
     // this invocation loads a key that another one multiplies
     let loaded_j = group.x * TILE + local.y;
-    let key_row = offset_4(params.key_offset, params.key_strides, row.b, row.kv_h, loaded_j);
+    // behind the last key none is read, and where it would lie is not asked
+    let key_j = min(loaded_j, max(params.kv_len, 1u) - 1u);
+    let key_at = offset_4(params.key_offset, params.key_strides, row.b, row.kv_h, key_j);
+    let key_row = key_place(row.b, row.kv_h, key_j, key_at);
 
     var dot = 0.0;
     for (var first = 0u; first < HEAD_DIM; first += TILE) {
         let d = first + local.x;
-        var query_element = 0.0;
-        var key_element = 0.0;
+        var own_query = 0.0;
+        var own_key = 0.0;
         if d < HEAD_DIM {
             if row.i < params.q_len {
-                query_element = load_query(query_row + d * params.query_strides.w);
+                own_query = query_element(query_row, d);
             }
             if loaded_j < params.kv_len {
-                key_element = load_key(key_row + d * params.key_strides.w);
+                own_key = key_element(key_row, d);
             }
         }
-        query_tile[local.y][local.x] = query_element;
-        key_tile[local.y][local.x] = key_element;
+        query_tile[local.y][local.x] = own_query;
+        key_tile[local.y][local.x] = own_key;
         workgroupBarrier();
         // a sum of its own for each tile: short sums round less than one over the whole row
         var tile_dot = 0.0;

@@ -128,7 +128,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 {
                     // behind the last key stands the last one again: its scores are masked
                     let j = min(first_key + lane + c * LANES, uniform_span.y - 1u);
-                    let key_vec = load_key_vec(key_start + j * params.key_strides.z, d);
+                    let key_vec = load_key_vec(key_place(b, kv_h, j, key_start + j * params.key_strides.z), d);
                     // repeat r < ROWS
                     chunk_score[r][c] += dot(query_tile[r][d], key_vec);
                     // end
@@ -201,10 +201,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         if key_group < KEY_GROUPS {
             let keys_here = min(BLOCK_KV, uniform_span.y - first_key);
             for (var at = key_group; at < keys_here; at += KEY_GROUPS) {
-                let start = value_start + (first_key + at) * params.value_strides.z;
+                let j = first_key + at;
+                let value_row = value_place(b, kv_h, j, value_start + j * params.value_strides.z);
                 // repeat n < COLUMNS
                 if COLUMNS == 1u || column_lane + n * COLUMN_LANES < (V_HEAD_DIM + 3u) / 4u {
-                    let value_vec = load_value_vec(start, column_lane + n * COLUMN_LANES);
+                    let value_vec = load_value_vec(value_row, column_lane + n * COLUMN_LANES);
                     // repeat r < ROWS
                     {
                         let prob = prob_tile[r][at];

@@ -182,7 +182,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 // repeat p < LANE_PASSES
                 // repeat c < PASS_KEYS
                 kv_tile[p][key_lane][c * KEY_CHUNK + d] = load_key_vec(
-                    min(key_at + (p * PASS_KEYS + c) * params.key_strides.z, last_key_at), chunk * KEY_CHUNK + d,
+                    key_place(
+                        b, kv_h, min(first_key + key_lane * KEYS + p * PASS_KEYS + c, uniform_span.y - 1u),
+                        min(key_at + (p * PASS_KEYS + c) * params.key_strides.z, last_key_at),
+                    ),
+                    chunk * KEY_CHUNK + d,
                 );
                 // end
                 // end
@@ -317,13 +321,16 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                         let part = select(key_in_block / KEYS_AT_ONCE, 0u, LANE_PASSES == 1u);
                         let slot = (key_in_block - part * KEYS_AT_ONCE) * COLUMNS;
                         let at = value_at + (turn * VALUE_LOADS + m) * ROW_LANES * params.value_strides.z;
+                        let value_row = value_place(
+                            b, kv_h, min(first_key + key_in_block, uniform_span.y - 1u), min(at, last_value_at),
+                        );
                         // repeat n < COLUMNS
                         {
                             let column = select(
                                 min(key_lane + n * KEY_LANES, VALUE_CHUNK - 1u), key_lane + n * KEY_LANES,
                                 COLUMNS_EXACT,
                             );
-                            var element = load_value_vec(min(at, last_value_at), chunk * VALUE_CHUNK + column);
+                            var element = load_value_vec(value_row, chunk * VALUE_CHUNK + column);
                             if !whole {
                                 // zeros behind the last key: a probability of 0 does not keep infinity out
                                 element = select(vec4f(0.0), element, first_key + key_in_block < uniform_span.y);

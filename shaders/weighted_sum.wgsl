@@ -41,13 +41,13 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_id) local
             }
         }
         let loaded_j = first + local.y;
-        var value_element = 0.0;
+        var element = 0.0;
         if loaded_j < params.kv_len && d < V_HEAD_DIM {
-            let value_row = offset_4(params.value_offset, params.value_strides, row.b, row.kv_h, loaded_j);
-            value_element = load_value(value_row + d * params.value_strides.w);
+            let value_at = offset_4(params.value_offset, params.value_strides, row.b, row.kv_h, loaded_j);
+            element = value_element(value_place(row.b, row.kv_h, loaded_j, value_at), d);
         }
         prob_tile[local.y][local.x] = prob;
-        value_tile[local.y][local.x] = value_element;
+        value_tile[local.y][local.x] = element;
         workgroupBarrier();
         // a sum of its own for each tile: two short sums round far less than one over all keys
         var tile_acc = 0.0;

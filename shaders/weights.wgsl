@@ -48,7 +48,8 @@ fn weight(row: Row, j: u32, row_max: f32, row_sum: f32) -> f32 {
         return 0.0;
     }
     let query_row = offset_4(params.query_offset, params.query_strides, row.b, row.h, row.i);
-    let key_row = offset_4(params.key_offset, params.key_strides, row.b, row.kv_h, j);
+    let key_at = offset_4(params.key_offset, params.key_strides, row.b, row.kv_h, j);
+    let key_row = key_place(row.b, row.kv_h, j, key_at);
     var sums = vec4f(0.0);
     // a sum of its own for each chunk of a row: short sums round less than one over all of it
     for (var first = 0u; first < (HEAD_DIM + 3u) / 4u; first += DIM_CHUNK) {

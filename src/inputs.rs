@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::problem::{AlibiSlopes, AttentionProblem};
 use crate::slice::Kind;
+use crate::stored::{Pages, StoredRows};
 use crate::tensor::{TensorData, TensorRef, TensorSpec};
 use crate::terms::{HostTerms, OwnedTerms, TermSpec, Terms};
 
@@ -27,9 +28,9 @@ use crate::terms::{HostTerms, OwnedTerms, TermSpec, Terms};
 pub struct AttentionInputs<'a> {
     /// `[batch, q_heads, q_len, head_dim]`.
     pub query: TensorRef<'a>,
-    /// `[batch, kv_heads, kv_len, head_dim]`.
+    /// `[batch, kv_heads, kv_len, head_dim]`, or pages.
     pub key: TensorRef<'a>,
-    /// `[batch, kv_heads, kv_len, v_head_dim]`.
+    /// `[batch, kv_heads, kv_len, v_head_dim]`, or pages.
     pub value: TensorRef<'a>,
     /// The rest, as the spec asks for it.
     pub terms: HostTerms<'a>,
@@ -64,7 +65,31 @@ impl<'a> AttentionInputs<'a> {
         check_terms(&self.terms.slices(), problem, |slice| (slice.kind(), slice.len()))?;
         check_lens("q_lens", self.terms.q_lens, problem.q_len())?;
         check_lens("kv_lens", self.terms.kv_lens, problem.kv_len())?;
+        check_table(problem, self.terms.block_table, self.terms.kv_lens)?;
         Ok(CheckedInputs(self))
+    }
+
+    /// The keys, however they are stored.
+    pub(crate) fn keys<'p>(&self, problem: &'p AttentionProblem) -> StoredRows<'a, 'p> {
+        let spec = problem.spec();
+        StoredRows::new(self.key, &spec.key, self.terms.key_scale.zip(spec.key_scale.as_ref()), self.pages(problem))
+    }
+
+    /// The values, however they are stored.
+    pub(crate) fn values<'p>(&self, problem: &'p AttentionProblem) -> StoredRows<'a, 'p> {
+        let spec = problem.spec();
+        StoredRows::new(
+            self.value,
+            &spec.value,
+            self.terms.value_scale.zip(spec.value_scale.as_ref()),
+            self.pages(problem),
+        )
+    }
+
+    fn pages(&self, problem: &AttentionProblem) -> Option<Pages<'a>> {
+        let (table, paged) = self.terms.block_table.zip(problem.spec().paged)?;
+        let [pages, _, page_len, _] = problem.spec().key.layout.shape;
+        Some(Pages { table, table_len: paged.table_len, page_len, pages })
     }
 
     /// Number of rows of batch entry `b`: its query length where given, else `q_len`.
@@ -212,6 +237,25 @@ pub(crate) fn check_lens(name: &'static str, lens: Option<&[u32]>, most: usize) 
     }
 }
 
+/// Whether a table names pages that there are, as far as it is looked at.
+pub(crate) fn check_table(
+    problem: &AttentionProblem,
+    table: Option<&[i32]>,
+    kv_lens: Option<&[u32]>,
+) -> Result<(), InputError> {
+    let Some((table, paged)) = table.zip(problem.spec().paged) else { return Ok(()) };
+    let [pages, _, page_len, _] = problem.spec().key.layout.shape;
+    for (batch, of_entry) in table.chunks_exact(paged.table_len.max(1)).enumerate() {
+        let keys = kv_lens.map_or(paged.kv_len, |lens| lens[batch] as usize);
+        let used = &of_entry[..keys.div_ceil(page_len)];
+        let is_none = |page: &i32| usize::try_from(*page).map_or(true, |page| page >= pages);
+        if let Some(place) = used.iter().position(is_none) {
+            return Err(InputError::Page { batch, place, found: used[place], pages });
+        }
+    }
+    Ok(())
+}
+
 /// What an attention gives back, in host memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionOutput {
@@ -313,6 +357,18 @@ pub enum InputError {
     Memory {
         /// What all of them take, workspace included; `u64::MAX` if it cannot be counted.
         bytes: u64,
+    },
+    /// A table names a page that there is not.
+    #[error("block_table[{batch}][{place}] is {found}, there are {pages} pages, counted from 0")]
+    Page {
+        /// Entry of the batch.
+        batch: usize,
+        /// Which of its pages.
+        place: usize,
+        /// The number that was given.
+        found: i32,
+        /// The pages there are.
+        pages: usize,
     },
     /// A length is beyond the end of its sequence.
     #[error("{name}[{batch}] is {found}, the sequence has {most} tokens")]

@@ -107,6 +107,7 @@ mod problem;
 mod roofline;
 mod slice;
 pub mod sources;
+mod stored;
 mod tensor;
 mod terms;
 mod timing;
@@ -121,11 +122,13 @@ pub use caps::{CooperativeMatrix, DeviceCaps, DeviceClass, SubgroupFault};
 pub use device::{Choice, Device, DeviceRequest, DeviceRequestError, KernelChoice, PreparedAttention};
 pub use dispatch::{Kernel, PlanChoice, TileShape};
 pub use error::Error;
-pub use half::f16;
+pub use half::{bf16, f16};
 pub use inputs::{AttentionData, AttentionInputs, AttentionOutput, InputError, RowState};
 pub use name::UnknownName;
 pub use plan::{Plan, PlanError};
-pub use problem::{AlibiSlopes, AttentionProblem, AttentionSpec, Diagonal, MAX_LEN, ProblemError, ScoreStage};
+pub use problem::{
+    AlibiSlopes, AttentionProblem, AttentionSpec, Diagonal, MAX_LEN, MAX_PAGE_LEN, Paged, ProblemError, ScoreStage,
+};
 pub use roofline::{Roof, Roofline};
 pub use tensor::{Element, Layout, TensorData, TensorRef, TensorSpec};
 pub use terms::{HostTerms, OwnedTerms, Terms};

@@ -7,12 +7,15 @@ mod tests;
 
 use std::ops::Range;
 
-pub use terms::{AlibiSlopes, Diagonal, ScoreStage};
+pub use terms::{AlibiSlopes, Diagonal, Paged, ScoreStage};
 
-use crate::tensor::{Layout, TensorSpec};
+use crate::tensor::{Element, Layout, TensorSpec};
 
 /// The longest query or key sequence, in tokens: 2^30, so that positions and their differences fit an `i32`.
 pub const MAX_LEN: usize = 1 << 30;
+
+/// The longest page of keys and values, in tokens. Lengths of pages are powers of two.
+pub const MAX_PAGE_LEN: usize = 256;
 
 /// What is asked of one attention. Plain data: fill it in, then make an [`AttentionProblem`] of it.
 ///
@@ -31,6 +34,10 @@ pub const MAX_LEN: usize = 1 << 30;
 /// output = sum over allowed j of exp(s - lse) * value[b,h/group,j,:]
 /// ```
 ///
+/// Keys and values that are stored as signed bytes count as `byte * scale` of the block that they stand in, and those that lie
+/// in pages as if each batch entry had its pages side by side: `key[b,h,j,:]` is row `j % page_len` of page
+/// `block_table[b, j / page_len]`.
+///
 /// A row with no allowed key gives zeros, and an `lse` of negative infinity (of `sinks[h]` with a sink). A row behind its
 /// entry's query length gives zeros and negative infinity, sink or not.
 ///
@@ -47,10 +54,19 @@ pub const MAX_LEN: usize = 1 << 30;
 pub struct AttentionSpec {
     /// `[batch, q_heads, q_len, head_dim]`.
     pub query: TensorSpec,
-    /// `[batch, kv_heads, kv_len, head_dim]`; a batch of 1 is shared by the whole batch.
+    /// `[batch, kv_heads, kv_len, head_dim]`; a batch of 1 is shared by the whole batch. Where they are
+    /// [`paged`](Self::paged), `[pages, kv_heads, page_len, head_dim]`.
     pub key: TensorSpec,
-    /// `[batch, kv_heads, kv_len, v_head_dim]`; a batch of 1 is shared by the whole batch.
+    /// `[batch, kv_heads, kv_len, v_head_dim]`; a batch of 1 is shared by the whole batch. Where they are
+    /// [`paged`](Self::paged), `[pages, kv_heads, page_len, v_head_dim]`.
     pub value: TensorSpec,
+    /// Scales of keys that are [`Element::I8`], which need them: `[batch, kv_heads, kv_len, blocks]` (of pages as the key), f32
+    /// or f16. Each holds for `head_dim / blocks` neighbouring columns of its row; `blocks` divides `head_dim`.
+    pub key_scale: Option<TensorSpec>,
+    /// The same of values, by `v_head_dim`.
+    pub value_scale: Option<TensorSpec>,
+    /// Keys and values lie in pages, and a table `[batch, table_len]` says which page holds which tokens; `None`: side by side.
+    pub paged: Option<Paged>,
     /// `[batch, q_heads, q_len, v_head_dim]`; no two elements may share a place.
     pub output: TensorSpec,
     /// Factor on the dot products; any finite number (on a GPU none that is subnormal). `None`: `1 / sqrt(head_dim)`.
@@ -115,6 +131,9 @@ impl AttentionSpec {
             key,
             value,
             output: TensorSpec { element: query.element, layout: output },
+            key_scale: None,
+            value_scale: None,
+            paged: None,
             scale: None,
             softcap: None,
             bias: None,
@@ -132,6 +151,26 @@ impl AttentionSpec {
             row_state: false,
             scores: None,
         }
+    }
+
+    /// Attention to keys and values in pages `[pages, kv_heads, page_len, width]`, in any memory order. Each entry of the batch
+    /// has `table_len` of them, and as many keys as these hold.
+    #[must_use]
+    pub fn from_pages(query: TensorSpec, key: TensorSpec, value: TensorSpec, table_len: usize) -> Self {
+        let kv_len = table_len.saturating_mul(key.layout.shape[2]);
+        Self { paged: Some(Paged { table_len, kv_len }), ..Self::from_tensors(query, key, value) }
+    }
+
+    /// Length of the key/value sequence, in tokens.
+    pub(crate) fn kv_len(&self) -> usize {
+        self.paged.map_or(self.key.layout.shape[2], |paged| paged.kv_len)
+    }
+
+    /// Whether all entries of the batch read the same keys and values.
+    pub(crate) fn shares_keys(&self) -> bool {
+        let shared = |tensor: &TensorSpec| tensor.layout.strides[0] == 0;
+        let scales = [&self.key_scale, &self.value_scale].into_iter().flatten();
+        self.paged.is_none() && [&self.key, &self.value].into_iter().chain(scales).all(shared)
     }
 
     /// Whether anything of a row's softmax is returned beside the output.
@@ -160,7 +199,8 @@ impl AttentionProblem {
     /// A [`ProblemError`] that names the tensor or option, what was found and what would do.
     pub fn new(mut spec: AttentionSpec) -> Result<Self, ProblemError> {
         let [batch, q_heads, q_len, head_dim] = spec.query.layout.shape;
-        let [_, kv_heads, kv_len, _] = spec.key.layout.shape;
+        let [pages, kv_heads, page_len, _] = spec.key.layout.shape;
+        let kv_len = spec.kv_len();
         let v_head_dim = spec.value.layout.shape[3];
         for (name, n) in
             [("q_heads", q_heads), ("kv_heads", kv_heads), ("head_dim", head_dim), ("v_head_dim", v_head_dim)]
@@ -183,9 +223,55 @@ impl AttentionProblem {
             let stretched = if fits { layout.broadcast_to(wanted) } else { None };
             stretched.ok_or(ProblemError::Shape { name, wanted, found: layout.shape })
         };
-        let batch_only = [true, false, false, false];
-        spec.key.layout = broadcast("key", &spec.key.layout, [batch, kv_heads, kv_len, head_dim], batch_only)?;
-        spec.value.layout = broadcast("value", &spec.value.layout, [batch, kv_heads, kv_len, v_head_dim], batch_only)?;
+        let batch_only = [spec.paged.is_none(), false, false, false];
+        let [of_batch, of_len] = if spec.paged.is_some() { [pages, page_len] } else { [batch, kv_len] };
+        spec.key.layout = broadcast("key", &spec.key.layout, [of_batch, kv_heads, of_len, head_dim], batch_only)?;
+        spec.value.layout =
+            broadcast("value", &spec.value.layout, [of_batch, kv_heads, of_len, v_head_dim], batch_only)?;
+        for (name, tensor, scale_name, scale) in [
+            ("key", &spec.key, "key_scale", &mut spec.key_scale),
+            ("value", &spec.value, "value_scale", &mut spec.value_scale),
+        ] {
+            let width = tensor.layout.shape[3];
+            match (tensor.element, scale) {
+                (Element::I8, None) => return Err(ProblemError::NoScale { name, scale: scale_name }),
+                (Element::I8, Some(scale)) => {
+                    if !matches!(scale.element, Element::F32 | Element::F16) {
+                        return Err(ProblemError::Element {
+                            name: scale_name,
+                            found: scale.element,
+                            wanted: "f32 or f16",
+                        });
+                    }
+                    let blocks = scale.layout.shape[3];
+                    if blocks == 0 || !width.is_multiple_of(blocks) {
+                        return Err(ProblemError::Blocks { name: scale_name, blocks, width });
+                    }
+                    let wanted = [of_batch, kv_heads, of_len, blocks];
+                    scale.layout = broadcast(scale_name, &scale.layout, wanted, batch_only)?;
+                }
+                (found, Some(_)) => return Err(ProblemError::UselessScale { name, scale: scale_name, found }),
+                (_, None) => {}
+            }
+        }
+        for (name, tensor) in
+            [("query", Some(&spec.query)), ("output", Some(&spec.output)), ("bias", spec.bias.as_ref())]
+        {
+            if let Some(found) = tensor.map(|tensor| tensor.element).filter(|found| !Element::FLOATS.contains(found)) {
+                return Err(ProblemError::Element { name, found, wanted: "f32, f16 or bf16" });
+            }
+        }
+        if let Some(Paged { table_len, kv_len }) = spec.paged {
+            if !page_len.is_power_of_two() || page_len > MAX_PAGE_LEN {
+                return Err(ProblemError::PageLen { page_len });
+            }
+            if table_len.checked_mul(page_len).is_some_and(|reach| reach < kv_len) {
+                return Err(ProblemError::TableLen { table_len, page_len, kv_len });
+            }
+            if spec.kv_lens && matches!(spec.scores, Some(ScoreStage::Scaled | ScoreStage::Capped)) {
+                return Err(ProblemError::ScoresOfPages);
+            }
+        }
         let output = [batch, q_heads, q_len, v_head_dim];
         spec.output.layout = broadcast("output", &spec.output.layout, output, [false; 4])?;
         if let Some(bias) = &mut spec.bias {
@@ -201,6 +287,8 @@ impl AttentionProblem {
             ("output", Some(&spec.output.layout)),
             ("bias", spec.bias.as_ref().map(|bias| &bias.layout)),
             ("mask", spec.mask.as_ref()),
+            ("key_scale", spec.key_scale.as_ref().map(|scale| &scale.layout)),
+            ("value_scale", spec.value_scale.as_ref().map(|scale| &scale.layout)),
         ];
         for (name, layout) in tensors {
             let overflows = |layout: &Layout| {
@@ -238,8 +326,9 @@ impl AttentionProblem {
             }
             (causal, offset) => causal.or(offset).unwrap_or_default(),
         };
-        let layouts = [&mut spec.query.layout, &mut spec.key.layout, &mut spec.value.layout, &mut spec.output.layout];
-        for layout in layouts.into_iter().chain(spec.bias.as_mut().map(|bias| &mut bias.layout)).chain(&mut spec.mask) {
+        let tensors = [&mut spec.query, &mut spec.key, &mut spec.value, &mut spec.output].into_iter();
+        let optional = [&mut spec.bias, &mut spec.key_scale, &mut spec.value_scale].into_iter().flatten();
+        for layout in tensors.chain(optional).map(|tensor| &mut tensor.layout).chain(&mut spec.mask) {
             // nothing of it is ever touched, so where it would lie must not matter either
             if layout.is_empty() {
                 *layout = Layout { shape: layout.shape, strides: [0; 4], offset: 0 };
@@ -287,7 +376,10 @@ impl AttentionProblem {
     /// Length of the key/value sequence, in tokens.
     #[must_use]
     pub const fn kv_len(&self) -> usize {
-        self.spec.key.layout.shape[2]
+        match &self.spec.paged {
+            Some(paged) => paged.kv_len,
+            None => self.spec.key.layout.shape[2],
+        }
     }
 
     /// Width of a query or key row.
@@ -415,7 +507,7 @@ pub enum ProblemError {
         "{name} has shape {found:?}, needs {wanted:?}{}",
         match *name {
             "bias" | "mask" => " (each axis may also be 1)",
-            "key" | "value" => " (batch may also be 1)",
+            "key" | "value" | "key_scale" | "value_scale" => " (batch may also be 1)",
             _ => "",
         }
     )]
@@ -437,6 +529,68 @@ pub enum ProblemError {
         /// Its strides, in elements.
         strides: [usize; 4],
     },
+    /// A tensor cannot hold elements of this type.
+    #[error("{name} holds {found}, needs {wanted}; signed bytes are for key and value, beside their scales")]
+    Element {
+        /// Which tensor.
+        name: &'static str,
+        /// The type that was given.
+        found: Element,
+        /// The types that would do.
+        wanted: &'static str,
+    },
+    /// Signed bytes without the scales that they are to be multiplied by.
+    #[error(
+        "{name} holds i8 and needs {scale}, one for each block of a row: [batch, kv_heads, kv_len, blocks], f32 or f16"
+    )]
+    NoScale {
+        /// `key` or `value`.
+        name: &'static str,
+        /// The tensor that is missing.
+        scale: &'static str,
+    },
+    /// Scales of elements that have none.
+    #[error("{scale} is given, but {name} holds {found}; only i8 has scales")]
+    UselessScale {
+        /// `key` or `value`.
+        name: &'static str,
+        /// Its scales.
+        scale: &'static str,
+        /// The type of the elements.
+        found: Element,
+    },
+    /// Blocks of a row that are not all alike.
+    #[error("{name} has {blocks} blocks a row, which does not divide the width of {width}")]
+    Blocks {
+        /// `key_scale` or `value_scale`.
+        name: &'static str,
+        /// Blocks of a row.
+        blocks: usize,
+        /// Columns of a row.
+        width: usize,
+    },
+    /// Pages of a length that is not possible.
+    #[error("page_len is {page_len}, needs a power of two from 1 to {MAX_PAGE_LEN} tokens")]
+    PageLen {
+        /// What was asked, in tokens.
+        page_len: usize,
+    },
+    /// The table reaches less far than the keys.
+    #[error("a table of {table_len} pages of {page_len} tokens does not reach over kv_len {kv_len}")]
+    TableLen {
+        /// Pages of a batch entry.
+        table_len: usize,
+        /// Tokens of a page.
+        page_len: usize,
+        /// Keys of a batch entry.
+        kv_len: usize,
+    },
+    /// Scores before the masks, of keys that lie nowhere.
+    #[error(
+        "scores before masking are those of all keys, but behind a key length pages hold none; ask for scores at the stage \
+         masked or probs, or give no kv_lens"
+    )]
+    ScoresOfPages,
     /// Two elements of the output would be written to one place.
     #[error(
         "output with shape {shape:?} and strides {strides:?} has elements that share a place; \

@@ -12,6 +12,8 @@ pub enum Kind {
     F32,
     /// 2 bytes.
     F16,
+    /// 2 bytes.
+    Bf16,
     /// 4 bytes.
     U32,
     /// 4 bytes.
@@ -28,18 +30,40 @@ impl Kind {
     pub const fn size_bytes(self) -> usize {
         match self {
             Self::F32 | Self::U32 | Self::I32 => 4,
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
             Self::I8 | Self::Bool => 1,
+        }
+    }
+}
+
+impl Kind {
+    /// That of elements of a tensor.
+    #[must_use]
+    pub const fn of(element: Element) -> Self {
+        match element {
+            Element::F32 => Self::F32,
+            Element::F16 => Self::F16,
+            Element::Bf16 => Self::Bf16,
+            Element::I8 => Self::I8,
+        }
+    }
+
+    /// What a tensor of these holds, where an attention can read it.
+    #[must_use]
+    pub const fn element(self) -> Option<Element> {
+        match self {
+            Self::F32 => Some(Element::F32),
+            Self::F16 => Some(Element::F16),
+            Self::Bf16 => Some(Element::Bf16),
+            Self::I8 => Some(Element::I8),
+            Self::U32 | Self::I32 | Self::Bool => None,
         }
     }
 }
 
 impl From<Element> for Kind {
     fn from(element: Element) -> Self {
-        match element {
-            Element::F32 => Self::F32,
-            Element::F16 => Self::F16,
-        }
+        Self::of(element)
     }
 }
 
@@ -48,6 +72,7 @@ impl std::fmt::Display for Kind {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
             Self::U32 => "u32",
             Self::I32 => "i32",
             Self::I8 => "i8",
@@ -62,18 +87,15 @@ pub(crate) enum HostSlice<'a> {
     Tensor(TensorRef<'a>),
     U32(&'a [u32]),
     I32(&'a [i32]),
-    I8(&'a [i8]),
     Bool(&'a [bool]),
 }
 
 impl<'a> HostSlice<'a> {
     pub(crate) const fn kind(&self) -> Kind {
         match self {
-            Self::Tensor(TensorRef::F32(_)) => Kind::F32,
-            Self::Tensor(TensorRef::F16(_)) => Kind::F16,
+            Self::Tensor(data) => Kind::of(data.element()),
             Self::U32(_) => Kind::U32,
             Self::I32(_) => Kind::I32,
-            Self::I8(_) => Kind::I8,
             Self::Bool(_) => Kind::Bool,
         }
     }
@@ -83,18 +105,15 @@ impl<'a> HostSlice<'a> {
             Self::Tensor(data) => data.len(),
             Self::U32(data) => data.len(),
             Self::I32(data) => data.len(),
-            Self::I8(data) => data.len(),
             Self::Bool(data) => data.len(),
         }
     }
 
     pub(crate) fn cut(&self, range: Range<usize>) -> Self {
         match *self {
-            Self::Tensor(TensorRef::F32(data)) => Self::Tensor(TensorRef::F32(&data[range])),
-            Self::Tensor(TensorRef::F16(data)) => Self::Tensor(TensorRef::F16(&data[range])),
+            Self::Tensor(data) => Self::Tensor(data.cut(range)),
             Self::U32(data) => Self::U32(&data[range]),
             Self::I32(data) => Self::I32(&data[range]),
-            Self::I8(data) => Self::I8(&data[range]),
             Self::Bool(data) => Self::Bool(&data[range]),
         }
     }
@@ -104,7 +123,6 @@ impl<'a> HostSlice<'a> {
             Self::Tensor(data) => data.as_bytes(),
             Self::U32(data) => bytemuck::cast_slice(data),
             Self::I32(data) => bytemuck::cast_slice(data),
-            Self::I8(data) => bytemuck::cast_slice(data),
             Self::Bool(data) => bytemuck::cast_slice(data),
         }
     }

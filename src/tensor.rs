@@ -1,6 +1,6 @@
 //! What a tensor looks like in memory: its element type and its layout, in elements, never in bytes.
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::name::UnknownName;
 
@@ -12,27 +12,37 @@ pub enum Element {
     F32,
     /// IEEE 754 half precision, 2 bytes. Storage only; needs no f16 support of the device.
     F16,
+    /// The upper half of an f32, 2 bytes: its range, with 8 bits of mantissa.
+    Bf16,
+    /// A signed byte, times the scale of its block of the row: keys and values only, beside `key_scale` and `value_scale`.
+    /// An element is `byte * scale`, rounded once to f32.
+    I8,
 }
 
 impl Element {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::F32, Self::F16];
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::I8];
+    /// Those that stand for themselves: what queries, bias and output may be.
+    pub const FLOATS: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
 
     /// Bytes of one element.
     #[must_use]
     pub const fn size_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
+            Self::I8 => 1,
         }
     }
 
-    /// `f32` or `f16`.
+    /// `f32`, `f16`, `bf16` or `i8`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::I8 => "i8",
         }
     }
 }
@@ -225,6 +235,18 @@ impl TensorSpec {
     pub const fn f16(layout: Layout) -> Self {
         Self { element: Element::F16, layout }
     }
+
+    /// A tensor of bf16.
+    #[must_use]
+    pub const fn bf16(layout: Layout) -> Self {
+        Self { element: Element::Bf16, layout }
+    }
+
+    /// A tensor of signed bytes, which need scales beside them.
+    #[must_use]
+    pub const fn i8(layout: Layout) -> Self {
+        Self { element: Element::I8, layout }
+    }
 }
 
 /// Elements of a tensor in host memory, borrowed. Shape and strides are in the [`TensorSpec`] beside it.
@@ -235,6 +257,10 @@ pub enum TensorRef<'a> {
     F32(&'a [f32]),
     /// Stored as f16.
     F16(&'a [f16]),
+    /// Stored as bf16.
+    Bf16(&'a [bf16]),
+    /// Stored as signed bytes; their scales are beside them.
+    I8(&'a [i8]),
 }
 
 impl<'a> TensorRef<'a> {
@@ -244,6 +270,8 @@ impl<'a> TensorRef<'a> {
         match self {
             Self::F32(_) => Element::F32,
             Self::F16(_) => Element::F16,
+            Self::Bf16(_) => Element::Bf16,
+            Self::I8(_) => Element::I8,
         }
     }
 
@@ -253,6 +281,8 @@ impl<'a> TensorRef<'a> {
         match self {
             Self::F32(data) => data.len(),
             Self::F16(data) => data.len(),
+            Self::Bf16(data) => data.len(),
+            Self::I8(data) => data.len(),
         }
     }
 
@@ -262,7 +292,7 @@ impl<'a> TensorRef<'a> {
         self.len() == 0
     }
 
-    /// The element at `index`, widened to f32 (exact).
+    /// The element at `index`, widened to f32 (exact). Of a signed byte it is the byte, without its scale.
     ///
     /// # Panics
     /// If `index` is not below [`len`](Self::len).
@@ -271,6 +301,8 @@ impl<'a> TensorRef<'a> {
         match self {
             Self::F32(data) => data[index],
             Self::F16(data) => data[index].to_f32(),
+            Self::Bf16(data) => data[index].to_f32(),
+            Self::I8(data) => f32::from(data[index]),
         }
     }
 
@@ -280,49 +312,60 @@ impl<'a> TensorRef<'a> {
         match self {
             Self::F32(data) => bytemuck::cast_slice(data),
             Self::F16(data) => bytemuck::cast_slice(data),
+            Self::Bf16(data) => bytemuck::cast_slice(data),
+            Self::I8(data) => bytemuck::cast_slice(data),
+        }
+    }
+
+    /// A copy.
+    #[must_use]
+    pub fn to_owned(&self) -> TensorData {
+        match *self {
+            Self::F32(data) => TensorData::F32(data.to_vec()),
+            Self::F16(data) => TensorData::F16(data.to_vec()),
+            Self::Bf16(data) => TensorData::Bf16(data.to_vec()),
+            Self::I8(data) => TensorData::I8(data.to_vec()),
+        }
+    }
+
+    /// The elements of a range, which must lie within.
+    pub(crate) fn cut(&self, range: std::ops::Range<usize>) -> Self {
+        match *self {
+            Self::F32(data) => Self::F32(&data[range]),
+            Self::F16(data) => Self::F16(&data[range]),
+            Self::Bf16(data) => Self::Bf16(&data[range]),
+            Self::I8(data) => Self::I8(&data[range]),
         }
     }
 }
 
-impl<'a> From<&'a [f32]> for TensorRef<'a> {
-    fn from(data: &'a [f32]) -> Self {
-        Self::F32(data)
-    }
+macro_rules! from_slices {
+    ($($type:ty => $variant:ident),*) => {$(
+        impl<'a> From<&'a [$type]> for TensorRef<'a> {
+            fn from(data: &'a [$type]) -> Self {
+                Self::$variant(data)
+            }
+        }
+
+        impl<'a, const N: usize> From<&'a [$type; N]> for TensorRef<'a> {
+            fn from(data: &'a [$type; N]) -> Self {
+                Self::$variant(data)
+            }
+        }
+
+        impl<'a> From<&'a Vec<$type>> for TensorRef<'a> {
+            fn from(data: &'a Vec<$type>) -> Self {
+                Self::$variant(data)
+            }
+        }
+    )*};
 }
 
-impl<'a> From<&'a [f16]> for TensorRef<'a> {
-    fn from(data: &'a [f16]) -> Self {
-        Self::F16(data)
-    }
-}
-
-impl<'a, const N: usize> From<&'a [f32; N]> for TensorRef<'a> {
-    fn from(data: &'a [f32; N]) -> Self {
-        Self::F32(data)
-    }
-}
-
-impl<'a, const N: usize> From<&'a [f16; N]> for TensorRef<'a> {
-    fn from(data: &'a [f16; N]) -> Self {
-        Self::F16(data)
-    }
-}
+from_slices!(f32 => F32, f16 => F16, bf16 => Bf16, i8 => I8);
 
 impl<'a> From<&'a TensorData> for TensorRef<'a> {
     fn from(data: &'a TensorData) -> Self {
         data.as_ref()
-    }
-}
-
-impl<'a> From<&'a Vec<f32>> for TensorRef<'a> {
-    fn from(data: &'a Vec<f32>) -> Self {
-        Self::F32(data)
-    }
-}
-
-impl<'a> From<&'a Vec<f16>> for TensorRef<'a> {
-    fn from(data: &'a Vec<f16>) -> Self {
-        Self::F16(data)
     }
 }
 
@@ -334,6 +377,10 @@ pub enum TensorData {
     F32(Vec<f32>),
     /// Stored as f16.
     F16(Vec<f16>),
+    /// Stored as bf16.
+    Bf16(Vec<bf16>),
+    /// Stored as signed bytes; their scales are beside them.
+    I8(Vec<i8>),
 }
 
 impl TensorData {
@@ -343,15 +390,22 @@ impl TensorData {
         match element {
             Element::F32 => Self::F32(vec![0.0; len]),
             Element::F16 => Self::F16(vec![f16::ZERO; len]),
+            Element::Bf16 => Self::Bf16(vec![bf16::ZERO; len]),
+            Element::I8 => Self::I8(vec![0; len]),
         }
     }
 
-    /// `values` rounded to the given type; out of f16's range they become infinite, as IEEE 754 says.
+    /// `values` rounded to the given type, to nearest even; out of its range they become infinite, as IEEE 754 says. Signed
+    /// bytes hold -128 to 127 and have no infinity: beyond it, they are these; NaN becomes 0. For scales and bytes of any numbers
+    /// see [`Quantized`](crate::quantize::Quantized).
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "saturates, as documented")]
     pub fn from_f32(element: Element, values: Vec<f32>) -> Self {
         match element {
             Element::F32 => Self::F32(values),
             Element::F16 => Self::F16(values.into_iter().map(f16::from_f32).collect()),
+            Element::Bf16 => Self::Bf16(values.into_iter().map(bf16::from_f32).collect()),
+            Element::I8 => Self::I8(values.into_iter().map(|x| x.round_ties_even() as i8).collect()),
         }
     }
 
@@ -361,24 +415,30 @@ impl TensorData {
         match self {
             Self::F32(data) => TensorRef::F32(data),
             Self::F16(data) => TensorRef::F16(data),
+            Self::Bf16(data) => TensorRef::Bf16(data),
+            Self::I8(data) => TensorRef::I8(data),
         }
     }
 
-    /// All elements widened to f32 (exact), without a copy where they are f32.
+    /// All elements widened to f32 (exact; bytes without their scales), without a copy where they are f32.
     #[must_use]
     pub fn into_f32(self) -> Vec<f32> {
         match self {
             Self::F32(data) => data,
             Self::F16(data) => data.into_iter().map(f16::to_f32).collect(),
+            Self::Bf16(data) => data.into_iter().map(bf16::to_f32).collect(),
+            Self::I8(data) => data.into_iter().map(f32::from).collect(),
         }
     }
 
-    /// All elements widened to f32 (exact).
+    /// All elements widened to f32 (exact; bytes without their scales).
     #[must_use]
     pub fn to_f32(&self) -> Vec<f32> {
         match self {
             Self::F32(data) => data.clone(),
             Self::F16(data) => data.iter().map(|x| x.to_f32()).collect(),
+            Self::Bf16(data) => data.iter().map(|x| x.to_f32()).collect(),
+            Self::I8(data) => data.iter().map(|&x| f32::from(x)).collect(),
         }
     }
 }

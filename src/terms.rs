@@ -2,7 +2,7 @@
 
 use crate::problem::{AlibiSlopes, AttentionProblem, AttentionSpec};
 use crate::slice::{HostSlice, Kind};
-use crate::tensor::{TensorData, TensorRef};
+use crate::tensor::{TensorData, TensorRef, TensorSpec};
 
 /// The optional terms of an attention, given as the spec says. How they are held is a matter of the types: all of them as a
 /// `Terms<T>` of tensors or of buffers, or each as its own type in host memory ([`HostTerms`], [`OwnedTerms`]).
@@ -15,6 +15,11 @@ pub struct Terms<Data, Bools = Data, U32s = Data, I32s = Data, F32s = Data> {
     /// `[batch, q_heads, q_len, kv_len]`, broadcast as the spec's layout says; true = attend. On a device one byte an
     /// element, 0 = false.
     pub mask: Option<Bools>,
+    /// `[batch, kv_heads, kv_len, blocks]` as the spec's layout says (of pages as the key), f32 or f16: what keys stored as
+    /// signed bytes are to be multiplied by.
+    pub key_scale: Option<Data>,
+    /// The same of values.
+    pub value_scale: Option<Data>,
     /// `[batch]`, u32, in tokens, each at most `q_len`.
     pub q_lens: Option<U32s>,
     /// `[batch]`, u32, in tokens, each at most `kv_len`.
@@ -27,6 +32,10 @@ pub struct Terms<Data, Bools = Data, U32s = Data, I32s = Data, F32s = Data> {
     pub alibi_slopes: Option<F32s>,
     /// `[q_heads]`, f32.
     pub sinks: Option<F32s>,
+    /// `[batch, table_len]`, i32: the pages that hold the keys and values of each batch entry, in order. Each is one of
+    /// the pages there are, up to the one that holds the last key; those behind it are not looked at. On a device, where
+    /// nobody can check it, a number that is no page's reads the last one.
+    pub block_table: Option<I32s>,
 }
 
 /// Terms in host memory, borrowed.
@@ -37,8 +46,8 @@ pub type OwnedTerms = Terms<TensorData, Vec<bool>, Vec<u32>, Vec<i32>, Vec<f32>>
 
 /// Number of terms, and of those that are laid out by strides; the others, a few numbers for each batch entry, row or head,
 /// are packed into one buffer on a device and are called row data.
-const ALL: usize = 8;
-const STRIDED: usize = 2;
+const ALL: usize = 11;
+const STRIDED: usize = 4;
 pub(crate) const ROW_DATA: usize = ALL - STRIDED;
 
 impl<Data, Bools, U32s, I32s, F32s> Default for Terms<Data, Bools, U32s, I32s, F32s> {
@@ -46,12 +55,15 @@ impl<Data, Bools, U32s, I32s, F32s> Default for Terms<Data, Bools, U32s, I32s, F
         Self {
             bias: None,
             mask: None,
+            key_scale: None,
+            value_scale: None,
             q_lens: None,
             kv_lens: None,
             row_start: None,
             row_end: None,
             alibi_slopes: None,
             sinks: None,
+            block_table: None,
         }
     }
 }
@@ -67,14 +79,17 @@ impl<Data, Bools, U32s, I32s, F32s> Terms<Data, Bools, U32s, I32s, F32s> {
         f32s: impl Fn(&'s F32s) -> F,
     ) -> Terms<D, B, U, I, F> {
         Terms {
-            bias: self.bias.as_ref().map(data),
+            bias: self.bias.as_ref().map(&data),
             mask: self.mask.as_ref().map(bools),
+            key_scale: self.key_scale.as_ref().map(&data),
+            value_scale: self.value_scale.as_ref().map(&data),
             q_lens: self.q_lens.as_ref().map(&u32s),
             kv_lens: self.kv_lens.as_ref().map(&u32s),
             row_start: self.row_start.as_ref().map(&i32s),
             row_end: self.row_end.as_ref().map(&i32s),
             alibi_slopes: self.alibi_slopes.as_ref().map(&f32s),
             sinks: self.sinks.as_ref().map(&f32s),
+            block_table: self.block_table.as_ref().map(&i32s),
         }
     }
 }
@@ -106,30 +121,45 @@ impl<T> Terms<T> {
         [
             ("bias", self.bias.as_ref()),
             ("mask", self.mask.as_ref()),
+            ("key_scale", self.key_scale.as_ref()),
+            ("value_scale", self.value_scale.as_ref()),
             ("q_lens", self.q_lens.as_ref()),
             ("kv_lens", self.kv_lens.as_ref()),
             ("row_start", self.row_start.as_ref()),
             ("row_end", self.row_end.as_ref()),
             ("alibi_slopes", self.alibi_slopes.as_ref()),
             ("sinks", self.sinks.as_ref()),
+            ("block_table", self.block_table.as_ref()),
         ]
     }
 
     /// Where each is held, in the same order.
     pub(crate) fn places(&mut self) -> [&mut Option<T>; ALL] {
-        let Self { bias, mask, q_lens, kv_lens, row_start, row_end, alibi_slopes, sinks } = self;
-        [bias, mask, q_lens, kv_lens, row_start, row_end, alibi_slopes, sinks]
+        let Self {
+            bias,
+            mask,
+            key_scale,
+            value_scale,
+            q_lens,
+            kv_lens,
+            row_start,
+            row_end,
+            alibi_slopes,
+            sinks,
+            block_table,
+        } = self;
+        [bias, mask, key_scale, value_scale, q_lens, kv_lens, row_start, row_end, alibi_slopes, sinks, block_table]
     }
 
     /// Those that are packed into one buffer on a device, in this order.
     pub(crate) fn row_data(&self) -> [(&'static str, Option<&T>); ROW_DATA] {
-        let [_, _, row_data @ ..] = self.list();
+        let [_, _, _, _, row_data @ ..] = self.list();
         row_data
     }
 
     /// The same, to be changed.
     pub(crate) fn row_data_mut(&mut self) -> [&mut Option<T>; ROW_DATA] {
-        let [_, _, row_data @ ..] = self.places();
+        let [_, _, _, _, row_data @ ..] = self.places();
         row_data
     }
 
@@ -185,6 +215,8 @@ impl AttentionProblem {
         Terms {
             bias: spec.bias.as_ref().map(|bias| strided(bias.element.into(), bias.layout.extent())),
             mask: spec.mask.map(|layout| strided(Kind::Bool, layout.extent())),
+            key_scale: spec.key_scale.as_ref().map(|scale| strided(scale.element.into(), scale.layout.extent())),
+            value_scale: spec.value_scale.as_ref().map(|scale| strided(scale.element.into(), scale.layout.extent())),
             q_lens: list(spec.q_lens, Kind::U32, self.batch(), true),
             kv_lens: list(spec.kv_lens, Kind::U32, self.batch(), true),
             row_start: list(spec.row_ranges, Kind::I32, rows, true),
@@ -194,6 +226,9 @@ impl AttentionProblem {
                 AlibiSlopes::PerBatchAndHead => list(true, Kind::F32, self.batch() * self.q_heads(), true),
             }),
             sinks: list(spec.sinks, Kind::F32, self.q_heads(), false),
+            block_table: spec
+                .paged
+                .and_then(|paged| list(true, Kind::I32, self.batch().saturating_mul(paged.table_len), true)),
         }
     }
 }
@@ -201,13 +236,20 @@ impl AttentionProblem {
 impl AttentionSpec {
     /// Whether there is anything that is packed into the row data.
     pub(crate) const fn has_row_data(&self) -> bool {
-        self.q_lens || self.kv_lens || self.row_ranges || self.alibi_slopes.is_some() || self.sinks
+        self.q_lens
+            || self.kv_lens
+            || self.row_ranges
+            || self.alibi_slopes.is_some()
+            || self.sinks
+            || self.paged.is_some()
     }
 
     /// What is asked for beside query, key and value, by name: `bias f16`, `mask`, `row_ranges`.
     #[must_use]
     pub fn term_names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.bias.iter().map(|bias| format!("bias {}", bias.element)).collect();
+        let tensors = [("bias", &self.bias), ("key_scale", &self.key_scale), ("value_scale", &self.value_scale)];
+        let named = |(name, of): (&str, &Option<TensorSpec>)| of.map(|of| format!("{name} {}", of.element));
+        let mut names: Vec<String> = tensors.into_iter().filter_map(named).collect();
         let others = [
             (self.mask.is_some(), "mask"),
             (self.q_lens, "q_lens"),
@@ -215,6 +257,7 @@ impl AttentionSpec {
             (self.row_ranges, "row_ranges"),
             (self.alibi_slopes.is_some(), "alibi_slopes"),
             (self.sinks, "sinks"),
+            (self.paged.is_some(), "block_table"),
         ];
         names.extend(others.into_iter().filter(|(asked, _)| *asked).map(|(_, name)| name.to_owned()));
         names

@@ -270,7 +270,8 @@ impl WeightsProblem {
         inputs: &AttentionInputs<'a>,
         norm: RowNorm<'_>,
     ) -> Result<AttentionInputs<'a>, InputError> {
-        let inputs = AttentionInputs { value: inputs.key, terms: Terms { sinks: None, ..inputs.terms }, ..*inputs };
+        let terms = Terms { sinks: None, value_scale: inputs.terms.key_scale, ..inputs.terms };
+        let inputs = AttentionInputs { value: inputs.key, terms, ..*inputs };
         inputs.check(&self.scores)?;
         norm.check(self.scores.rows())?;
         Ok(inputs)

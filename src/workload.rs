@@ -206,6 +206,30 @@ pub fn inputs_with(problem: &AttentionProblem, seed: &str, recipe: InputRecipe) 
             ranges.unzip::<i32, i32, Vec<_>, Vec<_>>()
         })
         .unzip();
+    let (key, key_scale) = stored(&spec.key, spec.key_scale.as_ref(), key);
+    let (value, value_scale) = stored(&spec.value, spec.value_scale.as_ref(), value);
+    let block_table = spec.paged.map(|paged| {
+        let mut rng = rng("block_table");
+        let [pages, _, page_len, _] = spec.key.layout.shape;
+        // every page in turn, in any order; where there are not enough, some hold keys of several entries
+        let mut left: Vec<usize> = vec![];
+        let mut page = || {
+            if left.is_empty() {
+                left = (0..pages).collect();
+            }
+            if left.is_empty() { 0 } else { left.swap_remove(rng.below(left.len())) }
+        };
+        let mut table = vec![];
+        for b in 0..batch {
+            let keys = kv_lens.as_ref().map_or(kv_len, |lens: &Vec<u32>| lens[b] as usize);
+            let used = keys.div_ceil(page_len.max(1));
+            // behind the last page stands what is none
+            let behind = [-1, i32::MAX, i32::MIN, 0, 1 << 20];
+            let entry = |n: usize| if n < used { i32::try_from(page()).unwrap_or(0) } else { behind[n % behind.len()] };
+            table.extend((0..paged.table_len).map(entry));
+        }
+        table
+    });
     let heads = problem.q_heads();
     // the geometric series of Press et al. 2021 (arXiv:2108.12409)
     let slope = |h: usize| (-8.0 * (h + 1) as f32 / heads as f32).exp2();
@@ -217,10 +241,41 @@ pub fn inputs_with(problem: &AttentionProblem, seed: &str, recipe: InputRecipe) 
     });
     AttentionData {
         query: TensorData::from_f32(spec.query.element, query),
-        key: TensorData::from_f32(spec.key.element, key),
-        value: TensorData::from_f32(spec.value.element, value),
-        terms: Terms { bias, mask, q_lens, kv_lens, row_start, row_end, alibi_slopes, sinks },
+        key,
+        value,
+        terms: Terms {
+            bias,
+            mask,
+            key_scale,
+            value_scale,
+            q_lens,
+            kv_lens,
+            row_start,
+            row_end,
+            alibi_slopes,
+            sinks,
+            block_table,
+        },
     }
+}
+
+/// Numbers as a tensor stores them: rounded, or as signed bytes beside scales with which the largest of a block is 127.
+#[expect(clippy::cast_possible_truncation, reason = "between -127 and 127")]
+fn stored(of: &TensorSpec, scale: Option<&TensorSpec>, numbers: Vec<f32>) -> (TensorData, Option<TensorData>) {
+    let Some(scale) = scale else { return (TensorData::from_f32(of.element, numbers), None) };
+    let block = of.layout.shape[3] / scale.layout.shape[3].max(1);
+    let mut scales = vec![0.0f32; scale.layout.extent().unwrap_or(0)];
+    for_elements(&of.layout, |[b, h, j, d], index| {
+        let largest = &mut scales[scale.layout.index([b, h, j, d / block])];
+        *largest = largest.max(numbers[index].abs() / 127.0);
+    });
+    let scales = TensorData::from_f32(scale.element, scales);
+    let mut bytes: Vec<i8> = numbers.iter().map(|x| *x as i8).collect();
+    for_elements(&of.layout, |[b, h, j, d], index| {
+        let step = scales.as_ref().get(scale.layout.index([b, h, j, d / block]));
+        bytes[index] = if step == 0.0 { 0 } else { (numbers[index] / step).round() as i8 };
+    });
+    (TensorData::I8(bytes), Some(scales))
 }
 
 /// Gives the scores the shape of the recipe, by query and key.

@@ -6,6 +6,18 @@ fn half_of(word: u32, index: u32) -> f32 {
     return select(pair.x, pair.y, (index & 1u) == 1u);
 }
 
+// The same in integers: a device may read subnormal halves, multiples of 2^-24, as 0.
+fn exact_half_of(word: u32, index: u32) -> f32 {
+    let half = (word >> ((index & 1u) * 16u)) & 0xffffu;
+    let magnitude = half & 0x7fffu;
+    let sign = (half & 0x8000u) << 16u;
+    // beside the normal ones infinity and NaN, whose exponents are the largest in either type
+    let base = select(0x38000000u, 0x70000000u, magnitude >= 0x7c00u);
+    let normal = bitcast<f32>(sign | ((magnitude << 13u) + base));
+    let subnormal = f32(magnitude) * select(5.9604644775390625e-8, -5.9604644775390625e-8, sign != 0u);
+    return select(normal, subnormal, magnitude < 0x400u);
+}
+
 // The bits of a half, rounded to nearest even; beyond its range infinity, as IEEE 754 says. Done in
 // integers because pack2x16float leaves rounding and overflow to the device.
 fn half_bits(value: f32) -> u32 {

@@ -13,6 +13,8 @@ struct Params {
     bias_strides: vec4u,
     mask_strides: vec4u,
     scores_strides: vec4u,
+    key_scale_strides: vec4u,
+    value_scale_strides: vec4u,
     query_offset: u32,
     key_offset: u32,
     value_offset: u32,
@@ -51,6 +53,13 @@ struct Params {
     splits: u32,
     // of the slopes of one batch entry; 0 where all have the same
     alibi_batch_stride: u32,
+    key_scale_offset: u32,
+    value_scale_offset: u32,
+    // pages of keys: where the table begins, its width, the logarithm of a page's length, the last page
+    block_table_at: u32,
+    table_len: u32,
+    page_shift: u32,
+    last_page: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

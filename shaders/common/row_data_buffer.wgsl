@@ -1,4 +1,4 @@
-// row_data_buffer.wgsl: query and key lengths, row ranges, ALiBi slopes and sinks, side by side in one buffer.
+// row_data_buffer.wgsl: query and key lengths, row ranges, ALiBi slopes, sinks and the table of pages, side by side in one buffer.
 
 @group(0) @binding(6) var<storage, read> row_data: array<u32>;
 

@@ -3,7 +3,7 @@
 use super::q8::Blocks;
 use super::{ContextError, ContextSpec, ContextStorage};
 use crate::device::Device;
-use crate::engine::{HostData, Kind, Recording, Tensor};
+use crate::engine::{Kind, Recording, Tensor};
 use crate::error::Error;
 use crate::tensor::{Element, TensorData, TensorRef};
 
@@ -40,7 +40,7 @@ impl Held {
                 let Blocks { quants, scales } =
                     blocks.map_err(|at| ContextError::NotStorable { name, at: first + at, value: numbers[at] })?;
                 let scales = Tensor::held(TensorData::F16(scales));
-                let quants = Tensor::of_host(HostData::I8(quants));
+                let quants = Tensor::held(TensorData::I8(quants));
                 Self::Blocks {
                     quants: recording.place(name, &quants).await?,
                     scales: recording.place(name, &scales).await?,

@@ -26,7 +26,7 @@ pub use simd::SimdLevel;
 pub(crate) use weights::reference_weights;
 pub use weights::weights;
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::inputs::{AttentionInputs, AttentionOutput, CheckedInputs, InputError, RowState};
 use crate::problem::AttentionProblem;
@@ -197,7 +197,7 @@ fn run(problem: &AttentionProblem, rows_per_task: usize, compute: impl Fn(Task<'
     for_each(tasks, compute);
 
     AttentionOutput {
-        output: stored(problem, output, |x| x, f16::from_f32),
+        output: stored(problem, output, |x| x, f16::from_f32, bf16::from_f32),
         lse: spec.lse.then_some(lse),
         row_state: spec.row_state.then_some(state),
         scores: spec.scores.map(|_| scores),
@@ -210,6 +210,7 @@ fn stored<T: Copy>(
     dense: Vec<T>,
     to_f32: impl Fn(T) -> f32,
     to_f16: impl Fn(T) -> f16,
+    to_bf16: impl Fn(T) -> bf16,
 ) -> TensorData {
     fn scatter<T: Copy, E: Copy>(layout: &Layout, dense: Vec<T>, zero: E, round: impl Fn(T) -> E) -> Vec<E> {
         if *layout == Layout::bhld(layout.shape) {
@@ -229,6 +230,9 @@ fn stored<T: Copy>(
     match output.element {
         Element::F32 => TensorData::F32(scatter(&output.layout, dense, 0.0, to_f32)),
         Element::F16 => TensorData::F16(scatter(&output.layout, dense, f16::ZERO, to_f16)),
+        Element::Bf16 => TensorData::Bf16(scatter(&output.layout, dense, bf16::ZERO, to_bf16)),
+        // refused as an output where problems are made
+        Element::I8 => TensorData::zeros(Element::I8, 0),
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, [b, 
     let terms = RowTerms::new(problem, inputs, [b, h, i]);
     let query = load(inputs.query, &spec.query.layout, [b, h, i]);
     let dot = |j| {
-        let key = load(inputs.key, &spec.key.layout, [b, kv_head, j]);
+        let key: Vec<f32> = inputs.keys(problem).row([b, kv_head, j]).collect();
         let tiles = query.chunks(TILE).zip(key.chunks(TILE));
         tiles.map(|(query, key)| query.iter().zip(key).fold(0.0f32, |sum, (q, k)| sum + q * k)).sum::<f32>()
     };
@@ -69,7 +69,7 @@ pub(crate) fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, [b, 
             tile_sum.fill(0.0);
             for (&j, weight) in keys.iter().zip(weights) {
                 let prob = weight / row_sum;
-                for (x, v) in tile_sum.iter_mut().zip(load(inputs.value, &spec.value.layout, [b, kv_head, j])) {
+                for (x, v) in tile_sum.iter_mut().zip(inputs.values(problem).row([b, kv_head, j])) {
                     *x += prob * v;
                 }
             }

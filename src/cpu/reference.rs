@@ -2,7 +2,7 @@
 //!
 //! It takes the stored (rounded) inputs as exact, and shares no code with the kernels that it judges.
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
 use crate::problem::{AlibiSlopes, AttentionProblem, Diagonal, ScoreStage};
@@ -76,7 +76,7 @@ impl Reference {
     pub fn to_output(&self, problem: &AttentionProblem) -> AttentionOutput {
         let to_f32 = |values: &[f64]| values.iter().map(|&x| f32_from(x)).collect::<Vec<_>>();
         AttentionOutput {
-            output: super::stored(problem, self.output.clone(), f32_from, f16_from),
+            output: super::stored(problem, self.output.clone(), f32_from, f16_from, bf16_from),
             lse: problem.spec().lse.then(|| to_f32(&self.lse)),
             row_state: problem
                 .spec()
@@ -106,7 +106,6 @@ impl Reference {
 /// If the indices or the inputs do not fit the problem.
 #[must_use]
 pub fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h: usize, i: usize) -> Row {
-    let spec = problem.spec();
     let keys = 0..problem.kv_len();
     let allowed: Vec<bool> = keys.clone().map(|j| allowed(problem, inputs, b, h, i, j)).collect();
     let scores: Vec<f64> =
@@ -144,7 +143,7 @@ pub fn row(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, b: usize, h
     for j in keys.filter(|&j| allowed[j]) {
         // exp(score - lse), without the rounding of lse
         probs[j] = (scores[j] - max).exp() / sum;
-        let value = load(inputs.value, &spec.value.layout, [b, h / problem.group_size(), j]);
+        let value = stored(problem, inputs, Stored::Value, [b, h / problem.group_size(), j]);
         for (x, v) in output.iter_mut().zip(value) {
             *x += probs[j] * v;
         }
@@ -182,7 +181,7 @@ pub(crate) fn scaled(
 ) -> f64 {
     let spec = problem.spec();
     let query = load(inputs.query, &spec.query.layout, [b, h, i]);
-    let key = load(inputs.key, &spec.key.layout, [b, h / problem.group_size(), j]);
+    let key = stored(problem, inputs, Stored::Key, [b, h / problem.group_size(), j]);
     f64::from(problem.scale()) * query.zip(key).map(|(q, k)| q * k).sum::<f64>()
 }
 
@@ -271,6 +270,41 @@ pub(crate) fn load<'a>(
     (0..layout.shape[3]).map(move |d| f64::from(data.get(start + d * stride)))
 }
 
+/// Keys or values.
+#[derive(Clone, Copy)]
+pub(crate) enum Stored {
+    Key,
+    Value,
+}
+
+/// The row of token `j`: of the page that the table names, and times its scales.
+pub(crate) fn stored<'a>(
+    problem: &AttentionProblem,
+    inputs: &AttentionInputs<'a>,
+    which: Stored,
+    [b, h, j]: [usize; 3],
+) -> impl Iterator<Item = f64> + use<'a> {
+    let (spec, terms) = (problem.spec(), &inputs.terms);
+    let (data, tensor, scale_data, scale) = match which {
+        Stored::Key => (inputs.key, &spec.key, terms.key_scale, &spec.key_scale),
+        Stored::Value => (inputs.value, &spec.value, terms.value_scale, &spec.value_scale),
+    };
+    let mut at = [b, h, j];
+    if let (Some(paged), Some(table)) = (spec.paged, terms.block_table) {
+        let page_len = spec.key.layout.shape[2];
+        let page = table[b * paged.table_len + j / page_len];
+        at = [page.unsigned_abs() as usize, h, j % page_len];
+    }
+    let width = tensor.layout.shape[3];
+    let scales: Option<Vec<f64>> =
+        scale_data.zip(scale.as_ref()).map(|(data, scale)| load(data, &scale.layout, at).collect());
+    load(data, &tensor.layout, at).enumerate().map(move |(d, element)| match &scales {
+        // a product of f32s, rounded once, is what such an element is
+        Some(scales) => f64::from(f32_from(element * scales[d * scales.len() / width])),
+        None => element,
+    })
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
 const fn f32_from(x: f64) -> f32 {
     x as f32
@@ -279,12 +313,21 @@ const fn f32_from(x: f64) -> f32 {
 /// Rounds once: by way of f32 a value may fall on a tie of f16 that it was not on. Rounding to odd on the way
 /// (Boldo and Melquiond 2008) keeps it off.
 pub(crate) fn f16_from(x: f64) -> f16 {
+    f16::from_f32(rounded_to_odd(x))
+}
+
+/// The same for bf16.
+pub(crate) fn bf16_from(x: f64) -> bf16 {
+    bf16::from_f32(rounded_to_odd(x))
+}
+
+fn rounded_to_odd(x: f64) -> f32 {
     let nearest = f32_from(x);
     let exact = f64::from(nearest);
     if exact.is_nan() || (exact - x).abs() == 0.0 || nearest.to_bits() & 1 == 1 || nearest.is_infinite() {
-        return f16::from_f32(nearest);
+        return nearest;
     }
     let towards_zero = exact.abs() > x.abs();
     let bits = nearest.to_bits();
-    f16::from_f32(f32::from_bits(if towards_zero { bits - 1 } else { bits + 1 }))
+    f32::from_bits(if towards_zero { bits - 1 } else { bits + 1 })
 }

@@ -6,7 +6,8 @@ use super::reference;
 use super::terms::RowTerms;
 use crate::inputs::{AttentionInputs, InputError};
 use crate::problem::AttentionProblem;
-use crate::tensor::{Layout, TensorRef};
+use crate::stored::StoredRows;
+use crate::tensor::TensorRef;
 use crate::weights::{KeyList, RowNorm, WeightsProblem};
 
 /// Partial sums of a dot product.
@@ -127,6 +128,7 @@ fn row(
     let scores = problem.scores();
     let spec = scores.spec();
     let (heads, divisor) = problem.heads_of(shown);
+    let keys = inputs.keys(scores);
     let mut sums = vec![0.0f64; out.len()];
     for &h in heads {
         let h = h as usize;
@@ -140,7 +142,7 @@ fn row(
             if !terms.keys.contains(&j) || !terms.allows(j) {
                 return 0.0;
             }
-            let key = dot(&query, inputs.key, &spec.key.layout, [b, h / scores.group_size(), j]);
+            let key = dot(&query, &keys, [b, h / scores.group_size(), j]);
             norm.weight(terms.score(j, key))
         };
         match problem.keys() {
@@ -170,13 +172,12 @@ fn rounded(sum: f64, divisor: usize) -> f32 {
 }
 
 /// A dot product in f32, in as many partial sums as a vector register has lanes; the same bits for every layout.
-fn dot(query: &[f32], key: TensorRef<'_>, layout: &Layout, [b, h, j]: [usize; 3]) -> f32 {
-    let start = layout.index([b, h, j, 0]);
-    let stride = layout.strides[3];
+fn dot(query: &[f32], keys: &StoredRows<'_, '_>, at: [usize; 3]) -> f32 {
+    let place = keys.place(at);
     let mut sums = [0.0f32; LANES];
-    match key {
-        TensorRef::F32(key) if stride == 1 => {
-            let key = &key[start..start + query.len()];
+    match keys.data {
+        TensorRef::F32(key) if keys.layout.strides[3] == 1 => {
+            let key = &key[place.start..place.start + query.len()];
             let (q, q_rest) = query.as_chunks::<LANES>();
             let (k, k_rest) = key.as_chunks::<LANES>();
             for (q, k) in q.iter().zip(k) {
@@ -188,9 +189,9 @@ fn dot(query: &[f32], key: TensorRef<'_>, layout: &Layout, [b, h, j]: [usize; 3]
                 *sum += q * k;
             }
         }
-        TensorRef::F32(_) | TensorRef::F16(_) => {
+        TensorRef::F32(_) | TensorRef::F16(_) | TensorRef::Bf16(_) | TensorRef::I8(_) => {
             for (d, q) in query.iter().enumerate() {
-                sums[d % LANES] += q * key.get(start + d * stride);
+                sums[d % LANES] += q * keys.get(place, d);
             }
         }
     }

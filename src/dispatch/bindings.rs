@@ -62,8 +62,22 @@ impl<'a> Bindings<'a> {
     }
 
     pub(crate) fn read(&mut self, slots: &[Slot]) -> &mut Self {
+        let spec = self.problem.spec();
         for &slot in slots {
             self.add(slot, false);
+            match slot {
+                Slot::Key if spec.key_scale.is_some() => self.add(Slot::KeyScale, false),
+                Slot::Value if spec.value_scale.is_some() => self.add(Slot::ValueScale, false),
+                _ => {}
+            }
+        }
+        self
+    }
+
+    /// The row data alone, where keys or values are found by it.
+    pub(crate) fn read_table(&mut self) -> &mut Self {
+        if self.problem.spec().paged.is_some() {
+            self.add(Slot::RowData, false);
         }
         self
     }
@@ -130,6 +144,12 @@ impl<'a> Bindings<'a> {
                 pairs_of(bias.layout, bias.element.size_bytes())
             }
             Slot::Mask => pairs_of(spec.mask.unwrap_or(spec.query.layout), 1),
+            Slot::KeyScale | Slot::ValueScale => {
+                let [own, other] = [spec.key_scale, spec.value_scale];
+                // bound only where there are any
+                let scale = if slot == Slot::KeyScale { own } else { other }.unwrap_or(spec.key);
+                keys_of(scale.layout, scale.element.size_bytes())
+            }
             Slot::Lse => rows_of(Layout::bhld([batch, q_heads, q_len, spec.lse_width()]), 4),
             Slot::Scores => pairs_of(Layout::bhld([batch, q_heads, q_len, kv_len]), 4),
             Slot::Workspace => {
@@ -196,6 +216,12 @@ impl<'a> Bindings<'a> {
         let group = self.problem.group_size();
         let first = heads.start / group;
         let heads = (heads.end - 1) / group + 1 - first;
+        if self.problem.spec().paged.is_some() {
+            // any page may hold any of them
+            let [pages, _, page_len, width] = layout.shape;
+            let shape = [pages, heads, page_len, width];
+            return Layout { shape, strides: layout.strides, offset: layout.index([0, first, 0, 0]) };
+        }
         Layout {
             shape: [batch.len(), heads, keys.len(), layout.shape[3]],
             strides: layout.strides,
@@ -254,7 +280,8 @@ impl RowDataMap {
         // more words than a u32 counts are beyond every binding limit, and refused for that
         let narrow = |words: usize| u32::try_from(words).unwrap_or(u32::MAX);
         let mut words = 0usize;
-        let at = Terms { bias: None, mask: None, ..problem.terms() }.map(|term| {
+        let strided = Terms { bias: None, mask: None, key_scale: None, value_scale: None, ..problem.terms() };
+        let at = strided.map(|term| {
             let at = narrow(words);
             words = words.saturating_add(term.elements);
             at
@@ -413,7 +440,13 @@ mod tests {
         (spec.q_lens, spec.kv_lens, spec.row_ranges, spec.sinks) = (true, true, true, true);
         spec.alibi_slopes = Some(AlibiSlopes::PerBatchAndHead);
         let map = RowDataMap::new(&AttentionProblem::new(spec).unwrap());
-        let places = map.at.row_data().map(|(_, at)| at.copied());
-        assert_eq!((places, map.words), ([0, 3, 6, 21, 36, 48].map(Some), 52));
+        let places: Vec<u32> = map.at.row_data().into_iter().filter_map(|(_, at)| at.copied()).collect();
+        assert_eq!((places.as_slice(), map.words), (&[0, 3, 6, 21, 36, 48][..], 52));
+        let query = TensorSpec::f32(Layout::bhld([3, 4, 5, 8]));
+        let pages = TensorSpec::f32(Layout::bhld([9, 2, 4, 8]));
+        let mut spec = AttentionSpec::from_pages(query, pages, pages, 7);
+        spec.sinks = true;
+        let map = RowDataMap::new(&AttentionProblem::new(spec).unwrap());
+        assert_eq!((map.at.sinks, map.at.block_table, map.words), (Some(0), Some(4), 4 + 3 * 7));
     }
 }

@@ -37,3 +37,4 @@ pub use slot::Slot;
 pub use step::Step;
 pub(crate) use step::{ceil_div, check_steps};
 pub use variant::Variant;
+pub(crate) use variant::{KEY, QUERY};

@@ -20,6 +20,8 @@ uniform! {
         bias_strides: [u32; 4],
         mask_strides: [u32; 4],
         scores_strides: [u32; 4],
+        key_scale_strides: [u32; 4],
+        value_scale_strides: [u32; 4],
         query_offset: u32,
         key_offset: u32,
         value_offset: u32,
@@ -55,14 +57,22 @@ uniform! {
         headroom_inverse: f32,
         splits: u32,
         alibi_batch_stride: u32,
+        key_scale_offset: u32,
+        value_scale_offset: u32,
+        block_table_at: u32,
+        table_len: u32,
+        page_shift: u32,
+        last_page: u32,
     }
+    padded by 2
 }
 
 impl Params {
     /// The parameters of one dispatch over `part`, whose buffers are bound as `bindings` says.
     pub(crate) fn new(problem: &AttentionProblem, part: &Part, bindings: &Bindings<'_>) -> Self {
         let spec = problem.spec();
-        let Terms { kv_lens, row_start, row_end, alibi_slopes, sinks, .. } = RowDataMap::new(problem).at;
+        let Terms { kv_lens, row_start, row_end, alibi_slopes, sinks, block_table, .. } = RowDataMap::new(problem).at;
+        let [pages, _, page_len, _] = if spec.paged.is_some() { spec.key.layout.shape } else { [1; 4] };
         let shifts = Shifts::new(problem);
         let mut params = Self {
             batch_base: narrow(part.batch.start),
@@ -94,6 +104,10 @@ impl Params {
                 Some(AlibiSlopes::PerBatchAndHead) => narrow(problem.q_heads()),
                 Some(AlibiSlopes::PerHead) | None => 0,
             },
+            block_table_at: block_table.unwrap_or(0),
+            table_len: spec.paged.map_or(0, |paged| narrow(paged.table_len)),
+            page_shift: page_len.max(1).ilog2(),
+            last_page: narrow(pages.max(1) - 1),
             ..Self::default()
         };
         for binding in bindings.iter() {
@@ -105,6 +119,8 @@ impl Params {
                 Slot::Value => (params.value_strides, params.value_offset) = (strides, offset),
                 Slot::Bias => (params.bias_strides, params.bias_offset) = (strides, offset),
                 Slot::Mask => (params.mask_strides, params.mask_offset) = (strides, offset),
+                Slot::KeyScale => (params.key_scale_strides, params.key_scale_offset) = (strides, offset),
+                Slot::ValueScale => (params.value_scale_strides, params.value_scale_offset) = (strides, offset),
                 Slot::Output | Slot::PartOutput | Slot::Weights => {
                     (params.output_strides, params.output_offset) = (strides, offset)
                 }
@@ -137,7 +153,7 @@ impl Params {
 fn headroom(problem: &AttentionProblem) -> f32 {
     match problem.spec().value.element {
         // powers of two up to 2^30 are exact
-        Element::F32 => 1.0 / problem.kv_len().next_power_of_two() as f32,
+        Element::F32 | Element::Bf16 | Element::I8 => 1.0 / problem.kv_len().next_power_of_two() as f32,
         Element::F16 => 1.0,
     }
 }

@@ -13,7 +13,11 @@ pub enum Slot {
     Bias,
     /// The caller's boolean mask, one byte an element.
     Mask,
-    /// Key lengths, row ranges, slopes and sinks, side by side.
+    /// The caller's scales of keys stored as signed bytes.
+    KeyScale,
+    /// The caller's scales of values stored as signed bytes.
+    ValueScale,
+    /// Lengths, row ranges, slopes, sinks and the table of pages, side by side.
     RowData,
     /// The caller's output.
     Output,
@@ -45,6 +49,8 @@ impl Slot {
             Self::Value => "value",
             Self::Bias => "bias",
             Self::Mask => "mask",
+            Self::KeyScale => "key_scale",
+            Self::ValueScale => "value_scale",
             Self::RowData => "row_data",
             Self::Output => "output",
             Self::Lse => "lse",
@@ -72,6 +78,8 @@ impl Slot {
             | Self::Value
             | Self::Bias
             | Self::Mask
+            | Self::KeyScale
+            | Self::ValueScale
             | Self::Output
             | Self::Lse
             | Self::Scores
@@ -94,6 +102,8 @@ impl Slot {
             Self::Scores | Self::Workspace | Self::States => 9,
             Self::Selection => 10,
             Self::Weights => 11,
+            Self::KeyScale => 12,
+            Self::ValueScale => 13,
         }
     }
 }

@@ -17,6 +17,51 @@ pub struct Variant {
     pub overrides: Vec<(&'static str, u32)>,
 }
 
+/// The snippets of one tensor, by what is asked for; those of elements in the order f32, f16, bf16, i8.
+pub(crate) struct Names {
+    pub(crate) single: [&'static str; 4],
+    vec4: [&'static str; 4],
+    gather: &'static str,
+    element: &'static str,
+    element_scaled: &'static str,
+    place: &'static str,
+    place_scaled: &'static str,
+    /// f32 and f16
+    scale: [&'static str; 2],
+    /// The override that says how many columns have one scale.
+    block: &'static str,
+}
+
+macro_rules! names {
+    ($tensor:literal, $block:literal) => {
+        Names {
+            single: [
+                concat!($tensor, "_load_f32"),
+                concat!($tensor, "_load_f16"),
+                concat!($tensor, "_load_bf16"),
+                concat!($tensor, "_load_i8"),
+            ],
+            vec4: [
+                concat!($tensor, "_load_f32x4"),
+                concat!($tensor, "_load_f16x4"),
+                concat!($tensor, "_load_bf16x4"),
+                concat!($tensor, "_load_i8x4"),
+            ],
+            gather: concat!($tensor, "_gather"),
+            element: concat!($tensor, "_element"),
+            element_scaled: concat!($tensor, "_element_scaled"),
+            place: concat!($tensor, "_place"),
+            place_scaled: concat!($tensor, "_place_scaled"),
+            scale: [concat!($tensor, "_scale_f32"), concat!($tensor, "_scale_f16")],
+            block: $block,
+        }
+    };
+}
+
+pub(crate) const QUERY: Names = names!("query", "");
+pub(crate) const KEY: Names = names!("key", "KEY_BLOCK");
+pub(crate) const VALUE: Names = names!("value", "VALUE_BLOCK");
+
 /// Building blocks; each adds what the shader needs for one tensor or term.
 impl Variant {
     pub(crate) fn new(shader: Shader) -> Self {
@@ -33,81 +78,98 @@ impl Variant {
         self
     }
 
-    fn element(&mut self, element: Element, [f32, f16]: [&'static str; 2]) -> &mut Self {
+    /// What the words of an element are taken apart with, and the snippet for it.
+    pub(crate) fn element(&mut self, element: Element, of: &[&'static str; 4]) -> &mut Self {
+        let [f32, f16, bf16, i8] = *of;
         match element {
             Element::F32 => self.snippets(&[f32]),
             Element::F16 => self.snippets(&["half", f16]),
+            Element::Bf16 => self.snippets(&["bfloat", bf16]),
+            Element::I8 => self.snippets(&[i8]),
         }
     }
 
+    /// Elements of the query one by one.
     pub(crate) fn query(&mut self, spec: &AttentionSpec) -> &mut Self {
-        self.element(spec.query.element, ["query_f32", "query_f16"])
+        self.element(spec.query.element, &QUERY.single).snippets(&["query_element"])
     }
 
+    /// Elements of the key one by one.
     pub(crate) fn key(&mut self, spec: &AttentionSpec) -> &mut Self {
-        self.element(spec.key.element, ["key_f32", "key_f16"])
+        self.place(&KEY, spec.key_scale.as_ref(), spec)
+            .element(spec.key.element, &KEY.single)
+            .one_by_one(&KEY, spec.key_scale)
     }
 
+    /// Elements of the value one by one.
     pub(crate) fn value(&mut self, spec: &AttentionSpec) -> &mut Self {
-        self.element(spec.value.element, ["value_f32", "value_f16"])
+        self.place(&VALUE, spec.value_scale.as_ref(), spec)
+            .element(spec.value.element, &VALUE.single)
+            .one_by_one(&VALUE, spec.value_scale)
     }
 
     pub(crate) fn output(&mut self, spec: &AttentionSpec) -> &mut Self {
-        self.element(spec.output.element, ["output_f32", "output_f16"])
+        self.element(spec.output.element, &["output_f32", "output_f16", "output_bf16", ""])
     }
 
-    /// A tensor that is read or written four elements at a time where its rows allow it, else one by one.
-    fn vec_element(
-        &mut self,
-        tensor: &TensorSpec,
-        x4: [&'static str; 2],
-        single: [&'static str; 2],
-        each: &'static str,
-    ) {
-        if tensor.layout.has_vec4_rows() {
-            self.element(tensor.element, x4);
+    fn one_by_one(&mut self, names: &Names, scale: Option<TensorSpec>) -> &mut Self {
+        self.snippets(&[if scale.is_some() { names.element_scaled } else { names.element }])
+    }
+
+    /// Where rows of keys or values lie, and their scales.
+    fn place(&mut self, names: &Names, scale: Option<&TensorSpec>, spec: &AttentionSpec) -> &mut Self {
+        self.snippets(&["pages"]);
+        if spec.paged.is_some() && !self.overrides.contains(&("PAGED", 1)) {
+            self.switch("PAGED", true);
+        }
+        let Some(scale) = scale else { return self.snippets(&[names.place]) };
+        let [scale_f32, scale_f16] = names.scale;
+        match scale.element {
+            Element::F16 => self.snippets(&["half", scale_f16]),
+            _ => self.snippets(&[scale_f32]),
+        };
+        let width = if names.block == KEY.block { spec.key.layout.shape[3] } else { spec.value.layout.shape[3] };
+        self.snippets(&[names.place_scaled]).size(names.block, width / scale.layout.shape[3].max(1))
+    }
+
+    /// A tensor that is read four elements at a time where its rows allow it, else one by one.
+    fn vectors(&mut self, names: &Names, tensor: &TensorSpec, scale: Option<TensorSpec>) -> &mut Self {
+        let whole_blocks = scale.is_none_or(|scale| tensor.layout.shape[3] / scale.layout.shape[3].max(1) % 4 == 0);
+        if tensor.layout.has_vec4_rows() && whole_blocks {
+            self.element(tensor.element, &names.vec4)
         } else {
-            self.element(tensor.element, single).snippets(&[each]);
+            self.element(tensor.element, &names.single).one_by_one(names, scale).snippets(&[names.gather])
         }
     }
 
     pub(crate) fn query_vec(&mut self, spec: &AttentionSpec) -> &mut Self {
-        self.vec_element(&spec.query, ["query_f32x4", "query_f16x4"], ["query_f32", "query_f16"], "query_gather");
-        self
+        self.vectors(&QUERY, &spec.query, None)
     }
 
     pub(crate) fn key_vec(&mut self, spec: &AttentionSpec) -> &mut Self {
-        self.vec_element(&spec.key, ["key_f32x4", "key_f16x4"], ["key_f32", "key_f16"], "key_gather");
-        self
+        self.place(&KEY, spec.key_scale.as_ref(), spec).vectors(&KEY, &spec.key, spec.key_scale)
     }
 
     pub(crate) fn value_vec(&mut self, spec: &AttentionSpec) -> &mut Self {
-        self.vec_element(&spec.value, ["value_f32x4", "value_f16x4"], ["value_f32", "value_f16"], "value_gather");
-        self
+        self.place(&VALUE, spec.value_scale.as_ref(), spec).vectors(&VALUE, &spec.value, spec.value_scale)
     }
 
+    /// An output that is written four elements at a time where its rows allow it, else one by one.
     pub(crate) fn output_vec(&mut self, spec: &AttentionSpec) -> &mut Self {
-        self.vec_element(
-            &spec.output,
-            ["output_f32x4", "output_f16x4"],
-            ["output_f32", "output_f16"],
-            "output_scatter",
-        );
-        self
+        if spec.output.layout.has_vec4_rows() {
+            return self.element(spec.output.element, &["output_f32x4", "output_f16x4", "output_bf16x4", ""]);
+        }
+        self.output(spec).snippets(&["output_scatter"])
     }
 
     /// Bias, mask and row data, present or not.
     pub(crate) fn terms(&mut self, spec: &AttentionSpec) -> &mut Self {
         match spec.bias {
             None => self.snippets(&["bias_none"]),
-            Some(bias) => self.element(bias.element, ["bias_f32", "bias_f16"]),
+            Some(bias) => self.element(bias.element, &["bias_f32", "bias_f16", "bias_bf16", ""]),
         };
         self.snippets(&[if spec.mask.is_some() { "mask_bytes" } else { "mask_none" }]);
         self.row_data(spec.has_row_data())
-    }
-
-    pub(crate) fn no_terms(&mut self) -> &mut Self {
-        self.snippets(&["bias_none", "mask_none", "row_data_none"])
     }
 
     pub(crate) fn row_data(&mut self, present: bool) -> &mut Self {

@@ -12,16 +12,13 @@ macro_rules! files {
 
 /// Name and text of every snippet.
 const SNIPPETS: &[(&str, &str)] = files!(
+    "bfloat",
+    "bias_bf16",
     "bias_f16",
     "bias_f32",
     "bias_none",
     "exponent",
     "half",
-    "key_f16",
-    "key_f16x4",
-    "key_f32",
-    "key_f32x4",
-    "key_gather",
     "keys",
     "lse_none",
     "lse_state",
@@ -31,19 +28,17 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "matrices_16",
     "matrices_8",
     "numerics",
+    "output_bf16",
+    "output_bf16x4",
     "output_f16",
     "output_f16x4",
     "output_f32",
     "output_f32x4",
     "output_scatter",
+    "pages",
     "params",
     "part_state",
     "q_lens",
-    "query_f16",
-    "query_f16x4",
-    "query_f32",
-    "query_f32x4",
-    "query_gather",
     "row_data_buffer",
     "row_data_none",
     "row_end",
@@ -56,12 +51,51 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "tile_mask_none",
     "tile_query_storage",
     "tile_query_workgroup",
-    "value_f16",
-    "value_f16x4",
-    "value_f32",
-    "value_f32x4",
-    "value_gather",
 );
+
+/// Name and text of what there is for queries, keys and values alike: a snippet `key_load_f16` is `load_f16` of the key.
+const TEMPLATES: &[(&str, &str)] = files!(
+    "element",
+    "element_scaled",
+    "gather",
+    "load_bf16",
+    "load_bf16x4",
+    "load_f16",
+    "load_f16x4",
+    "load_f32",
+    "load_f32x4",
+    "load_i8",
+    "load_i8x4",
+    "place",
+    "place_scaled",
+    "scale_f16",
+    "scale_f32",
+);
+
+/// What templates call things by, and what these are for the query, the key and the value; the longer names first.
+const TENSORS: [(&str, [&str; 3]); 6] = [
+    ("TENSOR_SCALE_BINDING", ["", "12", "13"]),
+    ("TENSOR_BINDING", ["1", "2", "3"]),
+    ("TENSOR_RAGGED", ["KEY_RAGGED", "KEY_RAGGED", "VALUE_RAGGED"]),
+    ("TENSOR_DIM", ["HEAD_DIM", "HEAD_DIM", "V_HEAD_DIM"]),
+    ("TENSOR_BLOCK", ["", "KEY_BLOCK", "VALUE_BLOCK"]),
+    ("TENSOR", ["query", "key", "value"]),
+];
+
+/// The text of a snippet, among those that are assembled with it.
+fn snippet(wanted: &str, beside: &[&str]) -> Option<String> {
+    if let Some((_, text)) = SNIPPETS.iter().find(|(name, _)| *name == wanted) {
+        return Some((*text).to_owned());
+    }
+    let (tensor, template) = wanted.split_once('_')?;
+    let (_, [of_query, of_key, of_value]) = TENSORS.last()?;
+    let column = [of_query, of_key, of_value].iter().position(|name| **name == tensor)?;
+    let (_, text) = TEMPLATES.iter().find(|(name, _)| *name == template)?;
+    // where a row lies: its first element, or also its first scale
+    let scaled = beside.iter().any(|name| name.strip_prefix(tensor) == Some("_place_scaled"));
+    let text = text.replace("TENSOR_PLACE", if scaled { "vec2u" } else { "u32" });
+    Some(TENSORS.iter().fold(text, |text, (name, of)| text.replace(name, of[column])))
+}
 
 /// `peak_fma.wgsl` with so many steps written out.
 #[cfg(feature = "native")]
@@ -110,10 +144,9 @@ impl Variant {
             let _ = writeln!(text, "const {name}: u32 = {value}u;");
         }
         for wanted in &self.snippets {
-            // a snippet that is not in the list leaves its functions undefined; a test assembles every variant
-            let snippet = SNIPPETS.iter().find(|(name, _)| name == wanted).map_or("", |(_, text)| text);
+            // a snippet that is not in the lists leaves its functions undefined; a test assembles every variant
             text.push('\n');
-            text.push_str(snippet);
+            text.push_str(&snippet(wanted, &self.snippets).unwrap_or_default());
         }
         text.push('\n');
         text.push_str(self.shader.text());

@@ -2,7 +2,7 @@
 
 use super::inputs::{HostInputs, Inputs, on_host};
 use super::recording::Recording;
-use super::tensor::{HostData, Tensor};
+use super::tensor::Tensor;
 use crate::cpu::{MergedStates, StatePart, merge_states};
 use crate::device::PreparedAttention;
 use crate::dispatch::Variant;
@@ -75,10 +75,7 @@ impl Recording<'_> {
                 };
                 let offset = prepared.problem().spec().output.layout.offset;
                 let output = result.output.as_ref();
-                let output = match output {
-                    TensorRef::F32(data) => TensorRef::F32(data.get(offset..).unwrap_or_default()),
-                    TensorRef::F16(data) => TensorRef::F16(data.get(offset..).unwrap_or_default()),
-                };
+                let output = output.cut(offset.min(output.len())..output.len());
                 put("output", &to.output, offset, HostSlice::Tensor(output))?;
                 if let Some(rows) = &to.rows {
                     let data = match (&result.row_state, &result.lse) {
@@ -251,7 +248,7 @@ impl Recording<'_> {
         let scales = scales.tensor();
         let of = |(n, quants): (usize, &[i8])| quants.iter().map(|&q| scales.get(n) * f32::from(q)).collect::<Vec<_>>();
         let expanded = quants.i8().chunks(32).enumerate().flat_map(of).collect();
-        Ok(Tensor::of_host(HostData::Tensor(TensorData::F32(expanded))))
+        Ok(Tensor::held(TensorData::F32(expanded)))
     }
 }
 

@@ -52,6 +52,13 @@ pub(crate) fn check_terms(terms: &Terms<Tensor<'_>>, problem: &AttentionProblem)
         let lens = lens.as_ref().and_then(Tensor::host);
         inputs::check_lens(name, lens.as_ref().map(HostRead::u32), most)?;
     }
+    let table = terms.block_table.as_ref().and_then(Tensor::host);
+    let lens = terms.kv_lens.as_ref().and_then(Tensor::host);
+    if terms.kv_lens.is_some() && lens.is_none() {
+        // how much of the table is looked at is known on the device only
+        return Ok(());
+    }
+    inputs::check_table(problem, table.as_ref().map(HostRead::i32), lens.as_ref().map(HostRead::u32))?;
     Ok(())
 }
 
@@ -67,11 +74,8 @@ pub(crate) fn is_a(name: &'static str, tensor: &Tensor<'_>, wanted: Kind) -> Res
 
 /// The type of elements that an attention can read.
 pub(crate) fn element_of(name: &'static str, tensor: &Tensor<'_>) -> Result<Element, InputError> {
-    match tensor.kind() {
-        Kind::F32 => Ok(Element::F32),
-        Kind::F16 => Ok(Element::F16),
-        found => Err(InputError::Element { name, wanted: Kind::F32, found }),
-    }
+    let found = tensor.kind();
+    found.element().ok_or(InputError::Element { name, wanted: Kind::F32, found })
 }
 
 impl<'a> AttentionInputs<'a> {

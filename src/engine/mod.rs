@@ -22,7 +22,6 @@ pub(crate) use commands::{Combining, Outputs};
 pub(crate) use inputs::{check_terms, element_of, is_a, reaches};
 #[cfg(feature = "layer")]
 pub(crate) use linear::{Linear, RowNorm};
-pub(crate) use tensor::HostData;
 
 /// Why a tensor cannot be where it is, or what it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

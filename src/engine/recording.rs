@@ -2,7 +2,7 @@
 
 use super::PlaceError;
 use super::inputs::element_of;
-use super::tensor::{HostData, Tensor};
+use super::tensor::Tensor;
 use crate::device::Device;
 use crate::error::Error;
 use crate::gpu::Gpu;
@@ -131,13 +131,14 @@ impl<'e> Recording<'e> {
                 Ok(Tensor::on_device(gpu, buffer.slice(..), kind, len)?)
             }
             On::Host(_) => {
-                let element = if kind == Kind::F16 { Element::F16 } else { Element::F32 };
+                // what is computed on the host is one of these
+                let element = kind.element().unwrap_or(Element::F32);
                 let bytes = len as u128 * element.size_bytes() as u128;
                 // asked for and given back: what cannot be allocated would end the process
                 if usize::try_from(bytes).map_or(true, |n| Vec::<u8>::new().try_reserve_exact(n).is_err()) {
                     return Err(Error::HostMemory { bytes });
                 }
-                Ok(Tensor::of_host(HostData::Tensor(TensorData::zeros(element, len))))
+                Ok(Tensor::held(TensorData::zeros(element, len)))
             }
         }
     }
@@ -181,19 +182,18 @@ impl Tensor<'_> {
     /// All elements in host memory. Those of a device are there once what writes them is submitted.
     ///
     /// # Errors
-    /// [`Error::Gpu`]; [`InputError::Element`](crate::InputError::Element) where the elements are neither f32 nor f16.
+    /// [`Error::Gpu`]; [`InputError::Element`](crate::InputError::Element) where the elements are none that a tensor of an attention has.
     pub async fn read(&self, name: &'static str) -> Result<TensorData, Error> {
         let element = element_of(name, self)?;
         let (Some(gpu), Some(slice)) = (self.gpu(), self.buffer_slice()) else {
-            let data = self.host().map(|read| match read.tensor() {
-                crate::tensor::TensorRef::F32(data) => TensorData::F32(data.to_vec()),
-                crate::tensor::TensorRef::F16(data) => TensorData::F16(data.to_vec()),
-            });
+            let data = self.host().map(|read| read.tensor().to_owned());
             return Ok(data.unwrap_or_else(|| TensorData::zeros(element, 0)));
         };
         Ok(match element {
             Element::F32 => TensorData::F32(gpu.read(name, slice, self.len()).await?),
             Element::F16 => TensorData::F16(gpu.read(name, slice, self.len()).await?),
+            Element::Bf16 => TensorData::Bf16(gpu.read(name, slice, self.len()).await?),
+            Element::I8 => TensorData::I8(gpu.read(name, slice, self.len()).await?),
         })
     }
 

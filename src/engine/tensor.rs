@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::PlaceError;
 use crate::error::Error;
@@ -25,7 +25,7 @@ pub struct Tensor<'a>(Place<'a>);
 #[derive(Clone, Debug)]
 enum Place<'a> {
     Borrowed(HostSlice<'a>),
-    Held { data: Arc<RwLock<HostData>>, kind: Kind, range: Range<usize> },
+    Held { data: Arc<RwLock<TensorData>>, kind: Kind, range: Range<usize> },
     Device(OnDevice),
 }
 
@@ -36,22 +36,6 @@ struct OnDevice {
     start_bytes: u64,
     kind: Kind,
     len: usize,
-}
-
-/// Elements in host memory, owned.
-#[derive(Clone, Debug)]
-pub(crate) enum HostData {
-    Tensor(TensorData),
-    I8(Vec<i8>),
-}
-
-impl HostData {
-    fn as_slice(&self) -> HostSlice<'_> {
-        match self {
-            Self::Tensor(data) => HostSlice::Tensor(data.as_ref()),
-            Self::I8(data) => HostSlice::I8(data),
-        }
-    }
 }
 
 impl Tensor<'_> {
@@ -77,11 +61,7 @@ impl Tensor<'_> {
     /// Takes over elements in host memory.
     #[must_use]
     pub fn held(data: TensorData) -> Tensor<'static> {
-        Self::of_host(HostData::Tensor(data))
-    }
-
-    pub(crate) fn of_host(data: HostData) -> Tensor<'static> {
-        let (kind, range) = (data.as_slice().kind(), 0..data.as_slice().len());
+        let (kind, range) = (data.as_ref().element().into(), 0..data.as_ref().len());
         Tensor(Place::Held { data: Arc::new(RwLock::new(data)), kind, range })
     }
 
@@ -155,7 +135,7 @@ impl Tensor<'_> {
             && Arc::ptr_eq(to, source)
         {
             // a lock cannot be had twice
-            let copy = Self::of_host(source.read().unwrap_or_else(PoisonError::into_inner).clone());
+            let copy = Self::held(source.read().unwrap_or_else(PoisonError::into_inner).clone());
             return self.write_from(at, &copy.cut(range.clone()));
         }
         from.host().is_some_and(|read| self.write(at, read.slice()))
@@ -167,10 +147,16 @@ impl Tensor<'_> {
         let mut data = data.write().unwrap_or_else(PoisonError::into_inner);
         let at = range.start + at;
         match (&mut *data, from) {
-            (HostData::Tensor(TensorData::F32(to)), HostSlice::Tensor(TensorRef::F32(from))) => {
+            (TensorData::F32(to), HostSlice::Tensor(TensorRef::F32(from))) => {
                 to[at..at + from.len()].copy_from_slice(from);
             }
-            (HostData::Tensor(TensorData::F16(to)), HostSlice::Tensor(TensorRef::F16(from))) => {
+            (TensorData::F16(to), HostSlice::Tensor(TensorRef::F16(from))) => {
+                to[at..at + from.len()].copy_from_slice(from);
+            }
+            (TensorData::Bf16(to), HostSlice::Tensor(TensorRef::Bf16(from))) => {
+                to[at..at + from.len()].copy_from_slice(from);
+            }
+            (TensorData::I8(to), HostSlice::Tensor(TensorRef::I8(from))) => {
                 to[at..at + from.len()].copy_from_slice(from);
             }
             _ => return false,
@@ -230,18 +216,18 @@ impl<'a> Tensor<'a> {
 #[derive(Debug)]
 pub(crate) enum HostRead<'r> {
     Borrowed(HostSlice<'r>),
-    Held(RwLockReadGuard<'r, HostData>, Range<usize>),
+    Held(RwLockReadGuard<'r, TensorData>, Range<usize>),
 }
 
 impl HostRead<'_> {
     pub(crate) fn slice(&self) -> HostSlice<'_> {
         match self {
             Self::Borrowed(data) => *data,
-            Self::Held(data, range) => data.as_slice().cut(range.clone()),
+            Self::Held(data, range) => HostSlice::Tensor(data.as_ref().cut(range.clone())),
         }
     }
 
-    /// As a tensor of f32 or f16; nothing where it is of another kind.
+    /// As a tensor of an attention; nothing where it is of another kind.
     pub(crate) fn tensor(&self) -> TensorRef<'_> {
         match self.slice() {
             HostSlice::Tensor(data) => data,
@@ -273,7 +259,7 @@ impl HostRead<'_> {
 
     pub(crate) fn i8(&self) -> &[i8] {
         match self.slice() {
-            HostSlice::I8(data) => data,
+            HostSlice::Tensor(TensorRef::I8(data)) => data,
             _ => &[],
         }
     }
@@ -331,6 +317,7 @@ from_slices!(
     f16 => |data| HostSlice::Tensor(TensorRef::F16(data)),
     u32 => HostSlice::U32,
     i32 => HostSlice::I32,
-    i8 => HostSlice::I8,
+    bf16 => |data| HostSlice::Tensor(TensorRef::Bf16(data)),
+    i8 => |data| HostSlice::Tensor(TensorRef::I8(data)),
     bool => HostSlice::Bool
 );

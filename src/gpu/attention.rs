@@ -297,7 +297,7 @@ impl GpuAttention {
             output: output?,
             lse: lse.transpose()?,
             scores: scores.transpose()?,
-            large_values: self.problem().may_overflow(inputs.value),
+            large_values: self.problem().may_overflow(&inputs),
         })
     }
 
@@ -321,6 +321,9 @@ impl GpuAttention {
         let output = match spec.output.element {
             Element::F32 => TensorData::F32(gpu.read("output", tensors.output.slice(..), len).await?),
             Element::F16 => TensorData::F16(gpu.read("output", tensors.output.slice(..), len).await?),
+            Element::Bf16 => TensorData::Bf16(gpu.read("output", tensors.output.slice(..), len).await?),
+            // refused as an output where problems are made
+            Element::I8 => TensorData::zeros(Element::I8, 0),
         };
         let (mut lse, mut row_state) = (None, None);
         if let Some(buffer) = &tensors.lse {

@@ -11,9 +11,9 @@ use crate::terms::Terms;
 /// Every buffer of one attention. Each slice starts where the tensor's buffer starts; the layout's offset counts from
 /// there. Which optional ones are given must be what the spec says.
 ///
-/// All need the usage `STORAGE`. Where more than one of `q_lens`, `kv_lens`, `row_start`, `row_end`, `alibi_slopes` and `sinks`
-/// is given they need `COPY_SRC` too. Values on the device cannot be checked: a length beyond the
-/// sequence is taken as all of it. All buffers must be of this device: wgpu itself ends the process at one of another instance.
+/// All need the usage `STORAGE`. Where more than one of `q_lens`, `kv_lens`, `row_start`, `row_end`, `alibi_slopes`, `sinks` and
+/// `block_table` is given they need `COPY_SRC` too. Values on the device cannot be checked: a length beyond the
+/// sequence is taken as all of it, and a page that there is not as the last one. All buffers must be of this device: wgpu itself ends the process at one of another instance.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionBuffers<'a> {
     /// `[batch, q_heads, q_len, head_dim]`.
@@ -50,6 +50,8 @@ pub(super) fn needed_bytes(problem: &AttentionProblem, slot: Slot) -> u64 {
         Slot::Output => tensor(&spec.output),
         Slot::Bias => problem.terms().bias.map_or(0, |bias| bias.bytes()),
         Slot::Mask => problem.terms().mask.map_or(0, |mask| mask.bytes()),
+        Slot::KeyScale => problem.terms().key_scale.map_or(0, |scale| scale.bytes()),
+        Slot::ValueScale => problem.terms().value_scale.map_or(0, |scale| scale.bytes()),
         Slot::Lse => problem.rows() as u64 * spec.lse_width() as u64 * 4,
         Slot::Scores => problem.rows() as u64 * problem.kv_len() as u64 * 4,
         Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartRowState => 0,
@@ -78,6 +80,8 @@ impl<'a> AttentionBuffers<'a> {
             Slot::Value => Some(self.value),
             Slot::Bias => self.terms.bias,
             Slot::Mask => self.terms.mask,
+            Slot::KeyScale => self.terms.key_scale,
+            Slot::ValueScale => self.terms.value_scale,
             Slot::Output => Some(self.output),
             Slot::Lse => self.lse,
             Slot::Scores => self.scores,
@@ -94,6 +98,8 @@ impl<'a> AttentionBuffers<'a> {
             (Slot::Value, true),
             (Slot::Bias, spec.bias.is_some()),
             (Slot::Mask, spec.mask.is_some()),
+            (Slot::KeyScale, spec.key_scale.is_some()),
+            (Slot::ValueScale, spec.value_scale.is_some()),
             (Slot::Output, true),
             (Slot::Lse, spec.returns_rows()),
             (Slot::Scores, spec.scores.is_some()),

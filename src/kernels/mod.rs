@@ -115,13 +115,12 @@ impl Tiling {
     }
 }
 
-/// Buffers that a kernel binds which does everything in one pass: 8 at most.
+/// Buffers that a kernel binds which does everything in one pass: 8 at most, and the scales of keys and values.
 fn storage_buffers(problem: &AttentionProblem) -> u32 {
     let spec = problem.spec();
-    4 + [spec.bias.is_some(), spec.mask.is_some(), spec.has_row_data(), spec.returns_rows()]
-        .map(u32::from)
-        .iter()
-        .sum::<u32>()
+    let scales = [spec.key_scale.is_some(), spec.value_scale.is_some()];
+    let terms = [spec.bias.is_some(), spec.mask.is_some(), spec.has_row_data(), spec.returns_rows()];
+    4 + [terms.as_slice(), &scales].concat().into_iter().map(u32::from).sum::<u32>()
 }
 
 pub(crate) fn check_invocations(needed: u32, caps: &DeviceCaps) -> Result<(), Unsupported> {

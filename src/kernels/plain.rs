@@ -78,7 +78,8 @@ fn scores(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, place: Slo
         bindings.read_terms();
         variant.terms(spec);
     } else {
-        variant.no_terms();
+        bindings.read_table();
+        variant.snippets(&["bias_none", "mask_none"]).row_data(spec.paged.is_some());
     }
     bindings.write(place);
     variant.snippets(&["q_lens", "keys", "score", "numerics"]);

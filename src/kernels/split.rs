@@ -110,7 +110,10 @@ pub(crate) fn tiles(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     let query_vecs = problem.head_dim().div_ceil(4);
     let column_lanes = value_vecs.min(LANES);
     let columns = value_vecs.div_ceil(column_lanes);
-    let shared = |axis: usize| [problem.spec().key, problem.spec().value].iter().all(|of| of.layout.strides[axis] == 0);
+    let spec = problem.spec();
+    let scales = [spec.key_scale, spec.value_scale].into_iter().flatten();
+    let all: Vec<_> = [spec.key, spec.value].into_iter().chain(scales).collect();
+    let shared = |axis: usize| spec.paged.is_none() && all.iter().all(|of| of.layout.strides[axis] == 0);
     let group = if shared(1) { part.heads.len().max(1) } else { heads_together(problem, part) };
     let entries = if shared(0) { part.batch.len().max(1) } else { 1 };
     let row_count = entries * group * part.rows.len();

@@ -1,6 +1,6 @@
 //! Pages of keys and values in slabs, on the device or in host memory.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{PoolError, PoolSpec, Storage};
 use crate::device::Device;
@@ -130,10 +130,7 @@ impl Slabs {
                 for first in (0..page_len).step_by(rows) {
                     let rows = rows.min(page_len - first);
                     copy_rows(&mut part, data, [kv_heads, len, row / kv_heads], n * page_len + first, rows);
-                    let part = match &part {
-                        TensorData::F32(part) => TensorRef::F32(&part[..rows * row]),
-                        TensorData::F16(part) => TensorRef::F16(&part[..rows * row]),
-                    };
+                    let part = part.as_ref().cut(0..rows * row);
                     let slab = &self.slabs[page / self.pages_per_slab][tensor];
                     slab.overwrite("a page", at + first * row, part).await?;
                 }
@@ -178,10 +175,18 @@ fn copy_rows(
             (TensorData::F16(to), TensorRef::F16(data), Some(from)) => {
                 to[at..at + width].copy_from_slice(&data[from..from + width]);
             }
+            (TensorData::Bf16(to), TensorRef::Bf16(data), Some(from)) => {
+                to[at..at + width].copy_from_slice(&data[from..from + width]);
+            }
+            (TensorData::I8(to), TensorRef::I8(data), Some(from)) => {
+                to[at..at + width].copy_from_slice(&data[from..from + width]);
+            }
             (TensorData::F32(to), _, None) => to[at..at + width].fill(0.0),
             (TensorData::F16(to), _, None) => to[at..at + width].fill(f16::ZERO),
+            (TensorData::Bf16(to), _, None) => to[at..at + width].fill(bf16::ZERO),
+            (TensorData::I8(to), _, None) => to[at..at + width].fill(0),
             // both are of one type
-            (TensorData::F32(_), TensorRef::F16(_), _) | (TensorData::F16(_), TensorRef::F32(_), _) => {}
+            (_, _, Some(_)) => {}
         }
     }
 }

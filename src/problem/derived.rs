@@ -1,14 +1,20 @@
 //! Problems that are made of another: the same attention, asked in another way.
 
 use super::AttentionProblem;
+use crate::inputs::AttentionInputs;
 use crate::tensor::{Layout, TensorRef, TensorSpec};
 
 impl AttentionProblem {
     /// Whether as many of these values as there are keys may add up to more than f32 holds.
-    pub(crate) fn may_overflow(&self, values: TensorRef<'_>) -> bool {
-        let TensorRef::F32(values) = values else { return false };
+    pub(crate) fn may_overflow(&self, inputs: &AttentionInputs<'_>) -> bool {
         let most = f32::MAX / self.kv_len().max(1) as f32;
-        values.iter().any(|value| value.is_finite() && value.abs() > most)
+        let scales = |of: TensorRef<'_>| (0..of.len()).any(|n| of.get(n).is_finite() && of.get(n).abs() > most / 128.0);
+        match inputs.value {
+            TensorRef::F32(values) => values.iter().any(|value| value.is_finite() && value.abs() > most),
+            TensorRef::Bf16(values) => values.iter().any(|value| value.is_finite() && value.to_f32().abs() > most),
+            TensorRef::I8(_) => inputs.terms.value_scale.is_some_and(scales),
+            TensorRef::F16(_) => false,
+        }
     }
 
     /// The same attention as one of several states to be merged: an f32 output without gaps, maximum and sum of
@@ -30,7 +36,7 @@ impl AttentionProblem {
     #[must_use]
     pub(crate) fn scores_alone(&self) -> Self {
         let mut alone = self.clone();
-        alone.spec.value = alone.spec.key;
+        (alone.spec.value, alone.spec.value_scale) = (alone.spec.key, alone.spec.key_scale);
         alone.spec.output = TensorSpec::f32(Layout::bhld(self.spec.query.layout.shape));
         alone.spec.lse = false;
         alone.spec.row_state = true;

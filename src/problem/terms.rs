@@ -51,6 +51,17 @@ impl std::str::FromStr for Diagonal {
     }
 }
 
+/// Keys and values in pages: memory in pieces of equal length that a table puts in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Paged {
+    /// Pages of each batch entry in the table, the `n` of `[batch, n]`. Entries behind the page that holds the last key are
+    /// never looked at, and may be anything.
+    pub table_len: usize,
+    /// Length of the key/value sequence, in tokens: what bias and mask are as wide as. At most what the table reaches over;
+    /// where entries of the batch are shorter, they have key lengths.
+    pub kv_len: usize,
+}
+
 /// How many ALiBi slopes there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum AlibiSlopes {

@@ -4,7 +4,7 @@
 
 use super::yardstick::Twin;
 use super::{DIVISION, SIGMAS, TINY, U, VANISHING, exp_error, round};
-use crate::cpu::reference;
+use crate::cpu::reference::{self, Stored};
 use crate::inputs::AttentionInputs;
 use crate::problem::{AttentionProblem, ScoreStage};
 
@@ -241,7 +241,7 @@ pub(super) fn score(
     j: usize,
 ) -> Score {
     let spec = problem.spec();
-    let key = reference::load(inputs.key, &spec.key.layout, [b, h / problem.group_size(), j]);
+    let key = reference::stored(problem, inputs, Stored::Key, [b, h / problem.group_size(), j]);
     let (dot, of_dot) = dot(query, key);
     let scale = f64::from(problem.scale());
     let exact = scale * f64::from(round(dot));
@@ -329,7 +329,6 @@ impl Bounds {
         oracle: &reference::Row,
         twin: &Twin,
     ) -> Self {
-        let spec = problem.spec();
         let width = problem.v_head_dim();
         let live = || (0..problem.kv_len()).filter(|&j| oracle.allowed[j]);
         let n = live().count() as f64;
@@ -365,7 +364,7 @@ impl Bounds {
             if prob > 0.0 {
                 total.add(prob, &[1.0]);
             }
-            let value = reference::load(inputs.value, &spec.value.layout, [b, h / problem.group_size(), j]);
+            let value = reference::stored(problem, inputs, Stored::Value, [b, h / problem.group_size(), j]);
             values.iter_mut().zip(value).for_each(|(v, value)| *v = value);
             if prob > 0.0 {
                 sums.add(prob, &values);

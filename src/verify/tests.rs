@@ -3,6 +3,7 @@
 use super::*;
 use crate::AlibiSlopes;
 use crate::OwnedTerms;
+use crate::TensorData;
 use crate::cpu::{CpuKernel, SimdLevel, attention_at, attention_with};
 use crate::workload::{InputRecipe, inputs_with};
 use crate::{AttentionData, AttentionSpec, Diagonal, Layout, TensorSpec, f16};
@@ -70,6 +71,7 @@ fn twin(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, fault: Fault) 
             match &mut output {
                 TensorData::F32(data) => data[at] = x,
                 TensorData::F16(data) => data[at] = f16::from_f32(x),
+                other => panic!("no output of {other:?} here"),
             }
         }
     }

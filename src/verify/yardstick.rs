@@ -4,7 +4,7 @@
 
 use super::floor::{self, Off};
 use super::round;
-use crate::cpu::reference;
+use crate::cpu::reference::{self, Stored};
 use crate::inputs::AttentionInputs;
 use crate::problem::{AttentionProblem, ScoreStage};
 use crate::tensor::{Layout, TensorRef};
@@ -31,7 +31,7 @@ pub(super) fn plain(
     let kv_head = h / problem.group_size();
     let query: Vec<f32> = load(inputs.query, &spec.query.layout, [b, h, i]).collect();
     let scaled = |j: usize| {
-        let key = load(inputs.key, &spec.key.layout, [b, kv_head, j]);
+        let key = inputs.keys(problem).row([b, kv_head, j]);
         problem.scale() * query.iter().zip(key).fold(0.0f32, |sum, (q, k)| sum + q * k)
     };
     let capped = |j: usize| spec.softcap.map_or_else(|| scaled(j), |cap| cap * (scaled(j) / cap).tanh());
@@ -59,7 +59,7 @@ pub(super) fn plain(
         lse = row_max + row_sum.ln();
         for (&j, weight) in keys.iter().zip(&weights) {
             let prob = weight / row_sum;
-            for (x, v) in output.iter_mut().zip(load(inputs.value, &spec.value.layout, [b, kv_head, j])) {
+            for (x, v) in output.iter_mut().zip(inputs.values(problem).row([b, kv_head, j])) {
                 *x += prob * v;
             }
         }
@@ -133,10 +133,9 @@ pub(super) fn twin(
     let sum = live().map(|j| power(scores[j])).sum::<f64>() + sink_power;
     let mut output = vec![0.0; problem.v_head_dim()];
     let mut probs = vec![0.0; kv_len];
-    let layout = &problem.spec().value.layout;
     for j in live() {
         probs[j] = if max == f64::NEG_INFINITY { 0.0 } else { power(scores[j]) / sum };
-        let value = reference::load(inputs.value, layout, [b, h / problem.group_size(), j]);
+        let value = reference::stored(problem, inputs, Stored::Value, [b, h / problem.group_size(), j]);
         output.iter_mut().zip(value).for_each(|(x, v)| *x += probs[j] * v);
     }
     Twin {

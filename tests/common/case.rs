@@ -3,7 +3,8 @@
 use std::fmt;
 
 use cross_attention::{
-    AlibiSlopes, AttentionData, AttentionProblem, AttentionSpec, Diagonal, Element, Layout, ScoreStage, TensorSpec,
+    AlibiSlopes, AttentionData, AttentionProblem, AttentionSpec, Diagonal, Element, Layout, Paged, ScoreStage,
+    TensorSpec,
 };
 
 use super::recipe::{Ranges, Recipe, Scores, Tensor};
@@ -200,6 +201,51 @@ impl Case {
         self.stored([Element::F16; 4])
     }
 
+    /// Keys and values in signed bytes, with so many scales a row each.
+    pub(crate) fn i8(self, scale: Element, [key_blocks, value_blocks]: [usize; 2]) -> Self {
+        self.key_i8(scale, key_blocks).value_i8(scale, value_blocks)
+    }
+
+    pub(crate) fn key_i8(mut self, scale: Element, blocks: usize) -> Self {
+        let AttentionSpec { key, key_scale, .. } = &mut self.spec;
+        (key.element, *key_scale) = (Element::I8, Some(scales(key, scale, blocks)));
+        self
+    }
+
+    pub(crate) fn value_i8(mut self, scale: Element, blocks: usize) -> Self {
+        let AttentionSpec { value, value_scale, .. } = &mut self.spec;
+        (value.element, *value_scale) = (Element::I8, Some(scales(value, scale, blocks)));
+        self
+    }
+
+    /// The element types of query, value and output, beside keys in bytes.
+    pub(crate) fn stored_beside(mut self, [query, value, output]: [Element; 3]) -> Self {
+        (self.spec.query.element, self.spec.value.element, self.spec.output.element) = (query, value, output);
+        self
+    }
+
+    /// Keys and values in pages, two more than are needed, and a table one longer than is needed. What is laid out, and scales,
+    /// come behind it.
+    pub(crate) fn paged(mut self, page_len: usize) -> Self {
+        let [batch, _, kv_len, _] = self.spec.key.layout.shape;
+        let of_entry = kv_len.div_ceil(page_len);
+        for tensor in [&mut self.spec.key, &mut self.spec.value] {
+            let [_, kv_heads, _, width] = tensor.layout.shape;
+            tensor.layout = Layout::bhld([batch * of_entry + 2, kv_heads, page_len, width]);
+        }
+        self.spec.paged = Some(Paged { table_len: of_entry + 1, kv_len });
+        self
+    }
+
+    /// As many pages as these, so that entries of the batch share some.
+    pub(crate) fn pages(mut self, pages: usize) -> Self {
+        for tensor in [&mut self.spec.key, &mut self.spec.value] {
+            let [_, kv_heads, page_len, width] = tensor.layout.shape;
+            tensor.layout = Layout::bhld([pages, kv_heads, page_len, width]);
+        }
+        self
+    }
+
     /// Lays out query, key, value and output anew, each from its shape.
     pub(crate) fn laid(mut self, layouts: [fn([usize; 4]) -> Layout; 4]) -> Self {
         let AttentionSpec { query, key, value, output, .. } = &mut self.spec;
@@ -237,7 +283,8 @@ impl Case {
 
     fn score_axes(&self, axes: &str) -> [usize; 4] {
         let [batch, q_heads, q_len, _] = self.spec.query.layout.shape;
-        let full = [batch, q_heads, q_len, self.spec.key.layout.shape[2]];
+        let kv_len = self.spec.paged.map_or(self.spec.key.layout.shape[2], |paged| paged.kv_len);
+        let full = [batch, q_heads, q_len, kv_len];
         assert_eq!(axes.len(), 4, "{axes}");
         let mut shape = full;
         for (n, letter) in axes.chars().enumerate() {
@@ -247,6 +294,12 @@ impl Case {
         }
         shape
     }
+}
+
+/// Scales of a tensor, so many a row.
+pub(crate) fn scales(of: &TensorSpec, element: Element, blocks: usize) -> TensorSpec {
+    let [batch, heads, len, _] = of.layout.shape;
+    TensorSpec { element, layout: Layout::bhld([batch, heads, len, blocks]) }
 }
 
 /// A layout with its axes in the given memory order, outermost first, and `gaps` unused elements after each

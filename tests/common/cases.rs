@@ -4,7 +4,7 @@
 //! Heads are `[q_heads, kv_heads]`, lengths `[q_len, kv_len]`, widths `[head_dim, v_head_dim]`.
 
 use cross_attention::Diagonal::{BottomRight, EndOfKeys, Fixed, TopLeft};
-use cross_attention::Element::{F16, F32};
+use cross_attention::Element::{Bf16, F16, F32};
 use cross_attention::{Diagonal, Layout, ScoreStage};
 
 use super::case::{Case, arranged};
@@ -24,6 +24,9 @@ pub(crate) fn all() -> Vec<Case> {
         diagonals(),
         windows(),
         storage(),
+        bfloats(),
+        bytes(),
+        pages(),
         extremes(),
         long_keys(),
         padding(),
@@ -509,6 +512,135 @@ fn storage() -> Vec<Case> {
             .value_size(1e-5),
     ]);
     cases
+}
+
+fn bfloats() -> Vec<Case> {
+    let case = |name: &str, guards| Case::new(name, guards, 2, [4, 2], [5, 19], [12, 20]).stored([Bf16; 4]);
+    vec![
+        case("bf16", "bf16 without gaps"),
+        case("bf16_odd_offsets", "bf16 tensors that start in the middle of a word").spec(|spec| {
+            for tensor in [&mut spec.query, &mut spec.key, &mut spec.value, &mut spec.output] {
+                tensor.layout.offset = 3;
+            }
+        }),
+        case("bf16_columns", "bf16 rows that run across the memory order")
+            .laid([|shape| arranged(shape, [0, 1, 3, 2], [0, 0, 0, 0], 0); 4]),
+        case("bf16_output_gaps", "bf16 rows with gaps, which stay as they are").laid([
+            Layout::bhld,
+            Layout::bhld,
+            Layout::bhld,
+            |shape| arranged(shape, [0, 1, 2, 3], [0, 3, 3, 0], 1),
+        ]),
+        case("bf16_among_others", "each tensor has an element type of its own").stored([F16, Bf16, F32, Bf16]),
+        case("bf16_bias", "a bias in bf16, with rows of odd length").bias(Bf16, "bhqk").bias_forbids(0.3),
+        Case::new("bf16_wide", "more than two blocks of keys, in bf16", 1, [8, 2], [9, 130], [64, 64])
+            .stored([Bf16; 4]),
+        Case::new("bf16_decode", "a row over many keys in bf16", 1, [2, 1], [1, 1100], [64, 32]).stored([Bf16; 4]),
+        case("bf16_large", "numbers that f16 does not hold").value_size(1e30),
+        case("bf16_small", "numbers that f16 does not hold").value_size(1e-30),
+        case("bf16_poison", "masked keys and values in bf16").kv_lens(&[3, 19]).mask("b11k").poisoned(),
+        case("bf16_not_a_number", "NaN of a value stays NaN where it is seen, and infinity infinity")
+            .planted(Tensor::Value, [0, 0, 3, 1], f32::NAN)
+            .planted(Tensor::Value, [1, 1, 3, 2], f32::NEG_INFINITY),
+    ]
+}
+
+fn bytes() -> Vec<Case> {
+    let case = |name: &str, guards| Case::new(name, guards, 2, [4, 2], [5, 70], [64, 32]);
+    vec![
+        case("i8_by_row", "bytes with a scale a row").i8(F32, [1, 1]),
+        case("i8_by_32", "bytes with a scale of f16 for 32 columns, as q8_0").i8(F16, [2, 1]),
+        case("i8_key", "keys in bytes, values not").key_i8(F16, 2).stored_beside([F16, Bf16, Bf16]),
+        case("i8_value", "values in bytes, keys not").value_i8(F32, 4),
+        Case::new("i8_odd", "blocks and widths that are no words", 2, [3, 1], [5, 19], [15, 21]).i8(F16, [3, 7]),
+        Case::new("i8_blocks_of_2", "blocks within a word", 1, [2, 2], [5, 19], [8, 12]).i8(F32, [4, 6]),
+        Case::new("i8_decode", "a row over many keys in bytes", 1, [4, 1], [1, 1100], [64, 64]).i8(F16, [2, 2]),
+        Case::new("i8_handful", "many rows over a handful of keys in bytes", 1, [2, 2], [130, 5], [40, 40])
+            .i8(F32, [1, 5]),
+        case("i8_laid", "bytes and scales with gaps, across the memory order").i8(F16, [4, 2]).spec(|spec| {
+            let anyhow = |of: &mut Layout, n: usize| *of = arranged(of.shape, [0, 2, 1, 3], [1, 3, 0, n], 5);
+            anyhow(&mut spec.key.layout, 1);
+            anyhow(&mut spec.value.layout, 0);
+            for (scale, n) in [&mut spec.key_scale, &mut spec.value_scale].into_iter().flatten().zip([0, 2]) {
+                anyhow(&mut scale.layout, n);
+            }
+        }),
+        case("i8_one_context", "bytes and scales that all entries share").i8(F32, [2, 2]).spec(|spec| {
+            let scales = [&mut spec.key_scale, &mut spec.value_scale].into_iter().flatten();
+            [&mut spec.key, &mut spec.value].into_iter().chain(scales).for_each(|of| of.layout.shape[0] = 1);
+        }),
+        case("i8_all_terms", "everything else beside bytes")
+            .i8(F16, [2, 2])
+            .bias(F32, "bhqk")
+            .mask("b1qk")
+            .kv_lens(&[70, 20])
+            .alibi()
+            .causal(BottomRight)
+            .sinks(0.0)
+            .softcap(4.0)
+            .poisoned(),
+        case("i8_scores", "scores of keys in bytes").i8(F16, [2, 2]).scores(ScoreStage::Scaled),
+        case("i8_probs", "weights of keys in bytes").i8(F32, [1, 1]).kv_lens(&[70, 20]).scores(ScoreStage::Probs),
+        case("i8_small_scales", "scales that are subnormal in f16").i8(F16, [2, 2]).value_size(1e-4),
+        case("i8_large_scales", "scales near the end of f32, whose products are not").i8(F32, [2, 1]).value_size(5e37),
+        case("i8_wild_scales", "a scale that is NaN or infinite makes such numbers of its block, also of a byte of 0")
+            .i8(F32, [2, 2])
+            .planted(Tensor::ValueScale, [0, 0, 3, 1], f32::NAN)
+            .planted(Tensor::ValueScale, [1, 1, 3, 0], f32::INFINITY)
+            .planted(Tensor::KeyScale, [1, 0, 5, 0], f32::NAN),
+    ]
+}
+
+fn pages() -> Vec<Case> {
+    let case = |name: &str, guards| Case::new(name, guards, 2, [4, 2], [5, 70], [16, 24]);
+    let long = |name: &str, guards| Case::new(name, guards, 2, [2, 1], [2, 1100], [16, 16]);
+    vec![
+        case("pages_of_1", "a page for each key").paged(1),
+        case("pages_of_16", "pages, the last one not full").paged(16).poisoned(),
+        case("pages_of_256", "all keys in one page").paged(256).poisoned(),
+        case("pages_heads_inside", "pages [pages, page_len, kv_heads, head_dim]").paged(8).spec(|spec| {
+            for tensor in [&mut spec.key, &mut spec.value] {
+                tensor.layout = Layout::blhd(tensor.layout.shape);
+            }
+        }),
+        case("pages_laid", "pages in any memory order, with gaps").paged(4).laid([
+            Layout::bhld,
+            |shape| arranged(shape, [2, 0, 3, 1], [3, 1, 0, 0], 5),
+            |shape| arranged(shape, [1, 3, 0, 2], [0, 1, 2, 0], 3),
+            Layout::bhld,
+        ]),
+        case("pages_shared", "entries of the batch read the same pages").paged(32).pages(3),
+        case("pages_kv_lens", "no page behind the last key is looked at").paged(8).kv_lens(&[70, 19]).poisoned(),
+        case("pages_no_keys", "entries without a page").paged(8).kv_lens(&[0, 70]).sinks(0.5).poisoned(),
+        case("pages_by_position", "positions count along the sequence, not the page")
+            .paged(16)
+            .kv_lens(&[70, 33])
+            .causal(EndOfKeys)
+            .windows(Some(40), None)
+            .alibi()
+            .poisoned(),
+        case("pages_bias_mask", "bias and mask count along the sequence")
+            .paged(16)
+            .bias(F16, "bhqk")
+            .mask("b1qk")
+            .poisoned(),
+        case("pages_ranges", "ranges count along the sequence").paged(4).ranges(Ranges::Segments(9)).poisoned(),
+        case("pages_scores", "scores of pages, all of them").paged(16).scores(ScoreStage::Scaled),
+        case("pages_probs", "weights of pages").paged(16).kv_lens(&[70, 5]).scores(ScoreStage::Probs).poisoned(),
+        case("pages_f16", "pages in f16").stored([F32, F16, F16, F32]).paged(16),
+        case("pages_i8", "pages in bytes, with scales in pages")
+            .paged(16)
+            .i8(F16, [1, 3])
+            .kv_lens(&[64, 70])
+            .poisoned(),
+        long("pages_long", "keys in pages split among workgroups").paged(16).poisoned(),
+        long("pages_long_i8", "pages in bytes split among workgroups")
+            .paged(64)
+            .i8(F32, [1, 1])
+            .kv_lens(&[1100, 300])
+            .poisoned(),
+        Case::new("pages_many_rows", "many rows over many pages", 1, [2, 1], [130, 200], [40, 40]).paged(32),
+    ]
 }
 
 fn extremes() -> Vec<Case> {

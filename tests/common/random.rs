@@ -45,24 +45,28 @@ pub(crate) fn long_case() -> impl Strategy<Value = Case> {
 }
 
 fn of_shape(shape: impl Strategy<Value = Shape>) -> impl Strategy<Value = Case> {
-    (shape, numbers(), masks(), (results(), any::<[bool; 4]>(), any::<u16>().no_shrink())).prop_flat_map(
-        |(shape, numbers, masks, (results, f16, seed))| {
+    (shape, numbers(), masks(), (results(), storage(), any::<u16>().no_shrink())).prop_flat_map(
+        |(shape, numbers, masks, (results, storage, seed))| {
             let case = shape.case(format!("random_{seed}"));
-            let case = results.ask(masks.ask(numbers.ask(case)));
-            let case = case.stored(f16.map(|f16| if f16 { Element::F16 } else { Element::F32 }));
+            let case = storage.ask(results.ask(masks.ask(numbers.ask(case))));
             let of = case.spec.clone();
             let inputs = (laid(of.query), laid(of.key), laid(of.value), proptest::array::uniform2(any::<bool>()));
-            (Just(case), inputs, written(of.output)).prop_map(|(case, (query, key, value, shared), output)| {
-                case.spec(|spec| {
-                    (spec.query, spec.key, spec.value, spec.output) = (query, key, value, output);
-                    // one context for the whole batch
-                    for (tensor, shared) in [&mut spec.key, &mut spec.value].into_iter().zip(shared) {
-                        if shared {
-                            tensor.layout.strides[0] = 0;
+            let scales = (laid(of.key_scale.unwrap_or(of.key)), laid(of.value_scale.unwrap_or(of.value)));
+            (Just(case), inputs, scales, written(of.output)).prop_map(
+                |(case, (query, key, value, shared), scales, output)| {
+                    case.spec(|spec| {
+                        (spec.query, spec.key, spec.value, spec.output) = (query, key, value, output);
+                        spec.key_scale = spec.key_scale.map(|_| scales.0);
+                        spec.value_scale = spec.value_scale.map(|_| scales.1);
+                        // one context for the whole batch
+                        for (tensor, shared) in [&mut spec.key, &mut spec.value].into_iter().zip(shared) {
+                            if shared && spec.paged.is_none() {
+                                tensor.layout.strides[0] = 0;
+                            }
                         }
-                    }
-                })
-            })
+                    })
+                },
+            )
         },
     )
 }
@@ -84,6 +88,53 @@ impl Shape {
     }
 }
 
+/// How the tensors are stored.
+#[derive(Clone, Debug)]
+struct Storage {
+    elements: [Element; 4],
+    /// of keys and of values: the element of the scales, and how many of the possible numbers of blocks
+    bytes: [Option<(Element, usize)>; 2],
+    page_len: Option<u32>,
+    /// fewer pages than are needed
+    shared_pages: bool,
+}
+
+impl Storage {
+    fn ask(&self, mut case: Case) -> Case {
+        case = case.stored(self.elements);
+        let raw = matches!(case.spec.scores, Some(ScoreStage::Scaled | ScoreStage::Capped));
+        let kv_len = case.spec.key.layout.shape[2];
+        if let Some(page_len) = self.page_len.filter(|_| !(raw && case.spec.kv_lens)) {
+            case = case.paged(1 << page_len);
+            if self.shared_pages && kv_len > 0 {
+                case = case.pages(2);
+            }
+        }
+        // sizes that a scale in f16 does not hold
+        let extreme = case.recipe.value_size != 1.0 || matches!(case.recipe.scores, Scores::Shifted(_));
+        let blocks = |width: usize, n: usize| {
+            let divisors: Vec<usize> = (1..=width).filter(|blocks| width.is_multiple_of(*blocks)).collect();
+            divisors[n % divisors.len()]
+        };
+        let [key, value] = self.bytes.map(|bytes| bytes.map(|(of, n)| (if extreme { Element::F32 } else { of }, n)));
+        if let Some((element, n)) = key {
+            case = case.clone().key_i8(element, blocks(case.spec.key.layout.shape[3], n));
+        }
+        if let Some((element, n)) = value {
+            case = case.clone().value_i8(element, blocks(case.spec.value.layout.shape[3], n));
+        }
+        case
+    }
+}
+
+fn storage() -> impl Strategy<Value = Storage> {
+    let element = || prop_oneof![3 => Just(Element::F32), 2 => Just(Element::F16), 2 => Just(Element::Bf16)];
+    let elements = [element(), element(), element(), element()];
+    let bytes = || option::weighted(0.25, (prop_oneof![Just(Element::F32), Just(Element::F16)], 0..24usize));
+    (elements, [bytes(), bytes()], option::weighted(0.3, 0..9u32), any::<bool>())
+        .prop_map(|(elements, bytes, page_len, shared_pages)| Storage { elements, bytes, page_len, shared_pages })
+}
+
 fn shape() -> impl Strategy<Value = Shape> {
     let q_len = prop_oneof![8 => 1..20usize, 1 => Just(0)];
     let kv_len = prop_oneof![6 => 1..40usize, 3 => 60..140usize, 1 => Just(0)];
@@ -97,7 +148,7 @@ fn shape() -> impl Strategy<Value = Shape> {
 struct NumberTerms {
     scale: Option<f32>,
     softcap: Option<f32>,
-    bias: Option<(bool, String, f32)>,
+    bias: Option<(Element, String, f32)>,
     common: f32,
     padding: Option<(f32, f32)>,
     alibi: Option<AlibiSlopes>,
@@ -112,11 +163,10 @@ impl NumberTerms {
         case.spec.softcap = self.softcap;
         case.spec.alibi_slopes = self.alibi;
         case = case.drawn(self.scores);
-        if let Some((f16, axes, forbids)) = &self.bias {
-            let element = if *f16 { Element::F16 } else { Element::F32 };
-            case = case.bias(element, axes).bias_forbids(*forbids).common(self.common);
+        if let Some((element, axes, forbids)) = &self.bias {
+            case = case.bias(*element, axes).bias_forbids(*forbids).common(self.common);
             case.recipe.padding = self.padding;
-            if *f16 && self.common.abs() > 1e4 {
+            if *element == Element::F16 && self.common.abs() > 1e4 {
                 case.recipe.bias_common = 0.0;
             }
         }
@@ -130,7 +180,8 @@ impl NumberTerms {
 
 fn numbers() -> impl Strategy<Value = NumberTerms> {
     let scale = option::of(prop_oneof![Just(0.0f32), Just(1.0), -2.0..2.0f32]);
-    let bias = option::of((any::<bool>(), axes(), prop_oneof![Just(0.0f32), 0.0..0.9f32]));
+    let bias_element = prop_oneof![Just(Element::F32), Just(Element::F16), Just(Element::Bf16)];
+    let bias = option::of((bias_element, axes(), prop_oneof![Just(0.0f32), 0.0..0.9f32]));
     let scores = prop_oneof![
         4 => (0.1..8.0f32).prop_map(Scores::Spread),
         1 => (-1.0..1.0f32).prop_map(Scores::Rising),

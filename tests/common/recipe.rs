@@ -1,8 +1,8 @@
 //! Inputs of a case: numbers that show a fault, drawn from the case's name and from the place they stand in.
 
 use cross_attention::{
-    AlibiSlopes, AttentionData, AttentionInputs, AttentionProblem, AttentionSpec, Layout, OwnedTerms, TensorData,
-    TensorSpec, f16,
+    AlibiSlopes, AttentionData, AttentionInputs, AttentionProblem, AttentionSpec, Element, Layout, OwnedTerms,
+    TensorData, TensorSpec, bf16, f16,
 };
 
 /// How the scores of a row are spread over its keys.
@@ -40,6 +40,8 @@ pub(crate) enum Tensor {
     Key,
     Value,
     Bias,
+    KeyScale,
+    ValueScale,
 }
 
 /// How the data of a case is made. What the spec does not ask for is ignored.
@@ -115,6 +117,44 @@ impl Recipe {
         };
 
         let (query, key, value) = (draw("query"), draw("key"), draw("value"));
+        let kv_lens = spec.kv_lens.then_some(self.kv_lens.as_slice());
+        let block_table = spec.paged.map(|_| table(&draw("block_table"), problem, kv_lens));
+        let place = |at: [usize; 4]| in_memory(problem, block_table.as_deref(), at);
+        // of each tensor all that is stored by a key, wherever it lies
+        let by_key = |tensor: &TensorSpec, number: &dyn Fn([usize; 4]) -> f32| {
+            let [of_batch, heads, len, width] = tensor.layout.shape;
+            let logical = match spec.paged {
+                Some(paged) => [batch, heads, paged.kv_len, width],
+                None => [of_batch, heads, len, width],
+            };
+            let stored =
+                |at: &[usize; 4]| spec.paged.is_none() || kv_lens.is_none_or(|lens| at[2] < lens[at[0]] as usize);
+            let mut values = vec![f32::NAN; tensor.layout.extent().unwrap_or(0) + 3];
+            for at in places(logical).filter(stored) {
+                values[tensor.layout.index(place(at))] = number(at);
+            }
+            values
+        };
+        let (key, key_scale) = as_stored(
+            &spec.key,
+            spec.key_scale.as_ref(),
+            by_key(&spec.key, &|at| {
+                let number = match self.scores {
+                    Scores::Exact(_) => (key.normal(at) * 2.0).round() / 4.0,
+                    _ => size * key.normal(at),
+                };
+                number + if at[3] == 0 { lift * raised(at[2]) } else { 0.0 }
+            }),
+        );
+        let (value, value_scale) = as_stored(
+            &spec.value,
+            spec.value_scale.as_ref(),
+            by_key(&spec.value, &|at| {
+                let [b, h, j, _] = at;
+                let number = ((7 * j + 3 * h + 5 * b) % 16) as f32 / 4.0 - 2.0;
+                self.value_size * (number + 0.3 * value.normal(at))
+            }),
+        );
         let mut data = AttentionData {
             query: fill(&spec.query, |at| match self.scores {
                 Scores::Equal => 0.0,
@@ -122,18 +162,8 @@ impl Recipe {
                 _ if at[3] == 0 && head_dim > 1 => 1.0,
                 _ => query.normal(at),
             }),
-            key: fill(&spec.key, |at| {
-                let number = match self.scores {
-                    Scores::Exact(_) => (key.normal(at) * 2.0).round() / 4.0,
-                    _ => size * key.normal(at),
-                };
-                number + if at[3] == 0 { lift * raised(at[2]) } else { 0.0 }
-            }),
-            value: fill(&spec.value, |at| {
-                let [b, h, j, _] = at;
-                let number = ((7 * j + 3 * h + 5 * b) % 16) as f32 / 4.0 - 2.0;
-                self.value_size * (number + 0.3 * value.normal(at))
-            }),
+            key,
+            value,
             terms: OwnedTerms {
                 bias: spec.bias.as_ref().map(|of| {
                     let (numbers, forbids, pads) = (draw("bias"), draw("bias_forbids"), draw("padding"));
@@ -153,6 +183,8 @@ impl Recipe {
                     }
                     mask
                 }),
+                key_scale,
+                value_scale,
                 q_lens: spec.q_lens.then(|| self.q_lens.clone()),
                 kv_lens: spec.kv_lens.then(|| self.kv_lens.clone()),
                 row_start: spec.row_ranges.then(|| Vec::with_capacity(batch * q_len)),
@@ -183,6 +215,7 @@ impl Recipe {
                         )
                         .collect()
                 }),
+                block_table,
             },
         };
         if let (Some(starts), Some(ends)) = (&mut data.terms.row_start, &mut data.terms.row_end) {
@@ -199,6 +232,14 @@ impl Recipe {
                 Tensor::Key => (&spec.key, Some(&mut data.key)),
                 Tensor::Value => (&spec.value, Some(&mut data.value)),
                 Tensor::Bias => (spec.bias.as_ref().unwrap_or(&spec.query), data.terms.bias.as_mut()),
+                Tensor::KeyScale => (spec.key_scale.as_ref().unwrap_or(&spec.key), data.terms.key_scale.as_mut()),
+                Tensor::ValueScale => {
+                    (spec.value_scale.as_ref().unwrap_or(&spec.value), data.terms.value_scale.as_mut())
+                }
+            };
+            let at = match tensor {
+                Tensor::Query | Tensor::Bias => at,
+                _ => in_memory(problem, data.terms.block_table.as_deref(), at),
             };
             set(into.expect("a number is planted in a tensor that is there"), of.layout.index(at), number);
         }
@@ -318,10 +359,69 @@ fn fill(tensor: &TensorSpec, number: impl Fn([usize; 4]) -> f32) -> TensorData {
     TensorData::from_f32(tensor.element, values)
 }
 
+/// Numbers as a tensor stores them: rounded, or as signed bytes beside scales. Where a block has a number that is none, as all have
+/// that nobody may look at, so is its scale.
+#[expect(clippy::cast_possible_truncation, reason = "between -127 and 127")]
+fn as_stored(of: &TensorSpec, scale: Option<&TensorSpec>, numbers: Vec<f32>) -> (TensorData, Option<TensorData>) {
+    let Some(scale) = scale else { return (TensorData::from_f32(of.element, numbers), None) };
+    assert_eq!(of.element, Element::I8);
+    let block = of.layout.shape[3] / scale.layout.shape[3];
+    let mut scales = vec![f32::NAN; scale.layout.extent().unwrap_or(0) + 3];
+    let mut bytes = vec![77i8; numbers.len()];
+    for at in places(scale.layout.shape) {
+        let [b, h, j, n] = at;
+        let columns = || (n * block..(n + 1) * block).map(|d| of.layout.index([b, h, j, d]));
+        let largest = columns().fold(0.0f32, |largest, index| {
+            if largest.is_nan() || numbers[index].is_nan() { f32::NAN } else { largest.max(numbers[index].abs()) }
+        });
+        let step = TensorData::from_f32(scale.element, vec![largest / 127.0]).to_f32()[0];
+        scales[scale.layout.index(at)] = step;
+        if step > 0.0 {
+            columns().for_each(|index| bytes[index] = (numbers[index] / step).round().clamp(-128.0, 127.0) as i8);
+        }
+    }
+    (TensorData::I8(bytes), Some(TensorData::from_f32(scale.element, scales)))
+}
+
+/// Pages in no order, of which entries of the batch share some where there are too few; behind the last one that is looked at
+/// stands what is none.
+fn table(draw: &Draw, problem: &AttentionProblem, kv_lens: Option<&[u32]>) -> Vec<i32> {
+    let [pages, _, page_len, _] = problem.spec().key.layout.shape;
+    let table_len = problem.spec().paged.expect("keys lie in pages").table_len;
+    let mut order: Vec<usize> = (0..pages).collect();
+    order.sort_by_key(|page| draw.bits([*page, 0, 0, 0]));
+    let behind = [-1, i32::MAX, i32::MIN, 1 << 20];
+    let mut taken = 0;
+    let mut table = vec![];
+    for b in 0..problem.batch() {
+        let keys = kv_lens.map_or(problem.kv_len(), |lens| lens[b] as usize);
+        for n in 0..table_len {
+            if n < keys.div_ceil(page_len) {
+                table.push(i32::try_from(order[taken % pages]).expect("cases are small"));
+                taken += 1;
+            } else {
+                table.push(behind[n % behind.len()]);
+            }
+        }
+    }
+    table
+}
+
+/// Where an element of a key or value lies: that of a page where there is a table.
+pub(crate) fn in_memory(problem: &AttentionProblem, table: Option<&[i32]>, [b, h, j, d]: [usize; 4]) -> [usize; 4] {
+    let (Some(table), Some(paged)) = (table, problem.spec().paged) else { return [b, h, j, d] };
+    let page_len = problem.spec().key.layout.shape[2];
+    let page = table[b * paged.table_len + j / page_len];
+    [usize::try_from(page).expect("a page that is looked at is there"), h, j % page_len, d]
+}
+
 fn set(tensor: &mut TensorData, index: usize, number: f32) {
     match tensor {
         TensorData::F32(data) => data[index] = number,
         TensorData::F16(data) => data[index] = f16::from_f32(number),
+        TensorData::Bf16(data) => data[index] = bf16::from_f32(number),
+        // no byte is bad by itself
+        TensorData::I8(data) => data[index] = if number > 0.0 { i8::MAX } else { i8::MIN },
         other => panic!("nothing is planted in {other:?}"),
     }
 }
@@ -329,7 +429,11 @@ fn set(tensor: &mut TensorData, index: usize, number: f32) {
 /// Overwrites all of key, value and bias that no row may see, and the query of rows that see nothing.
 fn poison(problem: &AttentionProblem, data: &mut AttentionData) {
     let spec = problem.spec();
+    let table = data.terms.block_table.clone();
+    let place = |at: [usize; 4]| in_memory(problem, table.as_deref(), at);
     let untouched = |tensor: &TensorData| vec![false; tensor.as_ref().len()];
+    let mut scales_seen = [&data.terms.key_scale, &data.terms.value_scale]
+        .map(|scales| scales.as_ref().map(untouched).unwrap_or_default());
     let mut seen = [&data.query, &data.key, &data.value].map(untouched);
     let mut bias_seen = data.terms.bias.as_ref().map(untouched).unwrap_or_default();
     let inputs = data.as_inputs();
@@ -338,10 +442,17 @@ fn poison(problem: &AttentionProblem, data: &mut AttentionData) {
         let head = h / problem.group_size();
         let (rest, bias) = allowed(problem, &inputs, at);
         if rest && bias {
-            let rows = [(&spec.query, h, i), (&spec.key, head, j), (&spec.value, head, j)];
-            for ((of, head, row), seen) in rows.into_iter().zip(&mut seen) {
-                for d in 0..of.layout.shape[3] {
-                    seen[of.layout.index([b, head, row, d])] = true;
+            let key = place([b, head, j, 0]);
+            let mark = |of: &TensorSpec, [b, h, i, _]: [usize; 4], seen: &mut Vec<bool>| {
+                (0..of.layout.shape[3]).for_each(|d| seen[of.layout.index([b, h, i, d])] = true);
+            };
+            let [of_query, of_key, of_value] = &mut seen;
+            mark(&spec.query, [b, h, i, 0], of_query);
+            mark(&spec.key, key, of_key);
+            mark(&spec.value, key, of_value);
+            for (scale, seen) in [spec.key_scale, spec.value_scale].into_iter().zip(&mut scales_seen) {
+                if let Some(scale) = scale {
+                    mark(&scale, key, seen);
                 }
             }
         }
@@ -350,8 +461,11 @@ fn poison(problem: &AttentionProblem, data: &mut AttentionData) {
             bias_seen[of.layout.index(at)] = true;
         }
     }
-    let tensors = [&mut data.query, &mut data.key, &mut data.value].into_iter().chain(&mut data.terms.bias);
-    for (tensor, seen) in tensors.zip(seen.iter().chain([&bias_seen])) {
+    let AttentionData { query, key, value, terms } = data;
+    let tensors = [Some(query), Some(key), Some(value), terms.bias.as_mut()];
+    let tensors = tensors.into_iter().chain([terms.key_scale.as_mut(), terms.value_scale.as_mut()]);
+    let all_seen = seen.iter().chain([&bias_seen]).chain(&scales_seen);
+    for (tensor, seen) in tensors.zip(all_seen).filter_map(|(tensor, seen)| Some((tensor?, seen))) {
         let bad = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30, -1e30];
         for (n, _) in seen.iter().enumerate().filter(|(_, seen)| !**seen) {
             set(tensor, n, bad[n % bad.len()]);

@@ -153,6 +153,7 @@ fn shared_out(adapter: &Adapter, trials: Vec<Trial>) -> Vec<Trial> {
 pub(crate) fn f16_inputs(case: Case) -> Case {
     let output = case.spec.output.element;
     case.stored([Element::F16, Element::F16, Element::F16, output])
+        .spec(|spec| (spec.key_scale, spec.value_scale) = (None, None))
 }
 
 /// A kernel on an adapter as an implementation.

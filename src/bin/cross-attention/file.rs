@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use cross_attention::{
-    AlibiSlopes, AttentionInputs, AttentionProblem, AttentionSpec, Element, Layout, ProblemError, ScoreStage,
-    TensorRef, TensorSpec, Terms, f16,
+    AlibiSlopes, AttentionInputs, AttentionProblem, AttentionSpec, Element, Layout, Paged, ProblemError, ScoreStage,
+    TensorRef, TensorSpec, Terms, bf16, f16,
 };
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
@@ -34,8 +34,22 @@ pub(crate) struct Wish {
 }
 
 /// All that a file may hold.
-const NAMES: [&str; 11] =
-    ["query", "key", "value", "bias", "mask", "q_lens", "kv_lens", "row_start", "row_end", "alibi_slopes", "sinks"];
+const NAMES: [&str; 14] = [
+    "query",
+    "key",
+    "value",
+    "bias",
+    "mask",
+    "key_scale",
+    "value_scale",
+    "q_lens",
+    "kv_lens",
+    "row_start",
+    "row_end",
+    "alibi_slopes",
+    "sinks",
+    "block_table",
+];
 
 /// Reads the problem of the file at `path`, of which only the header is looked at.
 ///
@@ -69,9 +83,14 @@ impl Request {
 pub(crate) fn request(file: &Contents, flags: &OptionFlags, wish: Wish) -> Result<Request, Error> {
     let options = flags.over(&file.metadata)?;
     let order = options.layout;
-    let [query, key, value] =
-        [operand(file, "query", order)?, operand(file, "key", order)?, operand(file, "value", order)?];
+    let query = operand(file, "query", order, &FLOATS)?;
+    let [key, value] = [operand(file, "key", order, &STORED)?, operand(file, "value", order, &STORED)?];
     let mut spec = AttentionSpec::from_tensors(query, key, value);
+    for (name, scale) in [("key_scale", &mut spec.key_scale), ("value_scale", &mut spec.value_scale)] {
+        if file.info(name).is_some() {
+            *scale = Some(operand(file, name, order, &SCALES)?);
+        }
+    }
     spec.output = TensorSpec { element: wish.output, layout: order.layout(spec.output.layout.shape) };
     options.apply(&mut spec);
     spec.lse = true;
@@ -85,6 +104,19 @@ pub(crate) fn request(file: &Contents, flags: &OptionFlags, wish: Wish) -> Resul
         spec.mask = Some(layout);
     }
     let [batch, q_heads, q_len, _] = spec.query.layout.shape;
+    if let Some(info) = file.info("block_table") {
+        one_of("block_table", info, &[Dtype::I32, Dtype::I64], "I32, I64")?;
+        let [of_batch, table_len] = <[usize; 2]>::try_from(&info.shape[..]).unwrap_or_default();
+        if of_batch != batch || info.shape.len() != 2 {
+            let wanted = format!("[batch, pages of an entry] = [{batch}, any]");
+            return Err(Error::Rank { name: "block_table", found: info.shape.clone(), wanted });
+        }
+        // as many keys as bias or mask speak of, or as the pages hold
+        let pairs = spec.bias.iter().map(|bias| bias.layout).chain(spec.mask).map(|layout| layout.shape[3]);
+        let all = table_len.saturating_mul(spec.key.layout.shape[2]);
+        let kv_len = pairs.filter(|keys| *keys > 1).max().unwrap_or(all);
+        spec.paged = Some(Paged { table_len, kv_len });
+    }
     let rows = ("[batch, q_len]", &[batch, q_len][..]);
     let heads = ("[q_heads]", &[q_heads][..]);
     let entries = ("[batch]", &[batch][..]);
@@ -151,6 +183,7 @@ impl<'a> Operands<'a> {
         let per_head = |name| Ok::<_, Error>(floats(name)?.map(|data| data.to_f32()));
         let integers = |name| data(name).map(|(bytes, dtype)| integers(bytes, dtype)).transpose();
         let lens = |name, most| integers(name)?.map(|lens| lengths(name, &lens, most)).transpose();
+        // what does not fit 32 bits is no page either
         let bounds = |name| Ok::<_, Error>(integers(name)?.map(saturate));
         let mask = |(bytes, _): (&[u8], Dtype)| {
             let mut mask = reserved(bytes.len())?;
@@ -164,12 +197,15 @@ impl<'a> Operands<'a> {
             terms: Terms {
                 bias: floats("bias")?,
                 mask: data("mask").map(mask).transpose()?,
+                key_scale: floats("key_scale")?,
+                value_scale: floats("value_scale")?,
                 q_lens: lens("q_lens", problem.q_len())?,
                 kv_lens: lens("kv_lens", problem.kv_len())?,
                 row_start: bounds("row_start")?,
                 row_end: bounds("row_end")?,
                 alibi_slopes: per_head("alibi_slopes")?,
                 sinks: per_head("sinks")?,
+                block_table: bounds("block_table")?,
             },
         })
     }
@@ -189,12 +225,16 @@ impl<'a> Operands<'a> {
 enum Floats<'a> {
     F32(Cow<'a, [f32]>),
     F16(Cow<'a, [f16]>),
+    Bf16(Cow<'a, [bf16]>),
+    I8(Cow<'a, [i8]>),
 }
 
 impl<'a> Floats<'a> {
     fn new(bytes: &'a [u8], dtype: Dtype) -> Result<Self, Error> {
         Ok(match dtype {
             Dtype::F16 => Self::F16(numbers(bytes, f16::from_le_bytes)?),
+            Dtype::BF16 => Self::Bf16(numbers(bytes, bf16::from_le_bytes)?),
+            Dtype::I8 => Self::I8(numbers(bytes, i8::from_le_bytes)?),
             _ => Self::F32(numbers(bytes, f32::from_le_bytes)?),
         })
     }
@@ -203,14 +243,14 @@ impl<'a> Floats<'a> {
         match self {
             Self::F32(data) => TensorRef::F32(data),
             Self::F16(data) => TensorRef::F16(data),
+            Self::Bf16(data) => TensorRef::Bf16(data),
+            Self::I8(data) => TensorRef::I8(data),
         }
     }
 
     fn to_f32(&self) -> Vec<f32> {
-        match self {
-            Self::F32(data) => data.to_vec(),
-            Self::F16(data) => data.iter().map(|x| x.to_f32()).collect(),
-        }
+        let data = self.as_ref();
+        (0..data.len()).map(|n| data.get(n)).collect()
     }
 }
 
@@ -246,8 +286,18 @@ fn reserved<T>(len: usize) -> Result<Vec<T>, Error> {
     Ok(room)
 }
 
-/// Query, key or value.
-fn operand(file: &Contents, name: &'static str, order: AxisOrder) -> Result<TensorSpec, Error> {
+/// The types of elements that stand for themselves, of keys and values, and of scales; each with its name.
+const FLOATS: ([Dtype; 3], &str) = ([Dtype::F32, Dtype::F16, Dtype::BF16], "F32, F16, BF16");
+const STORED: ([Dtype; 4], &str) = ([Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::I8], "F32, F16, BF16, I8");
+const SCALES: ([Dtype; 2], &str) = ([Dtype::F32, Dtype::F16], "F32, F16");
+
+/// Query, key or value, or scales of these.
+fn operand<const N: usize>(
+    file: &Contents,
+    name: &'static str,
+    order: AxisOrder,
+    (dtypes, possible): &([Dtype; N], &'static str),
+) -> Result<TensorSpec, Error> {
     let info = file.info(name).ok_or_else(|| {
         let names = file.names();
         let found = if names.is_empty() {
@@ -262,7 +312,8 @@ fn operand(file: &Contents, name: &'static str, order: AxisOrder) -> Result<Tens
         found: info.shape.clone(),
         wanted: format!("4 axes, {}", order.axes()),
     })?;
-    Ok(TensorSpec { element: floats_of(name, info)?, layout: order.layout(order.swap(axes)) })
+    one_of(name, info, dtypes, possible)?;
+    Ok(TensorSpec { element: element_of(info.dtype), layout: order.layout(order.swap(axes)) })
 }
 
 /// The layout of a tensor of up to four axes that broadcasts from the right.
@@ -279,8 +330,19 @@ fn broadcast(name: &'static str, info: &TensorInfo) -> Result<Layout, Error> {
 }
 
 fn floats_of(name: &'static str, info: &TensorInfo) -> Result<Element, Error> {
-    one_of(name, info, &[Dtype::F32, Dtype::F16], "F32, F16")?;
-    Ok(if info.dtype == Dtype::F16 { Element::F16 } else { Element::F32 })
+    let (dtypes, possible) = FLOATS;
+    one_of(name, info, &dtypes, possible)?;
+    Ok(element_of(info.dtype))
+}
+
+/// The element of a type that was found possible.
+const fn element_of(dtype: Dtype) -> Element {
+    match dtype {
+        Dtype::F16 => Element::F16,
+        Dtype::BF16 => Element::Bf16,
+        Dtype::I8 => Element::I8,
+        _ => Element::F32,
+    }
 }
 
 fn one_of(name: &'static str, info: &TensorInfo, dtypes: &[Dtype], possible: &'static str) -> Result<(), Error> {
@@ -299,9 +361,11 @@ impl AxisOrder {
     /// A refusal with shapes in the order of the file's axes.
     fn as_in_file(self, error: ProblemError) -> Error {
         match error {
-            ProblemError::Shape { name: name @ ("query" | "key" | "value" | "output"), wanted, found }
-                if self != Self::Bhld =>
-            {
+            ProblemError::Shape {
+                name: name @ ("query" | "key" | "value" | "output" | "key_scale" | "value_scale"),
+                wanted,
+                found,
+            } if self != Self::Bhld => {
                 let [wanted, found] = [wanted, found].map(|shape| self.swap(shape));
                 let axes = self.axes();
                 Error::Rank {

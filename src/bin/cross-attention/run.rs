@@ -23,10 +23,15 @@ Examples:
 
 /// Compute attention over safetensors files
 ///
-/// A file holds query, key and value, [batch, heads, len, dim], of F32 or F16, and may hold: bias (F32, F16) and
-/// mask (BOOL, U8; true = attend), broadcast against [batch, q_heads, q_len, kv_len]; q_lens and kv_lens (I32, I64)
-/// [batch]; row_start and row_end (I32, I64) [batch, q_len]; alibi_slopes (F32, F16) [q_heads] or [batch, q_heads];
-/// sinks (F32, F16) [q_heads]. Options may stand in its metadata, under the names of the flags.
+/// A file holds query, key and value, [batch, heads, len, dim], of F32, F16 or BF16, and may hold: bias (F32, F16, BF16)
+/// and mask (BOOL, U8; true = attend), broadcast against [batch, q_heads, q_len, kv_len]; q_lens and kv_lens (I32, I64)
+/// [batch]; row_start and row_end (I32, I64) [batch, q_len]; alibi_slopes (F32, F16, BF16) [q_heads] or [batch, q_heads];
+/// sinks (F32, F16, BF16) [q_heads]. Options may stand in its metadata, under the names of the flags.
+///
+/// Key and value may be of I8, each beside key_scale or value_scale (F32, F16) [batch, kv_heads, kv_len, blocks]: an
+/// element is byte times scale, and a scale holds for head_dim / blocks neighbouring columns. With block_table (I32, I64)
+/// [batch, n], key and value are pages, [pages, kv_heads, page_len, dim], and so are their scales; entry n of the table is
+/// the page that holds the tokens from n * page_len on.
 ///
 /// The result holds output and lse (F32) [batch, q_heads, q_len], and probs with --probs.
 ///
@@ -41,7 +46,7 @@ pub(crate) struct Args {
     /// Where to write: a file for one input file, else a folder, made if need be
     #[arg(short, long = "output", value_name = "OUT")]
     output: PathBuf,
-    /// Element type of the output, f32 or f16
+    /// Element type of the output, f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value_t = Element::F32)]
     output_type: Element,
     /// Write the attention weights too, F32 [batch, q_heads, q_len, kv_len]

@@ -325,6 +325,8 @@ fn element_types(job: &Job) -> Vec<(&'static str, &'static str)> {
         Slot::Key => Some(spec.key.element),
         Slot::Value => Some(spec.value.element),
         Slot::Bias => spec.bias.map(|bias| bias.element),
+        Slot::KeyScale => spec.key_scale.map(|scale| scale.element),
+        Slot::ValueScale => spec.value_scale.map(|scale| scale.element),
         Slot::Output => Some(spec.output.element),
         Slot::Mask | Slot::RowData | Slot::Lse => None,
         Slot::Scores | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartRowState => None,

@@ -17,7 +17,7 @@ pub(crate) struct ProblemFlags {
     pub(crate) input: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) shape: ShapeFlags,
-    /// Element type of the output, f32 or f16
+    /// Element type of the output, f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value_t = Element::F32)]
     output_type: Element,
     /// Return the attention weights too
@@ -69,7 +69,7 @@ pub(crate) struct ShapeFlags {
     /// Width of a value row [default: that of a key row]
     #[arg(long, value_name = "N")]
     v_head_dim: Option<usize>,
-    /// Element type of query, key and value, f32 or f16 [default: f32]
+    /// Element type of query, key and value, f32, f16 or bf16 [default: f32]
     #[arg(long, value_name = "TYPE")]
     pub(crate) element: Option<Element>,
     /// With an additive bias [batch, q_heads, q_len, kv_len]

@@ -20,15 +20,15 @@ impl Job<'_> {
         mut ends: Option<Unit<'_, '_, RowEnd, TensorRows>>,
     ) {
         let Self { plan, problem, inputs } = *self;
-        let (spec, level, v_dim) = (problem.spec(), plan.level(), problem.v_head_dim());
+        let (level, v_dim) = (plan.level(), problem.v_head_dim());
         let (kv_head, rows) = (plan.map.kv_head(chunk), plan.map.rows(chunk));
         rows::fill_keys(problem, inputs, &plan.map, chunk, &mut scratch.keys[..rows]);
         let [start, end] = union(&scratch.keys[..rows]);
-        let block = |data, tensor, buffer| {
-            if start == end { NONE } else { rows::block(data, tensor, kv_head, start..end, buffer) }
-        };
-        let key = block(inputs.key, &spec.key, &mut scratch.key_block);
-        let value = block(inputs.value, &spec.value, &mut scratch.value_block);
+        let [mut key, mut value] = [NONE; 2];
+        if start < end {
+            key = rows::block(level, &inputs.keys(problem), kv_head, start..end, &mut scratch.key_block);
+            value = rows::block(level, &inputs.values(problem), kv_head, start..end, &mut scratch.value_block);
+        }
         let mut finite = None;
         for tile in self.tiles(chunk) {
             // no cache holds where the rows go

@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use half::f16;
+use half::{bf16, f16};
 
 pub use plan::{CpuPlan, CpuStrategy};
 
@@ -95,6 +95,8 @@ impl<'a> From<&'a mut TensorData> for TensorMut<'a> {
         match data {
             TensorData::F32(data) => Self::F32(data),
             TensorData::F16(data) => Self::F16(data),
+            TensorData::Bf16(data) => Self::Bf16(data),
+            TensorData::I8(data) => Self::I8(data),
         }
     }
 }
@@ -114,6 +116,10 @@ pub enum TensorMut<'a> {
     F32(&'a mut [f32]),
     /// Stored as f16.
     F16(&'a mut [f16]),
+    /// Stored as bf16.
+    Bf16(&'a mut [bf16]),
+    /// Stored as signed bytes, which no output is.
+    I8(&'a mut [i8]),
 }
 
 impl CpuAttention {
@@ -242,6 +248,8 @@ impl CpuAttention {
         let (found, element) = match &outputs.output {
             TensorMut::F32(data) => (data.len(), Element::F32),
             TensorMut::F16(data) => (data.len(), Element::F16),
+            TensorMut::Bf16(data) => (data.len(), Element::Bf16),
+            TensorMut::I8(data) => (data.len(), Element::I8),
         };
         if element != spec.output.element {
             return Err(InputError::Element {
@@ -290,6 +298,14 @@ impl CpuAttention {
                 (Some(rows), Target::New(TensorData::F16(data))) => {
                     *data = written(rows, of_output, |output| self.attend(job, output, ends, partial, of_partial));
                 }
+                (Some(rows), Target::Given(TensorMut::Bf16(data))) => {
+                    self.attend(job, &Shared::new(data, rows, of_output), ends, partial, of_partial);
+                }
+                (Some(rows), Target::New(TensorData::Bf16(data))) => {
+                    *data = written(rows, of_output, |output| self.attend(job, output, ends, partial, of_partial));
+                }
+                // refused as an output where problems are made
+                (_, Target::Given(TensorMut::I8(_)) | Target::New(TensorData::I8(_))) => {}
                 (None, output) => {
                     let dense = TensorRows::new_dense(plan.map, problem.v_head_dim());
                     self.attend(job, &Shared::new(gathered, dense, of_output), ends, partial, of_partial);

@@ -156,7 +156,9 @@ fn unit(problem: &AttentionProblem) -> f32 {
     /// What weights may lose below 2^-126 is then below 2^-126 of the largest, as it is in sums of normalised weights.
     const SMALLEST: u32 = 24;
     match problem.spec().value.element {
-        Element::F32 => 0.5f32.powi(problem.kv_len().max(1).next_power_of_two().ilog2().min(SMALLEST).cast_signed()),
+        Element::F32 | Element::Bf16 | Element::I8 => {
+            0.5f32.powi(problem.kv_len().max(1).next_power_of_two().ilog2().min(SMALLEST).cast_signed())
+        }
         Element::F16 => 1.0,
     }
 }

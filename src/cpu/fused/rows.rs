@@ -7,7 +7,8 @@ use crate::cpu::simd::shared::RowMap;
 use crate::cpu::simd::{self, SimdLevel, Strided, turn_in};
 use crate::inputs::AttentionInputs;
 use crate::problem::AttentionProblem;
-use crate::tensor::{TensorRef, TensorSpec};
+use crate::stored::StoredRows;
+use crate::tensor::TensorRef;
 
 use super::scratch::borrowed;
 
@@ -42,40 +43,60 @@ pub(super) fn fill_keys(
     }
 }
 
-/// Rows `rows` of head `[b, h]` in f32: where they lie, or in `buffer`. There must be at least one.
+/// Keys or values of `tokens` of head `[b, h]` in f32: where they lie, or in `buffer`. There must be at least one.
 pub(super) fn block<'a>(
-    data: TensorRef<'a>,
-    tensor: &TensorSpec,
+    level: SimdLevel,
+    stored: &StoredRows<'a, '_>,
     [b, h]: [usize; 2],
-    rows: std::ops::Range<usize>,
+    tokens: std::ops::Range<usize>,
     buffer: &'a mut [f32],
 ) -> Strided<'a> {
-    let layout = &tensor.layout;
-    let (width, start) = (layout.shape[3], layout.index([b, h, rows.start, 0]));
-    let [_, _, row_stride, stride] = layout.strides;
-    if let (TensorRef::F32(data), true) = (data, borrowed(tensor)) {
-        return Strided { data: &data[start..], stride: row_stride };
+    let (width, n) = (stored.width(), tokens.len());
+    let [_, _, row_stride, stride] = stored.layout.strides;
+    let in_one_piece = stored.in_one_piece(&tokens);
+    if let (TensorRef::F32(data), true) = (stored.data, in_one_piece && (stride == 1 || width == 1)) {
+        return Strided { data: &data[stored.place([b, h, tokens.start]).start..], stride: row_stride };
     }
-    let n = rows.len();
-    if stride != 1 && row_stride < stride {
+    if in_one_piece && stride != 1 && row_stride < stride {
         // columns are closer together than rows
         for d in 0..width {
             for r in 0..n {
-                buffer[r * width + d] = data.get(start + r * row_stride + d * stride);
+                buffer[r * width + d] = stored.get(stored.place([b, h, tokens.start + r]), d);
             }
         }
     } else {
         for (r, row) in buffer.chunks_exact_mut(width).take(n).enumerate() {
-            load_row(data, start + r * row_stride, stride, row);
+            load_stored(level, stored, [b, h, tokens.start + r], row);
         }
     }
     Strided { data: buffer, stride: width }
+}
+
+/// The row of a token in f32.
+fn load_stored(level: SimdLevel, stored: &StoredRows<'_, '_>, at: [usize; 3], row: &mut [f32]) {
+    let place = stored.place(at);
+    let start = place.start;
+    match (stored.data, stored.layout.strides[3]) {
+        (TensorRef::Bf16(data), 1) => {
+            simd::widen_bf16(level, bytemuck::cast_slice(&data[start..start + row.len()]), row);
+        }
+        (TensorRef::I8(data), 1) => {
+            let block = stored.scale.map_or(row.len(), |scale| scale.block);
+            let quants = data[start..start + row.len()].chunks_exact(block);
+            for (n, (quants, row)) in quants.zip(row.chunks_exact_mut(block)).enumerate() {
+                simd::widen_i8(level, quants, stored.scale_of(place, n), row);
+            }
+        }
+        (TensorRef::I8(_), _) => row.iter_mut().enumerate().for_each(|(d, x)| *x = stored.get(place, d)),
+        (data, stride) => load_row(data, start, stride, row),
+    }
 }
 
 fn load_row(data: TensorRef<'_>, start: usize, stride: usize, row: &mut [f32]) {
     match data {
         TensorRef::F32(data) if stride == 1 => row.copy_from_slice(&data[start..start + row.len()]),
         TensorRef::F16(data) if stride == 1 => data[start..start + row.len()].convert_to_f32_slice(row),
+        TensorRef::Bf16(data) if stride == 1 => data[start..start + row.len()].convert_to_f32_slice(row),
         _ => row.iter_mut().enumerate().for_each(|(d, x)| *x = data.get(start + d * stride)),
     }
 }

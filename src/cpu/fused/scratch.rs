@@ -85,7 +85,8 @@ impl Sizes {
         // with a handful of keys one tile at a time
         let held = if plan.strategy() == CpuStrategy::HandfulOfKeys { tile } else { rows };
         let block = plan.block_kv;
-        let converted = |tensor: &TensorSpec, width: usize| if borrowed(tensor) { 0 } else { block * width };
+        let in_place = |tensor: &TensorSpec| borrowed(tensor) && spec.paged.is_none();
+        let converted = |tensor: &TensorSpec, width: usize| if in_place(tensor) { 0 } else { block * width };
         let extra = spec.bias.is_some() || spec.mask.is_some();
         Self([
             held * dim,

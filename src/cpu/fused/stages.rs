@@ -8,7 +8,7 @@ use super::Store;
 use super::plan::CpuStrategy;
 use super::rows::block;
 use super::scratch::Scratch;
-use super::task::{Job, Tile, scoring};
+use super::task::{Job, Tile, scoring, union};
 
 impl Job<'_> {
     /// Normalises the rows of a chunk, and stores them with what else is asked of them.
@@ -104,9 +104,18 @@ impl Job<'_> {
             }
         }
         let (level, kv_head) = (plan.level(), plan.map.kv_head(chunk));
+        let all_keys = inputs.keys(problem);
         for start in (0..problem.kv_len()).step_by(plan.block_kv) {
             let keys = start..(start + plan.block_kv).min(problem.kv_len());
-            let key = block(inputs.key, &problem.spec().key, kv_head, keys.clone(), &mut scratch.key_block);
+            let seen = union(&scratch.keys[..plan.map.rows(chunk)]);
+            // scores before the masks are those of all keys; of others those that no row may see are not looked at
+            let raw = matches!(stage, ScoreStage::Scaled | ScoreStage::Capped);
+            if !raw && (seen[0].max(keys.start) >= seen[1].min(keys.end)) {
+                let nothing = if stage == ScoreStage::Probs { 0.0 } else { f32::NEG_INFINITY };
+                (0..plan.map.rows(chunk)).for_each(|row| out.row(row)[keys.clone()].fill(nothing));
+                continue;
+            }
+            let key = block(level, &all_keys, kv_head, keys.clone(), &mut scratch.key_block);
             for tile in self.tiles(chunk) {
                 let n = keys.len();
                 let query = self.query(chunk, tile, &mut scratch.query);

@@ -1,6 +1,7 @@
-//! Finished rows into the output: as f32 where they lie, rounded to f16, or scattered.
+//! Finished rows into the output: as f32 where they lie, rounded to f16 or bf16, or scattered.
 
-use half::f16;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 use crate::cpu::simd::shared::{Fresh, TensorRows, Unit};
 use crate::tensor::Layout;
@@ -34,21 +35,26 @@ impl Store for f32 {
     }
 }
 
-impl Store for f16 {
-    fn store(row: &[f32], to: &mut [Self]) {
-        use half::slice::HalfFloatSliceExt;
-        to.convert_from_f32_slice(row);
-    }
+macro_rules! rounded {
+    ($($element:ty),*) => {$(
+        impl Store for $element {
+            fn store(row: &[f32], to: &mut [Self]) {
+                to.convert_from_f32_slice(row);
+            }
 
-    fn fill(
-        _: &mut Unit<'_, '_, Self, TensorRows>,
-        _: usize,
-        _: usize,
-        _: impl for<'b> FnOnce(Fresh<'b>) -> &'b mut [f32],
-    ) -> bool {
-        false
-    }
+            fn fill(
+                _: &mut Unit<'_, '_, Self, TensorRows>,
+                _: usize,
+                _: usize,
+                _: impl for<'b> FnOnce(Fresh<'b>) -> &'b mut [f32],
+            ) -> bool {
+                false
+            }
+        }
+    )*};
 }
+
+rounded!(f16, bf16);
 
 /// Puts rows without gaps where a layout says.
 pub(super) fn scatter(layout: &Layout, dense: &[f32], mut to: TensorMut<'_>) {
@@ -60,6 +66,9 @@ pub(super) fn scatter(layout: &Layout, dense: &[f32], mut to: TensorMut<'_>) {
             match &mut to {
                 TensorMut::F32(data) => data[at] = value,
                 TensorMut::F16(data) => data[at] = f16::from_f32(value),
+                TensorMut::Bf16(data) => data[at] = bf16::from_f32(value),
+                // refused where problems are made
+                TensorMut::I8(_) => {}
             }
         }
     }

@@ -282,7 +282,8 @@ impl Job<'_> {
         let Self { plan, problem, inputs } = *self;
         self.load(chunk, scratch);
         self.start(scratch);
-        let (spec, kv_head) = (problem.spec(), plan.map.kv_head(chunk));
+        let (all_keys, all_values) = (inputs.keys(problem), inputs.values(problem));
+        let kv_head = plan.map.kv_head(chunk);
         let (v_dim, level) = (problem.v_head_dim(), plan.level());
         let padded = v_dim.next_multiple_of(level.lanes());
         let scale = self.scale();
@@ -293,8 +294,8 @@ impl Job<'_> {
         let mut loaded = 0u64;
         for start in (first_key / plan.block_kv * plan.block_kv..end).step_by(plan.block_kv) {
             let block = start.max(first_key)..(start + plan.block_kv).min(end);
-            let key = rows::block(inputs.key, &spec.key, kv_head, block.clone(), &mut scratch.key_block);
-            let value = rows::block(inputs.value, &spec.value, kv_head, block.clone(), &mut scratch.value_block);
+            let key = rows::block(level, &all_keys, kv_head, block.clone(), &mut scratch.key_block);
+            let value = rows::block(level, &all_values, kv_head, block.clone(), &mut scratch.value_block);
             let mut finite = None;
             let mut scoring = scoring!(scratch, scale);
             for tile in self.tiles(chunk) {

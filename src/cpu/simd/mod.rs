@@ -24,6 +24,7 @@ pub(super) mod shared;
 mod softmax;
 mod tiles;
 mod turn;
+mod widen;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -38,6 +39,7 @@ pub(super) use softmax::{
 };
 pub(super) use tiles::{accumulate, scores};
 pub(super) use turn::{turn_in, turn_out};
+pub(super) use widen::{widen_bf16, widen_i8};
 
 /// Rows of a matrix, each a run of f32, `stride` apart.
 #[derive(Clone, Copy, Debug)]

@@ -249,7 +249,7 @@ pub(in crate::cpu) struct RowMap {
 impl RowMap {
     pub(in crate::cpu) fn new(problem: &AttentionProblem, chunk_rows: usize) -> Self {
         let spec = problem.spec();
-        let one_context = spec.key.layout.strides[0] == 0 && spec.value.layout.strides[0] == 0 && problem.batch() > 0;
+        let one_context = spec.shares_keys() && problem.batch() > 0;
         let per_entry = problem.group_size() * problem.q_len();
         let (groups, group_rows) = if one_context {
             (problem.kv_heads(), per_entry * problem.batch())

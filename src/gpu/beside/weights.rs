@@ -61,6 +61,7 @@ impl<'a> WeightsBuffers<'a> {
             Slot::Key => Some(self.key),
             Slot::Bias => self.terms.bias,
             Slot::Mask => self.terms.mask,
+            Slot::KeyScale => self.terms.key_scale,
             Slot::Lse => Some(self.row_state),
             Slot::Weights => Some(self.weights),
             _ => None,
@@ -76,6 +77,7 @@ impl<'a> WeightsBuffers<'a> {
             ("key", Some(self.key), true, needed_bytes(scores, Slot::Key)),
             ("bias", self.terms.bias, spec.bias.is_some(), needed_bytes(scores, Slot::Bias)),
             ("mask", self.terms.mask, spec.mask.is_some(), needed_bytes(scores, Slot::Mask)),
+            ("key_scale", self.terms.key_scale, spec.key_scale.is_some(), needed_bytes(scores, Slot::KeyScale)),
             ("row_state", Some(self.row_state), true, needed_bytes(scores, Slot::Lse)),
             ("weights", Some(self.weights), true, weights_bytes),
         ];
@@ -87,7 +89,7 @@ impl<'a> WeightsBuffers<'a> {
             }
         }
         check_row_data(&self.terms, scores)?;
-        let read = tensors[..5].iter().map(|&(name, slice, ..)| (name, slice));
+        let read = tensors[..6].iter().map(|&(name, slice, ..)| (name, slice));
         for (name, slice) in read.chain(self.terms.row_data().map(|(name, slice)| (name, slice.copied()))) {
             if slice.is_some_and(|slice| slice.buffer() == self.weights.buffer()) {
                 return Err(GpuError::Aliased { written: "weights", read: name });

@@ -4,7 +4,7 @@ use crate::caps::DeviceCaps;
 use crate::dispatch::uniforms::LinearParams;
 #[cfg(feature = "layer")]
 use crate::dispatch::uniforms::NormParams;
-use crate::dispatch::{Needs, Shader, Unsupported, Variant, flat_grid_within};
+use crate::dispatch::{KEY, Needs, QUERY, Shader, Unsupported, Variant, flat_grid_within};
 use crate::tensor::Element;
 
 /// Rows and columns of a block of the tiled kernel.
@@ -120,18 +120,8 @@ impl Variant {
     /// ([`Shader::HeadNorm`]), over these element types.
     pub(crate) fn linear(shader: Shader, input: Element, weight: Element, output: Element) -> Self {
         let mut variant = Self::new(shader);
-        if [input, weight, output].contains(&Element::F16) {
-            variant.snippets(&["half"]);
-        }
-        let pick = |element, f32, f16| match element {
-            Element::F32 => f32,
-            Element::F16 => f16,
-        };
-        variant.snippets(&[
-            pick(input, "query_f32", "query_f16"),
-            pick(weight, "key_f32", "key_f16"),
-            pick(output, "output_f32", "output_f16"),
-        ]);
+        variant.element(input, &QUERY.single).element(weight, &KEY.single);
+        variant.element(output, &["output_f32", "output_f16", "output_bf16", ""]);
         variant
     }
 
@@ -139,7 +129,7 @@ impl Variant {
     #[doc(hidden)]
     #[must_use]
     pub fn all_linear() -> Vec<Self> {
-        let elements = [Element::F32, Element::F16];
+        let elements = Element::FLOATS;
         let mut variants = vec![];
         for output in elements {
             for weight in elements {
