@@ -139,6 +139,23 @@ impl<'a> AttentionInputs<'a> {
         start.min(end)..end
     }
 
+    /// Whether as many values as there are keys may add up to more than f32 holds.
+    pub(crate) fn may_overflow(&self, problem: &AttentionProblem) -> bool {
+        let most = f32::MAX / problem.kv_len().max(1) as f32;
+        let beyond = |of: TensorRef<'_>, most: f32| {
+            (0..of.len()).any(|n| {
+                let value = of.get(n);
+                value.is_finite() && value.abs() > most
+            })
+        };
+        match self.value {
+            TensorRef::F32(_) | TensorRef::Bf16(_) => beyond(self.value, most),
+            // no byte is more than 128
+            TensorRef::I8(_) => self.terms.value_scale.is_some_and(|scale| beyond(scale, most / 128.0)),
+            TensorRef::F16(_) => false,
+        }
+    }
+
     /// The slope of a head, where there are slopes.
     pub(crate) fn slope(&self, problem: &AttentionProblem, b: usize, h: usize) -> Option<f32> {
         let slopes = self.terms.alibi_slopes?;

@@ -104,6 +104,7 @@ mod name;
 pub mod plan;
 pub mod pool;
 mod problem;
+pub mod quantize;
 mod roofline;
 mod slice;
 pub mod sources;

@@ -40,7 +40,7 @@
 //! `exp(e_j) - 1` in place of `e_j`, and all of it times what the mass may have shrunk by; and however large errors are, the
 //! output stays a mean of the values and of the sink's 0, so it is no further off than the furthest of them. To that come the
 //! roundings of both sums, the division, which may be off by 2.5 ulp in WGSL, and the rounding of the stored element: by
-//! `u * |o|` for f32; by `2^-11 |o|`, or `2^-25` among the subnormals, for f16; by `2^-9 |o|` for bf16. Results below f32's normal range may be
+//! `u * |o|` for f32; by `2^-11 |o|`, or `2^-25` among the subnormals, for f16; by `2^-8 |o|` for bf16. Results below f32's normal range may be
 //! flushed to zero.
 //!
 //! *Weights.* The error of the own exponent, that of the sum, the division; but no weight leaves 0 to 1. Those of a row must
@@ -430,7 +430,7 @@ impl Report {
             Element::F32 => (U, TINY, 2f64.powi(128) - 2f64.powi(103)),
             Element::F16 => (2f64.powi(-11), 2f64.powi(-25), 65520.0),
             // those below f32's normal numbers are below bf16's
-            Element::Bf16 | Element::I8 => (2f64.powi(-9), TINY, 2f64.powi(128) - 2f64.powi(119)),
+            Element::Bf16 | Element::I8 => (2f64.powi(-8), TINY, 2f64.powi(128) - 2f64.powi(119)),
         };
         let allowed = before_rounding + if exact { 0.0 } else { relative * (want.abs() + before_rounding) + absolute };
         let must_overflow = want.abs() - before_rounding >= overflow;

@@ -25,6 +25,9 @@ fn allocations(mut work: impl FnMut()) -> usize {
     (0..16).map(count).min().unwrap_or(0)
 }
 
+/// Bytes from the parameters of one dispatch to those of the next: they are fewer, and this is a multiple of any alignment.
+const PARAMS_STEP: u64 = 512;
+
 /// The dispatches of a plan, built with wgpu alone from what the plan says in public.
 struct Bare {
     dispatches: Vec<(wgpu::ComputePipeline, wgpu::BindGroup, [u32; 3])>,
@@ -36,7 +39,7 @@ impl Bare {
         let buffer = |label, size, usage| {
             device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false })
         };
-        let params = buffer(None, 256 * prepared.plan().steps().len() as u64, wgpu::BufferUsages::UNIFORM);
+        let params = buffer(None, PARAMS_STEP * prepared.plan().steps().len() as u64, wgpu::BufferUsages::UNIFORM);
         let workspace = buffer(None, prepared.plan().workspace_bytes().max(4), wgpu::BufferUsages::STORAGE);
         let dispatches = prepared.plan().steps().iter().enumerate().map(|(n, step)| {
             let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -73,7 +76,7 @@ impl Bare {
             });
             let params = wgpu::BufferBinding {
                 buffer: &params,
-                offset: n as u64 * 256,
+                offset: n as u64 * PARAMS_STEP,
                 size: wgpu::BufferSize::new(size_of_val(&step.params) as u64),
             };
             let mut entries =

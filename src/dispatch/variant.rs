@@ -118,9 +118,8 @@ impl Variant {
 
     /// Where rows of keys or values lie, and their scales.
     fn place(&mut self, names: &Names, scale: Option<&TensorSpec>, spec: &AttentionSpec) -> &mut Self {
-        self.snippets(&["pages"]);
-        if spec.paged.is_some() && !self.overrides.contains(&("PAGED", 1)) {
-            self.switch("PAGED", true);
+        if !self.snippets.contains(&"pages") {
+            self.snippets(&["pages"]).switch("PAGED", spec.paged.is_some());
         }
         let Some(scale) = scale else { return self.snippets(&[names.place]) };
         let [scale_f32, scale_f16] = names.scale;

@@ -297,7 +297,7 @@ impl GpuAttention {
             output: output?,
             lse: lse.transpose()?,
             scores: scores.transpose()?,
-            large_values: self.problem().may_overflow(&inputs),
+            large_values: inputs.may_overflow(self.problem()),
         })
     }
 

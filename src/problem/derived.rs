@@ -1,22 +1,9 @@
 //! Problems that are made of another: the same attention, asked in another way.
 
 use super::AttentionProblem;
-use crate::inputs::AttentionInputs;
-use crate::tensor::{Layout, TensorRef, TensorSpec};
+use crate::tensor::{Layout, TensorSpec};
 
 impl AttentionProblem {
-    /// Whether as many of these values as there are keys may add up to more than f32 holds.
-    pub(crate) fn may_overflow(&self, inputs: &AttentionInputs<'_>) -> bool {
-        let most = f32::MAX / self.kv_len().max(1) as f32;
-        let scales = |of: TensorRef<'_>| (0..of.len()).any(|n| of.get(n).is_finite() && of.get(n).abs() > most / 128.0);
-        match inputs.value {
-            TensorRef::F32(values) => values.iter().any(|value| value.is_finite() && value.abs() > most),
-            TensorRef::Bf16(values) => values.iter().any(|value| value.is_finite() && value.to_f32().abs() > most),
-            TensorRef::I8(_) => inputs.terms.value_scale.is_some_and(scales),
-            TensorRef::F16(_) => false,
-        }
-    }
-
     /// The same attention as one of several states to be merged: an f32 output without gaps, maximum and sum of
     /// each row; a sink comes in when all are merged, and scores are returned apart.
     #[must_use]

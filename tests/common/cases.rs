@@ -639,7 +639,7 @@ fn pages() -> Vec<Case> {
             .i8(F32, [1, 1])
             .kv_lens(&[1100, 300])
             .poisoned(),
-        Case::new("pages_many_rows", "many rows over many pages", 1, [2, 1], [130, 200], [40, 40]).paged(32),
+        Case::new("pages_many_rows", "many rows over many pages", 1, [2, 1], [70, 160], [40, 40]).paged(32),
     ]
 }
 

@@ -415,6 +415,20 @@ pub(crate) fn in_memory(problem: &AttentionProblem, table: Option<&[i32]>, [b, h
     [usize::try_from(page).expect("a page that is looked at is there"), h, j % page_len, d]
 }
 
+/// An element of a key, however it is stored.
+pub(crate) fn stored_key(problem: &AttentionProblem, inputs: &AttentionInputs<'_>, at: [usize; 4]) -> f32 {
+    let spec = problem.spec();
+    let [b, h, j, d] = in_memory(problem, inputs.terms.block_table, at);
+    let element = inputs.key.get(spec.key.layout.index([b, h, j, d]));
+    match inputs.terms.key_scale.zip(spec.key_scale) {
+        Some((scales, of)) => {
+            let block = problem.head_dim() / of.layout.shape[3];
+            element * scales.get(of.layout.index([b, h, j, d / block]))
+        }
+        None => element,
+    }
+}
+
 fn set(tensor: &mut TensorData, index: usize, number: f32) {
     match tensor {
         TensorData::F32(data) => data[index] = number,

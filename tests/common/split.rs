@@ -1,6 +1,6 @@
 //! One attention as two over disjoint sets of keys, and how far their merge may be off.
 
-use cross_attention::{AttentionData, AttentionProblem, Element, Layout};
+use cross_attention::{AttentionData, AttentionProblem, Element, Layout, TensorData};
 
 use super::case::Case;
 use super::check::is_near;
@@ -52,7 +52,10 @@ pub(crate) fn compare(
     [whole_output, whole_lse]: [&[f32]; 2],
 ) -> Result<(), String> {
     let v_head_dim = case.problem().v_head_dim();
-    let value_max = case.data().value.to_f32().into_iter().filter(|x| x.is_finite()).fold(0.0, |m, x| x.abs().max(m));
+    let largest =
+        |of: &TensorData| of.to_f32().into_iter().filter(|x| x.is_finite()).fold(0.0f32, |m, x| x.abs().max(m));
+    let data = case.data();
+    let value_max = largest(&data.value) * data.terms.value_scale.as_ref().map_or(1.0, largest);
     let size = if case.recipe.poison { 3.0 * case.recipe.value_size } else { value_max };
     if output.len() != whole_output.len() || lse.len() != whole_lse.len() {
         return Err(format!("{case}\n{} rows merged, {} in the whole", lse.len(), whole_lse.len()));

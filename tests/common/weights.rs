@@ -6,6 +6,7 @@ use cross_attention::{AttentionData, AttentionInputs, AttentionProblem};
 
 use super::case::Case;
 use super::check::is_near;
+use super::recipe::stored_key;
 
 /// Rounding of one f32 operation.
 const U: f64 = 1.0 / (1 << 24) as f64;
@@ -90,7 +91,7 @@ fn weight(
     let kv_head = h / problem.group_size();
     let product = |d: usize| {
         let q = inputs.query.get(spec.query.layout.index([b, h, i, d]));
-        let k = inputs.key.get(spec.key.layout.index([b, kv_head, j, d]));
+        let k = stored_key(problem, inputs, [b, kv_head, j, d]);
         f64::from(q) * f64::from(k)
     };
     let magnitude: f64 = (0..problem.head_dim()).map(|d| product(d).abs()).sum();
