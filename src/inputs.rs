@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::problem::{AlibiSlopes, AttentionProblem};
+use crate::problem::{AlibiSlopes, AttentionProblem, ScoreStage};
 use crate::slice::Kind;
 use crate::stored::{Pages, StoredRows};
 use crate::tensor::{TensorData, TensorRef, TensorSpec};
@@ -263,7 +263,9 @@ pub(crate) fn check_table(
     let Some((table, paged)) = table.zip(problem.spec().paged) else { return Ok(()) };
     let [pages, _, page_len, _] = problem.spec().key.layout.shape;
     for (batch, of_entry) in table.chunks_exact(paged.table_len.max(1)).enumerate() {
-        let keys = kv_lens.map_or(paged.kv_len, |lens| lens[batch] as usize);
+        // scores before the masks are those of all keys
+        let lens = kv_lens.filter(|_| !matches!(problem.spec().scores, Some(ScoreStage::Scaled | ScoreStage::Capped)));
+        let keys = lens.map_or(paged.kv_len, |lens| lens[batch] as usize);
         let used = &of_entry[..keys.div_ceil(page_len)];
         let is_none = |page: &i32| usize::try_from(*page).map_or(true, |page| page >= pages);
         if let Some(place) = used.iter().position(is_none) {

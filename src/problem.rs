@@ -14,7 +14,7 @@ use crate::tensor::{Element, Layout, TensorSpec};
 /// The longest query or key sequence, in tokens: 2^30, so that positions and their differences fit an `i32`.
 pub const MAX_LEN: usize = 1 << 30;
 
-/// The longest page of keys and values, in tokens. Lengths of pages are powers of two.
+/// The longest page of keys and values, in tokens, where a batch entry may have several. Their lengths are powers of two.
 pub const MAX_PAGE_LEN: usize = 256;
 
 /// What is asked of one attention. Plain data: fill it in, then make an [`AttentionProblem`] of it.
@@ -262,14 +262,11 @@ impl AttentionProblem {
             }
         }
         if let Some(Paged { table_len, kv_len }) = spec.paged {
-            if !page_len.is_power_of_two() || page_len > MAX_PAGE_LEN {
+            if table_len > 1 && (!page_len.is_power_of_two() || page_len > MAX_PAGE_LEN) {
                 return Err(ProblemError::PageLen { page_len });
             }
             if table_len.checked_mul(page_len).is_some_and(|reach| reach < kv_len) {
                 return Err(ProblemError::TableLen { table_len, page_len, kv_len });
-            }
-            if spec.kv_lens && matches!(spec.scores, Some(ScoreStage::Scaled | ScoreStage::Capped)) {
-                return Err(ProblemError::ScoresOfPages);
             }
         }
         let output = [batch, q_heads, q_len, v_head_dim];
@@ -570,7 +567,9 @@ pub enum ProblemError {
         width: usize,
     },
     /// Pages of a length that is not possible.
-    #[error("page_len is {page_len}, needs a power of two from 1 to {MAX_PAGE_LEN} tokens")]
+    #[error(
+        "page_len is {page_len}, needs a power of two from 1 to {MAX_PAGE_LEN} tokens where an entry has several pages"
+    )]
     PageLen {
         /// What was asked, in tokens.
         page_len: usize,
@@ -585,12 +584,6 @@ pub enum ProblemError {
         /// Keys of a batch entry.
         kv_len: usize,
     },
-    /// Scores before the masks, of keys that lie nowhere.
-    #[error(
-        "scores before masking are those of all keys, but behind a key length pages hold none; ask for scores at the stage \
-         masked or probs, or give no kv_lens"
-    )]
-    ScoresOfPages,
     /// Two elements of the output would be written to one place.
     #[error(
         "output with shape {shape:?} and strides {strides:?} has elements that share a place; \

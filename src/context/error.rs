@@ -1,5 +1,8 @@
 //! Why a prepared context refused what was asked.
 
+use crate::quantize::QuantizeError;
+use crate::tensor::Element;
+
 /// Why a context could not be prepared, or refused a call.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -18,8 +21,12 @@ pub enum ContextError {
         /// The width that was found.
         found: usize,
     },
-    /// A number that blocks with a common scale in f16 cannot hold.
-    #[error("{name}[{at}] is {value}, storage as q8_0 needs finite numbers of at most 8319008")]
+    /// A number that no byte and scale stand for.
+    #[error(
+        "{name}[{at}] is {value}, storage as {} needs finite numbers{}",
+        if *scale == Element::F16 { "q8_0" } else { "int8" },
+        if *scale == Element::F16 { " of at most 8319008" } else { "" }
+    )]
     NotStorable {
         /// `key` or `value`.
         name: &'static str,
@@ -27,6 +34,16 @@ pub enum ContextError {
         at: usize,
         /// What was found.
         value: f32,
+        /// The type of the scales: f16 with `q8_0`, f32 with `int8`.
+        scale: Element,
+    },
+    /// Signed bytes cannot be made.
+    #[error("{name} cannot be stored: {source}")]
+    Quantize {
+        /// `key` or `value`.
+        name: &'static str,
+        /// Why.
+        source: QuantizeError,
     },
     /// Keys, values or key lengths are not as many as the shape says.
     #[error("{name} has {found} elements, needs {wanted}")]
@@ -65,7 +82,7 @@ pub enum ContextError {
     /// The keys or values of a spec are not those of the context.
     #[error("{name} of the spec is not that of the context; begin with `PreparedContext::attention` and leave it")]
     Keys {
-        /// `key`, `value` or `kv_lens`.
+        /// `key`, `value`, `block_table` or `kv_lens`.
         name: &'static str,
     },
     /// An output with gaps or another order of axes.

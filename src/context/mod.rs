@@ -2,11 +2,10 @@
 //!
 //! A [`PreparedContext`] holds the keys and values of one or more contexts on a device. Entries of a batch name the context
 //! they attend to, and several may share one without a copy: the prompts of classifier-free guidance, the beams of a
-//! search. Neighbouring entries with the same context are one attention whose keys and values repeat along the batch with
-//! a stride of 0.
+//! search. Where all entries have one context it is an attention whose keys and values repeat along the batch with a stride
+//! of 0; else one whose contexts are pages, of which each entry has one ([`Paged`]).
 
 mod error;
-mod q8;
 mod store;
 
 use std::ops::Range;
@@ -19,25 +18,33 @@ use crate::engine::{self, Inputs, Kind, Outputs, Recording, Tensor};
 use crate::error::Error;
 use crate::inputs::{AttentionOutput, RowState};
 use crate::kept::Kept;
-use crate::problem::{AttentionProblem, AttentionSpec};
+use crate::problem::{AttentionProblem, AttentionSpec, Paged};
 use crate::tensor::{Element, Layout, TensorRef, TensorSpec};
 use crate::terms::Terms;
 use store::Store;
 
-/// How keys and values of a context are stored. Arithmetic is f32.
+/// How keys and values of a context are stored, and read by each attention. Arithmetic is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ContextStorage {
     /// 4 bytes an element.
     #[default]
     F32,
     /// 2 bytes an element; values beyond f16's range become infinite.
     F16,
+    /// 2 bytes an element, f32's range with 8 bits of mantissa.
+    Bf16,
     /// 34 bytes for 32 neighbours of a row: a signed byte each, and one f16 scale, `max |x| / 127`. An element is off by
-    /// half a scale at most: by `max |x| / 253`, or where that largest one is below 0.008 by `max |x| / 254 + 2^-25`. Widths must be multiples of 32. Each call expands the contexts it uses to f32 first, one
-    /// after another in the same scratch memory: that is a pass over `4 + 1` bytes an element on top of the attention,
-    /// which pays off where memory is short, not where time is.
+    /// half a scale at most: by `max |x| / 253`, or where that largest one is below 0.008 by `max |x| / 254 + 2^-25`. Widths must
+    /// be multiples of 32.
     Q8_0,
+    /// A signed byte an element, and one f32 scale for each row, `max |x| / 127`: of any width. An element is off by half a
+    /// scale at most.
+    Int8,
 }
+
+/// Columns that have one scale in `q8_0`.
+const Q8_0_BLOCK: usize = 32;
 
 /// Shape and storage of contexts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,10 +133,20 @@ struct Inner {
     kept: Kept<PreparedAttention>,
 }
 
-/// Neighbouring entries of a batch with one context.
+/// Neighbouring entries of a batch whose contexts are bound together.
 struct Run {
     entries: Range<usize>,
-    context: usize,
+    shelf: usize,
+    /// Of each entry, within the shelf.
+    contexts: Vec<usize>,
+}
+
+impl Run {
+    /// The only context of all entries.
+    fn one_context(&self) -> Option<usize> {
+        let first = *self.contexts.first()?;
+        self.contexts.iter().all(|context| *context == first).then_some(first)
+    }
 }
 
 impl PreparedContext {
@@ -156,7 +173,7 @@ impl PreparedContext {
         for (name, data, width, name_of_width) in
             [("key", key, head_dim, "head_dim"), ("value", value, v_head_dim, "v_head_dim")]
         {
-            if storage == ContextStorage::Q8_0 && !width.is_multiple_of(q8::BLOCK) {
+            if storage == ContextStorage::Q8_0 && !width.is_multiple_of(Q8_0_BLOCK) {
                 return Err(ContextError::Blocks { name: name_of_width, found: width }.into());
             }
             let wanted = Layout::bhld([contexts, kv_heads, kv_len, width]).elements();
@@ -173,7 +190,9 @@ impl PreparedContext {
                 return Err(ContextError::KvLen { context, found: kv_lens[context], kv_len }.into());
             }
         }
-        let store = Store::new(device, &spec, key, value).await?;
+        // the query is of no account here
+        let query = TensorSpec::f32(Layout::bhld([1, kv_heads, 1, head_dim]));
+        let store = Store::new(device, &spec, &attention(&spec, query), key, value).await?;
         let inner =
             Inner { device: device.clone(), spec, kv_lens: kv_lens.map(<[u32]>::to_vec), store, kept: Kept::default() };
         Ok(Self { inner: Arc::new(inner) })
@@ -200,16 +219,10 @@ impl PreparedContext {
         &self.inner.spec
     }
 
-    /// Bytes that keys and values are stored in.
+    /// Bytes that keys and values are stored in. Each context begins at a multiple of 256 bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.inner.store.bytes()
-    }
-
-    /// Bytes of the memory that one context is expanded to on a GPU: 0 where nothing is.
-    #[must_use]
-    pub fn scratch_bytes(&self) -> u64 {
-        self.inner.store.scratch_bytes()
     }
 
     /// Number of prepared attentions that are kept for calls to come. A call that is like an earlier one adds none.
@@ -218,17 +231,11 @@ impl PreparedContext {
         self.inner.kept.len()
     }
 
-    /// What is asked of an attention to the contexts, to be completed: scale, masks, bias, what to return. Key, value and
-    /// `kv_lens` are the context's and stay as they are; the output is without gaps.
+    /// What is asked of an attention to the contexts, to be completed: scale, masks, bias, what to return. Key, value, their
+    /// scales and `kv_lens` are the context's and stay as they are, and are not given in a call; the output is without gaps.
     #[must_use]
     pub fn attention(&self, query: TensorSpec) -> AttentionSpec {
-        let ContextSpec { kv_heads, kv_len, head_dim, v_head_dim, storage, .. } = self.inner.spec;
-        let element = match storage {
-            ContextStorage::F32 | ContextStorage::Q8_0 => Element::F32,
-            ContextStorage::F16 => Element::F16,
-        };
-        let of = |width| TensorSpec { element, layout: Layout::bhld([1, kv_heads, kv_len, width]) };
-        AttentionSpec::from_tensors(query, of(head_dim), of(v_head_dim))
+        attention(&self.inner.spec, query)
     }
 
     /// Every entry of the batch attends to its context; on a GPU in one submission. The output is
@@ -256,9 +263,13 @@ impl PreparedContext {
     ) -> Result<ContextTensors, Error> {
         recording.check_device(&self.inner.device)?;
         let own = self.attention(spec.query);
-        for (name, same) in
-            [("key", spec.key == own.key), ("value", spec.value == own.value), ("kv_lens", !spec.kv_lens)]
-        {
+        let same = [
+            ("key", spec.key == own.key && spec.key_scale == own.key_scale),
+            ("value", spec.value == own.value && spec.value_scale == own.value_scale),
+            ("block_table", spec.paged.is_none()),
+            ("kv_lens", !spec.kv_lens),
+        ];
+        for (name, same) in same {
             if !same {
                 return Err(ContextError::Keys { name }.into());
             }
@@ -269,7 +280,8 @@ impl PreparedContext {
             return Err(ContextError::OutputLayout { strides: output.strides }.into());
         }
         engine::reaches("query", &inputs.query, &problem.spec().query)?;
-        engine::check_terms(&inputs.terms, &problem)?;
+        // what is given in a call has no scales
+        engine::check_terms(&inputs.terms, &problem.with_own_scales())?;
         let runs = self.runs(problem.batch(), inputs.context_index)?;
         let tensors = ContextTensors::new(recording, &problem).await?;
         let query = recording.place("query", &inputs.query).await?;
@@ -289,7 +301,7 @@ impl PreparedContext {
         self.inner.device.block_on(self.attend(spec, inputs))
     }
 
-    /// The batch cut where the context changes.
+    /// The batch cut where contexts are not bound together.
     fn runs(&self, batch: usize, index: Option<&[u32]>) -> Result<Vec<Run>, ContextError> {
         let contexts = self.inner.spec.contexts;
         let of: Vec<usize> = match index {
@@ -304,11 +316,16 @@ impl PreparedContext {
         if let (Some(row), Some(index)) = (of.iter().position(|context| *context >= contexts), index) {
             return Err(ContextError::Index { row, found: index[row], contexts });
         }
+        let per_shelf = self.inner.store.per_shelf;
         let mut runs: Vec<Run> = vec![];
         for (entry, context) in of.into_iter().enumerate() {
+            let (shelf, context) = (context / per_shelf, context % per_shelf);
             match runs.last_mut() {
-                Some(run) if run.context == context => run.entries.end = entry + 1,
-                _ => runs.push(Run { entries: entry..entry + 1, context }),
+                Some(run) if run.shelf == shelf => {
+                    run.entries.end = entry + 1;
+                    run.contexts.push(context);
+                }
+                _ => runs.push(Run { entries: entry..entry + 1, shelf, contexts: vec![context] }),
             }
         }
         Ok(runs)
@@ -356,14 +373,24 @@ impl PreparedContext {
         let per_entry = whole.q_heads() * whole.q_len() * whole.v_head_dim();
         let (output, before) = to.output.cut_to_bind(first * per_entry..run.entries.end * per_entry);
         spec.output.layout.offset = before;
+        let one_context = run.one_context();
+        let [key, value, key_scale, value_scale] = self.inner.store.tensors(run.shelf, one_context, &mut spec);
+        (of_run.key_scale, of_run.value_scale) = (key_scale, value_scale);
         spec.kv_lens = self.inner.kv_lens.is_some();
-        let lens = self.inner.kv_lens.as_ref().map(|lens| vec![lens[run.context]; count]);
+        let first_context = run.shelf * self.inner.store.per_shelf;
+        let of_context = |lens: &Vec<u32>| run.contexts.iter().map(|n| lens[first_context + n]).collect::<Vec<_>>();
+        let lens = self.inner.kv_lens.as_ref().map(of_context);
         if let Some(lens) = &lens {
             of_run.kv_lens = Some(recording.place("kv_lens", &lens.into()).await?);
         }
+        let table: Vec<i32> = run.contexts.iter().map(|n| i32::try_from(*n).unwrap_or(i32::MAX)).collect();
+        if one_context.is_none() {
+            spec.paged = Some(Paged { table_len: 1, kv_len: self.inner.spec.kv_len });
+            of_run.block_table = Some(recording.place("block_table", &(&table).into()).await?);
+        }
         let problem = AttentionProblem::new(spec)?;
         let prepared = self.inner.kept.get(&problem, self.inner.device.prepare(&problem, KernelChoice::Auto)).await?;
-        let [key, value] = self.inner.store.tensors(recording, run.context).await?;
+        let (Some(key), Some(value)) = (key, value) else { return Err(ContextError::Keys { name: "key" }.into()) };
         let inputs = Inputs { query, key, value, terms: of_run };
         if count == whole.batch() {
             let to = Outputs { output, rows: to.rows.clone(), scores: to.scores.clone() };
@@ -385,6 +412,24 @@ impl PreparedContext {
             }
         }
         Ok(())
+    }
+}
+
+/// The attention to contexts of a shape.
+fn attention(of: &ContextSpec, query: TensorSpec) -> AttentionSpec {
+    let ContextSpec { kv_heads, kv_len, head_dim, v_head_dim, storage, .. } = *of;
+    let element = match storage {
+        ContextStorage::F32 => Element::F32,
+        ContextStorage::F16 => Element::F16,
+        ContextStorage::Bf16 => Element::Bf16,
+        ContextStorage::Q8_0 | ContextStorage::Int8 => Element::I8,
+    };
+    let of = |element, width| TensorSpec { element, layout: Layout::bhld([1, kv_heads, kv_len, width]) };
+    let scale = |width: usize| store::scales(storage, width).map(|(element, block)| of(element, width / block));
+    AttentionSpec {
+        key_scale: scale(head_dim),
+        value_scale: scale(v_head_dim),
+        ..AttentionSpec::from_tensors(query, of(element, head_dim), of(element, v_head_dim))
     }
 }
 

@@ -106,7 +106,8 @@ impl Params {
             },
             block_table_at: block_table.unwrap_or(0),
             table_len: spec.paged.map_or(0, |paged| narrow(paged.table_len)),
-            page_shift: page_len.max(1).ilog2(),
+            // a single page may be of any length: its number is 0
+            page_shift: if spec.paged.is_some_and(|paged| paged.table_len == 1) { 31 } else { page_len.max(1).ilog2() },
             last_page: narrow(pages.max(1) - 1),
             ..Self::default()
         };

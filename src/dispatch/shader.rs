@@ -1,7 +1,7 @@
 //! Which WGSL files there are, and what the host fills their uniforms with.
 
 use super::params::Params;
-use super::uniforms::{CombineParams, ExpandParams, LinearParams, MergeParams, NormParams};
+use super::uniforms::{CombineParams, LinearParams, MergeParams, NormParams};
 
 /// One line a shader: its file in `shaders/` and its uniform.
 macro_rules! shaders {
@@ -68,8 +68,6 @@ shaders! {
     Weights: "weights", Params;
     /// Weighted and gated sum of attentions over several sources.
     CombineSources: "combine_sources", CombineParams;
-    /// Stored bytes with scales, as f32.
-    ExpandQ8: "expand_q8", ExpandParams;
     /// Linear map of many rows.
     Linear: "linear", LinearParams;
     /// Linear map of at most 4 rows.
@@ -101,7 +99,6 @@ const fn written(binding: u32, name: &'static str) -> Port {
 const MERGE: &[Port] = &[read(1, "part_output"), read(2, "part_lse"), written(3, "output"), written(4, "lse")];
 const COMBINE_SOURCES: &[Port] =
     &[read(1, "part_output"), read(2, "scales"), read(3, "row_weights"), read(4, "gate"), written(5, "output")];
-const EXPAND_Q8: &[Port] = &[read(1, "quants"), read(2, "scales"), written(3, "output")];
 const LINEAR: &[Port] = &[read(1, "input"), read(2, "weight"), read(3, "bias"), written(7, "output")];
 
 impl Shader {
@@ -113,7 +110,6 @@ impl Shader {
         match self {
             Self::Merge => MERGE,
             Self::CombineSources => COMBINE_SOURCES,
-            Self::ExpandQ8 => EXPAND_Q8,
             Self::Linear | Self::LinearFew | Self::HeadNorm => LINEAR,
             Self::Rows
             | Self::Split

@@ -55,15 +55,6 @@ uniform! {
 }
 
 uniform! {
-    /// Of `expand_q8.wgsl`.
-    pub(crate) struct ExpandParams {
-        words: u32,
-        blocks_per_row: u32,
-    }
-    padded by 2
-}
-
-uniform! {
     /// Of `linear.wgsl` and `linear_few.wgsl`.
     pub(crate) struct LinearParams {
         rows: u32,

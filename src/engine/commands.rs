@@ -6,13 +6,13 @@ use super::tensor::Tensor;
 use crate::cpu::{MergedStates, StatePart, merge_states};
 use crate::device::PreparedAttention;
 use crate::dispatch::Variant;
-use crate::dispatch::uniforms::{CombineParams, ExpandParams};
+use crate::dispatch::uniforms::CombineParams;
 use crate::error::Error;
 use crate::gpu::{AttentionBuffers, MergeBuffers};
 use crate::inputs::RowState;
 use crate::kernels::beside::small::grid;
 use crate::slice::HostSlice;
-use crate::tensor::{TensorData, TensorRef};
+use crate::tensor::TensorRef;
 
 /// Where an attention writes.
 #[derive(Clone, Debug)]
@@ -220,35 +220,6 @@ impl Recording<'_> {
             return Ok(());
         }
         if to.write_from(at, from) { Ok(()) } else { Err(crate::InputError::Missing { name: "copied" }.into()) }
-    }
-
-    /// Blocks of 32 signed bytes with a scale each, `quants` and `scales`, as f32.
-    pub(crate) async fn expand_q8(
-        &mut self,
-        [quants, scales]: [&Tensor<'static>; 2],
-        to: Option<&Tensor<'static>>,
-    ) -> Result<Tensor<'static>, Error> {
-        let len = quants.len();
-        if let (Some((gpu, encoder)), Some(to)) = (self.gpu(), to) {
-            let words = len / 4;
-            let (blocks_per_row, grid) = grid("kv_heads * kv_len * width", words, len, gpu.caps())
-                .map_err(|reason| Error::MergePlan { reason })?;
-            let params =
-                ExpandParams { words: u32::try_from(words).unwrap_or(u32::MAX), blocks_per_row, ..Default::default() };
-            let buffers = [
-                (bound("quants", quants)?.buffer(), quants.bytes()),
-                (bound("scales", scales)?.buffer(), scales.bytes().next_multiple_of(4)),
-                (bound("expanded", to)?.buffer(), len as u64 * 4),
-            ];
-            let params = bytemuck::bytes_of(&params);
-            gpu.encode_beside(encoder, &Variant::expand_q8(), params, &buffers, grid).await?;
-            return Ok(to.clone());
-        }
-        let (quants, scales) = (read("quants", quants)?, read("scales", scales)?);
-        let scales = scales.tensor();
-        let of = |(n, quants): (usize, &[i8])| quants.iter().map(|&q| scales.get(n) * f32::from(q)).collect::<Vec<_>>();
-        let expanded = quants.i8().chunks(32).enumerate().flat_map(of).collect();
-        Ok(Tensor::held(TensorData::F32(expanded)))
     }
 }
 

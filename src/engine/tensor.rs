@@ -257,13 +257,6 @@ impl HostRead<'_> {
         }
     }
 
-    pub(crate) fn i8(&self) -> &[i8] {
-        match self.slice() {
-            HostSlice::Tensor(TensorRef::I8(data)) => data,
-            _ => &[],
-        }
-    }
-
     pub(crate) fn bools(&self) -> &[bool] {
         match self.slice() {
             HostSlice::Bool(data) => data,

@@ -4,6 +4,14 @@ use super::AttentionProblem;
 use crate::tensor::{Layout, TensorSpec};
 
 impl AttentionProblem {
+    /// The same attention as its caller sees it where scales of keys and values are not the caller's to give.
+    #[must_use]
+    pub(crate) fn with_own_scales(&self) -> Self {
+        let mut own = self.clone();
+        (own.spec.key_scale, own.spec.value_scale) = (None, None);
+        own
+    }
+
     /// The same attention as one of several states to be merged: an f32 output without gaps, maximum and sum of
     /// each row; a sink comes in when all are merged, and scores are returned apart.
     #[must_use]

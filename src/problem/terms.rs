@@ -51,11 +51,13 @@ impl std::str::FromStr for Diagonal {
     }
 }
 
-/// Keys and values in pages: memory in pieces of equal length that a table puts in order.
+/// Keys and values in pages: memory in pieces of equal length that a table puts in order. Pages have a power of two of
+/// tokens, up to [`MAX_PAGE_LEN`](crate::MAX_PAGE_LEN); where each entry of the batch has a single one they may have any number:
+/// then the table says which of several contexts each entry attends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Paged {
     /// Pages of each batch entry in the table, the `n` of `[batch, n]`. Entries behind the page that holds the last key are
-    /// never looked at, and may be anything.
+    /// never looked at, and may be anything; but where scores before the masks are asked for, all keys are looked at.
     pub table_len: usize,
     /// Length of the key/value sequence, in tokens: what bias and mask are as wide as. At most what the table reaches over;
     /// where entries of the batch are shorter, they have key lengths.

@@ -237,6 +237,16 @@ impl Case {
         self
     }
 
+    /// So many contexts, of which each entry of the batch has one.
+    pub(crate) fn contexts(mut self, contexts: usize) -> Self {
+        for tensor in [&mut self.spec.key, &mut self.spec.value] {
+            let [_, kv_heads, kv_len, width] = tensor.layout.shape;
+            tensor.layout = Layout::bhld([contexts, kv_heads, kv_len, width]);
+            self.spec.paged = Some(Paged { table_len: 1, kv_len });
+        }
+        self
+    }
+
     /// As many pages as these, so that entries of the batch share some.
     pub(crate) fn pages(mut self, pages: usize) -> Self {
         for tensor in [&mut self.spec.key, &mut self.spec.value] {

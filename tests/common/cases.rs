@@ -625,7 +625,9 @@ fn pages() -> Vec<Case> {
             .mask("b1qk")
             .poisoned(),
         case("pages_ranges", "ranges count along the sequence").paged(4).ranges(Ranges::Segments(9)).poisoned(),
-        case("pages_scores", "scores of pages, all of them").paged(16).scores(ScoreStage::Scaled),
+        case("pages_scores", "scores of pages, all of them").paged(16).kv_lens(&[70, 5]).scores(ScoreStage::Scaled),
+        Case::new("pages_as_contexts", "each entry has one page, of any length", 4, [4, 2], [5, 70], [16, 24])
+            .contexts(3),
         case("pages_probs", "weights of pages").paged(16).kv_lens(&[70, 5]).scores(ScoreStage::Probs).poisoned(),
         case("pages_f16", "pages in f16").stored([F32, F16, F16, F32]).paged(16),
         case("pages_i8", "pages in bytes, with scales in pages")

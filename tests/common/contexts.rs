@@ -6,7 +6,7 @@ use cross_attention::context::{ContextError, ContextInputs, ContextSpec, Context
 use cross_attention::verify::verify;
 use cross_attention::{
     AlibiSlopes, AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Diagonal, Element, Error,
-    HostTerms, Layout, ScoreStage, TensorData, TensorRef, TensorSpec, f16,
+    HostTerms, Layout, ScoreStage, TensorData, TensorRef, TensorSpec, bf16, f16,
 };
 
 use super::case::arranged;
@@ -36,11 +36,20 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// What is stored, as f32: blocks of 32 written out.
-fn stored(data: &[f32], storage: ContextStorage) -> Vec<f32> {
+/// What is stored of rows of a width, as f32: bytes times their scales.
+fn stored(data: &[f32], width: usize, storage: ContextStorage) -> Vec<f32> {
     match storage {
         ContextStorage::F32 => data.to_vec(),
         ContextStorage::F16 => data.iter().map(|&x| f16::from_f32(x).to_f32()).collect(),
+        ContextStorage::Bf16 => data.iter().map(|&x| bf16::from_f32(x).to_f32()).collect(),
+        ContextStorage::Int8 => {
+            let row = |row: &[f32]| {
+                let scale = row.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0;
+                row.iter().map(|x| scale * (x / scale).round().clamp(-127.0, 127.0)).collect::<Vec<_>>()
+            };
+            data.chunks(width).flat_map(row).collect()
+        }
+        other => panic!("how is {other:?} stored?"),
         ContextStorage::Q8_0 => {
             let block = |block: &[f32]| {
                 let scale = f16::from_f32(block.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0).to_f32();
@@ -124,20 +133,25 @@ fn spread<T: Copy>(layout: Layout, numbers: Vec<f32>, of: impl Fn(f32) -> T, gap
 pub(crate) fn all(device: &Device) -> Result<(), String> {
     let indices: [Option<&[u32]>; 5] =
         [None, Some(&[2, 0, 1]), Some(&[1, 1, 1, 2, 2, 0]), Some(&[2]), Some(&[0, 2, 0, 2, 0])];
-    for storage in [ContextStorage::F32, ContextStorage::F16, ContextStorage::Q8_0] {
+    use ContextStorage::{Bf16, F16, F32, Int8, Q8_0};
+    for storage in [F32, F16, Bf16, Q8_0, Int8] {
         for lens in [None, Some(&LENS[..])] {
             let mut given = tensors(3);
-            if lens.is_some() && storage != ContextStorage::Q8_0 {
+            if lens.is_some() && !matches!(storage, Q8_0 | Int8) {
                 poison(&mut given);
             }
             let context =
                 PreparedContext::new_blocking(device, spec(3, storage), &given[0], &given[1], lens).map_err(text)?;
-            let per_element = 3 * KV_HEADS as u64 * KV_LEN as u64 * (DIM + WIDTH) as u64;
-            let bytes = match storage {
-                ContextStorage::F32 => per_element * 4,
-                ContextStorage::F16 => per_element * 2,
-                ContextStorage::Q8_0 => per_element / 32 * 34,
+            // a key and a value, and the scales of each where there are any; contexts begin at multiples of 256 bytes
+            let rows = KV_HEADS as u64 * KV_LEN as u64;
+            let [dim, width] = [DIM as u64, WIDTH as u64];
+            let each = match storage {
+                F32 => vec![dim * 4, width * 4],
+                F16 | Bf16 => vec![dim * 2, width * 2],
+                Q8_0 => vec![dim, width, dim / 32 * 2, width / 32 * 2],
+                _ => vec![dim, width, 4, 4],
             };
+            let bytes: u64 = each.into_iter().map(|of_row| 3 * (rows * of_row).next_multiple_of(256)).sum();
             if context.bytes() != bytes {
                 return Err(format!("{storage:?}: {} bytes, should be {bytes}", context.bytes()));
             }
@@ -199,11 +213,12 @@ fn attend(
     let storage = context.spec().storage;
     let copies = [DIM, WIDTH].map(|width| KV_HEADS * KV_LEN * width);
     let [key, value] = [0, 1].map(|n| {
-        let all = stored(&given[n], storage);
+        let all = stored(&given[n], [DIM, WIDTH][n], storage);
         of_entry.iter().flat_map(|c| all[c * copies[n]..(c + 1) * copies[n]].to_vec()).collect::<Vec<f32>>()
     });
     let of = |width| TensorSpec::f32(Layout::bhld([batch, KV_HEADS, KV_LEN, width]));
     (asked.key, asked.value) = (of(DIM), of(WIDTH));
+    (asked.key_scale, asked.value_scale) = (None, None);
     asked.kv_lens = lens.is_some();
     let problem = AttentionProblem::new(asked).map_err(text)?;
     let kv_lens: Option<Vec<u32>> = lens.map(|lens| of_entry.iter().map(|&c| lens[c]).collect());
@@ -257,7 +272,7 @@ pub(crate) fn refusals(device: &Device) -> Result<(), String> {
     }
     let mut large = value.clone();
     large[100] = 1e30;
-    let storable = ContextError::NotStorable { name: "value", at: 100, value: 1e30 };
+    let storable = ContextError::NotStorable { name: "value", at: 100, value: 1e30, scale: Element::F16 };
     refused(new(spec(3, ContextStorage::Q8_0), &key, &large, None), storable)?;
 
     let context = PreparedContext::new_blocking(device, good, &key, &value, None).map_err(text)?;

@@ -283,7 +283,7 @@ impl Prepared for Linear {
     }
 }
 
-/// Two contexts in one call, one after the other in the same scratch memory where they are expanded.
+/// Two contexts in one call.
 struct Contexts {
     context: PreparedContext,
     query: [Vec<f32>; INPUTS],

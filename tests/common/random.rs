@@ -102,9 +102,8 @@ struct Storage {
 impl Storage {
     fn ask(&self, mut case: Case) -> Case {
         case = case.stored(self.elements);
-        let raw = matches!(case.spec.scores, Some(ScoreStage::Scaled | ScoreStage::Capped));
         let kv_len = case.spec.key.layout.shape[2];
-        if let Some(page_len) = self.page_len.filter(|_| !(raw && case.spec.kv_lens)) {
+        if let Some(page_len) = self.page_len {
             case = case.paged(1 << page_len);
             if self.shared_pages && kv_len > 0 {
                 case = case.pages(2);

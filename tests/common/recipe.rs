@@ -2,7 +2,7 @@
 
 use cross_attention::{
     AlibiSlopes, AttentionData, AttentionInputs, AttentionProblem, AttentionSpec, Element, Layout, OwnedTerms,
-    TensorData, TensorSpec, bf16, f16,
+    ScoreStage, TensorData, TensorSpec, bf16, f16,
 };
 
 /// How the scores of a row are spread over its keys.
@@ -117,7 +117,9 @@ impl Recipe {
         };
 
         let (query, key, value) = (draw("query"), draw("key"), draw("value"));
-        let kv_lens = spec.kv_lens.then_some(self.kv_lens.as_slice());
+        // scores before the masks are those of all keys
+        let raw = matches!(spec.scores, Some(ScoreStage::Scaled | ScoreStage::Capped));
+        let kv_lens = (spec.kv_lens && !raw).then_some(self.kv_lens.as_slice());
         let block_table = spec.paged.map(|_| table(&draw("block_table"), problem, kv_lens));
         let place = |at: [usize; 4]| in_memory(problem, block_table.as_deref(), at);
         // of each tensor all that is stored by a key, wherever it lies

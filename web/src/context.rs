@@ -29,9 +29,12 @@ impl Engine {
             spec.storage = match options.text("storage")?.as_deref() {
                 None | Some("f32") => ContextStorage::F32,
                 Some("f16") => ContextStorage::F16,
+                Some("bf16") => ContextStorage::Bf16,
                 Some("q8_0") => ContextStorage::Q8_0,
+                Some("int8") => ContextStorage::Int8,
                 Some(_) => {
-                    return Err(options.wrong("storage", "\"f32\", \"f16\" or \"q8_0\"", &options.needed("storage")?));
+                    let possible = "\"f32\", \"f16\", \"bf16\", \"q8_0\" or \"int8\"";
+                    return Err(options.wrong("storage", possible, &options.needed("storage")?));
                 }
             };
             let needed =

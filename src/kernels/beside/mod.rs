@@ -11,7 +11,7 @@ impl Variant {
     #[doc(hidden)]
     #[must_use]
     pub fn beside_plans() -> Vec<Self> {
-        let few = [Self::merge(false), Self::merge(true), Self::combine_sources(), Self::expand_q8()];
+        let few = [Self::merge(false), Self::merge(true), Self::combine_sources()];
         few.into_iter().chain(Self::all_linear()).collect()
     }
 }

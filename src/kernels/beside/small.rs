@@ -1,4 +1,4 @@
-//! Small shaders beside the attention (`shaders/combine_sources.wgsl`, `shaders/expand_q8.wgsl`): shape, limits, dispatch.
+//! Small shaders beside the attention (`shaders/combine_sources.wgsl`): shape, limits, dispatch.
 
 use crate::caps::DeviceCaps;
 use crate::dispatch::{Needs, Shader, Unsupported, Variant, flat_grid_within};
@@ -15,11 +15,6 @@ impl Variant {
         variant.snippets(&["numerics"]);
         variant
     }
-
-    /// The shader that expands stored bytes to f32; there is one for all.
-    pub(crate) fn expand_q8() -> Self {
-        Self::new(Shader::ExpandQ8)
-    }
 }
 
 /// The grid for so many invocations, and how many blocks stand in a row of it. `elements` is the largest position that
@@ -32,7 +27,7 @@ pub(crate) fn grid(
 ) -> Result<(u32, [u32; 3]), Unsupported> {
     let too_many = || Unsupported::positions(name, elements, u32::MAX.into());
     u32::try_from(elements).map_err(|_| too_many())?;
-    // each invocation goes over the elements that lie behind one another, or over the bytes of a word
+    // each invocation goes over the elements that lie behind one another
     let iterations = elements.div_ceil(invocations.max(1)).max(4);
     Needs::new(64, iterations).check(0, MOST_BUFFERS, caps)?;
     let grid = flat_grid_within(invocations.div_ceil(WIDTH), caps).ok_or_else(too_many)?;
