@@ -49,7 +49,6 @@ fn stored(data: &[f32], width: usize, storage: ContextStorage) -> Vec<f32> {
             };
             data.chunks(width).flat_map(row).collect()
         }
-        other => panic!("how is {other:?} stored?"),
         ContextStorage::Q8_0 => {
             let block = |block: &[f32]| {
                 let scale = f16::from_f32(block.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0).to_f32();
@@ -57,6 +56,7 @@ fn stored(data: &[f32], width: usize, storage: ContextStorage) -> Vec<f32> {
             };
             data.chunks(32).flat_map(block).collect()
         }
+        other => panic!("how is {other:?} stored?"),
     }
 }
 
