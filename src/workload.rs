@@ -353,25 +353,38 @@ pub fn flops(problem: &AttentionProblem, inputs: &AttentionInputs<'_>) -> f64 {
 }
 
 /// The least traffic of one attention: bytes of query, key, value, output, bias and mask, each moved once; what is
-/// broadcast counts once.
+/// broadcast counts once. Keys and values count as in [`kv_bytes`].
 #[must_use]
 pub fn bytes(problem: &AttentionProblem) -> f64 {
     let spec = problem.spec();
-    let elements = |layout: &Layout| -> f64 {
-        layout
-            .shape
-            .iter()
-            .zip(layout.strides)
-            .map(|(&n, stride)| if stride == 0 { n.min(1) } else { n } as f64)
-            .product()
-    };
-    let tensor = |tensor: &TensorSpec| elements(&tensor.layout) * tensor.element.size_bytes() as f64;
-    tensor(&spec.query)
-        + tensor(&spec.key)
-        + tensor(&spec.value)
-        + tensor(&spec.output)
-        + spec.bias.as_ref().map_or(0.0, tensor)
+    kv_bytes(problem)
+        + tensor_bytes(&spec.query)
+        + tensor_bytes(&spec.output)
+        + spec.bias.as_ref().map_or(0.0, tensor_bytes)
         + spec.mask.as_ref().map_or(0.0, elements)
+}
+
+/// Bytes of keys and values of one attention as they are stored, with their scales and the table of their pages, each read
+/// once; what all entries of a batch share counts once. Key lengths are not looked at.
+#[must_use]
+pub fn kv_bytes(problem: &AttentionProblem) -> f64 {
+    let spec = problem.spec();
+    let tensors = [Some(&spec.key), Some(&spec.value), spec.key_scale.as_ref(), spec.value_scale.as_ref()];
+    let Some(paged) = spec.paged else { return tensors.into_iter().flatten().map(tensor_bytes).sum() };
+    let rows = (problem.batch() * problem.kv_heads() * problem.kv_len()) as f64;
+    let of_row = |tensor: &TensorSpec| (tensor.layout.shape[3] * tensor.element.size_bytes()) as f64;
+    let table = (problem.batch() * paged.table_len * size_of::<i32>()) as f64;
+    rows * tensors.into_iter().flatten().map(of_row).sum::<f64>() + table
+}
+
+/// Elements of a layout, those that repeat counted once.
+fn elements(layout: &Layout) -> f64 {
+    let axes = layout.shape.iter().zip(layout.strides);
+    axes.map(|(&n, stride)| if stride == 0 { n.min(1) } else { n } as f64).product()
+}
+
+fn tensor_bytes(tensor: &TensorSpec) -> f64 {
+    elements(&tensor.layout) * tensor.element.size_bytes() as f64
 }
 
 /// As many normal values as the tensor reaches over, gaps included.

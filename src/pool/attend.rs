@@ -1,7 +1,6 @@
 //! Attention over chosen passages: parts of them, a round at a time, merged.
 
 use std::collections::HashSet;
-use std::ops::Range;
 
 use super::{PassageId, PassagePool, PoolError};
 use crate::device::{Device, KernelChoice};
@@ -9,7 +8,7 @@ use crate::engine::{self, Inputs, Kind, Outputs, Recording, Tensor};
 use crate::error::Error;
 use crate::inputs::RowState;
 use crate::problem::{AttentionProblem, AttentionSpec};
-use crate::tensor::{Layout, TensorData, TensorSpec};
+use crate::tensor::{Element, Layout, TensorData, TensorSpec};
 use crate::terms::Terms;
 
 /// Query rows and the passages they attend to.
@@ -56,11 +55,22 @@ pub struct GroupOutput {
     pub mass: Vec<f32>,
 }
 
-/// Neighbouring pages of one passage of the list.
+/// Pages of one passage of the list that lie in one slab.
 struct PassagePart {
     passage: usize,
-    pages: Range<usize>,
+    slab: usize,
+    /// Within the slab.
+    pages: Vec<usize>,
     tokens: usize,
+}
+
+/// Where the parts of a round are found: in tensors of so many pages.
+struct Round {
+    tensors: Vec<Tensor<'static>>,
+    pages: usize,
+    /// `[parts, table_len]`.
+    table: Vec<i32>,
+    table_len: usize,
 }
 
 /// What a group's queries gather, where it was recorded; f32 without gaps.
@@ -72,7 +82,8 @@ pub struct GroupTensors {
     pub row_state: Tensor<'static>,
     /// `[parts, q_heads, q_len, 2]`, maximum and sum of each row over each part of a passage.
     pub part_row_state: Tensor<'static>,
-    /// Which of the list's passages each part is of; those of more tokens than are staged at once have several.
+    /// Which of the list's passages each part is of; those whose pages lie in several slabs, or do not fit the staging memory
+    /// at once, have several.
     pub part_passages: Vec<usize>,
 }
 
@@ -156,7 +167,7 @@ impl PassagePool {
             return Err(Error::HostMemory { bytes: bytes.map_or(u128::MAX, |bytes| bytes as u128) });
         }
         // scale, cap and lengths are refused here, whatever the list
-        self.problem([1, 1], group, options)?;
+        self.problem([1, 1, 1], group, options)?;
         Ok(())
     }
 
@@ -185,34 +196,32 @@ impl PassagePool {
         // the partial outputs of a round, and the state so far behind them, are one binding
         let output_bytes = (rows * width * 4) as u64;
         let most = self.device.max_binding_bytes() / output_bytes;
-        let most = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(1);
-        let largest = parts.len().min(self.staging_pages).min(most.max(1));
-        // no later part is longer than the first, and no round is larger than the staging memory
-        let padded = parts.len().saturating_mul(parts[0].pages.len()).min(self.staging_pages);
-        let kind = self.spec.element.into();
-        let [key_elements, value_elements] = self.slabs.page_elements();
+        let most = usize::try_from(most).unwrap_or(usize::MAX).saturating_sub(1).max(1);
+        let largest = parts.len().min(most);
         let query = recording.place("query", &group.query).await?;
-        // side by side where they lie
-        let beside = Recording::new(self.slabs.device());
-        let staging = [
-            beside.allocate("staged keys", kind, padded * key_elements).await?,
-            beside.allocate("staged values", kind, padded * value_elements).await?,
-        ];
         let part_output = recording.allocate("part_output", Kind::F32, (largest + 1) * rows * width).await?;
         let part_rows = recording.allocate("part_row_state", Kind::F32, (largest + 1) * rows * 2).await?;
         let all_rows = recording.allocate("row_state of all parts", Kind::F32, parts.len() * rows * 2).await?;
         let output = recording.allocate("output", Kind::F32, rows * width).await?;
         let row_state = recording.allocate("row_state", Kind::F32, rows * 2).await?;
+        let staging = if self.is_staged() { Some(self.staging(&parts).await?) } else { None };
         let (mut left, mut done) = (&parts[..], 0);
         while !left.is_empty() {
             let (now, later) = left.split_at(self.round(left, most));
             left = later;
-            let problem = self.problem([now.len(), now[0].pages.len()], group, options)?;
+            let round = self.tables(recording, now, staging.as_deref()).await?;
+            let problem = self.problem([now.len(), round.table_len, round.pages], group, options)?;
             let prepared = self.kept.get(&problem, self.device.prepare(&problem, KernelChoice::Auto)).await?;
-            let [key, value] = self.stage(recording, now, group.passages, &staging).await?;
-            let lens = kv_lens(now);
-            let kv_lens = recording.place("kv_lens", &Tensor::from(&lens)).await?;
-            let terms = Terms { kv_lens: Some(kv_lens), ..Terms::default() };
+            let lens: Vec<u32> = now.iter().map(|part| u32::try_from(part.tokens).unwrap_or(u32::MAX)).collect();
+            let mut tensors = round.tensors.into_iter();
+            let (Some(key), Some(value)) = (tensors.next(), tensors.next()) else { break };
+            let terms = Terms {
+                key_scale: tensors.next(),
+                value_scale: tensors.next(),
+                kv_lens: Some(recording.place("kv_lens", &Tensor::from(&lens)).await?),
+                block_table: Some(recording.place("block_table", &Tensor::from(&round.table)).await?),
+                ..Terms::default()
+            };
             let inputs = Inputs { query: query.clone(), key, value, terms };
             let to = Outputs { output: part_output.clone(), rows: Some(part_rows.clone()), scores: None };
             recording.attend(&prepared, &inputs, &to)?;
@@ -230,79 +239,115 @@ impl PassagePool {
         Ok(GroupTensors { output, row_state, part_row_state: all_rows, part_passages })
     }
 
-    /// Keys and values of a round, `[parts, longest, kv_heads, width]`, where the recording runs.
-    async fn stage(
-        &self,
-        recording: &mut Recording<'_>,
-        parts: &[PassagePart],
-        passages: &[PassageId],
-        staging: &[Tensor<'static>; 2],
-    ) -> Result<[Tensor<'static>; 2], Error> {
-        let longest = parts.first().map_or(0, |part| part.pages.len());
-        let on_host = matches!(self.slabs.device(), Device::Cpu | Device::Oracle);
-        let mut host = Recording::new(self.slabs.device());
-        let mut staged = vec![];
-        for (tensor, to) in staging.iter().enumerate() {
-            let elements = self.slabs.page_elements()[tensor];
-            for (n, part) in parts.iter().enumerate() {
-                for (at, &page) in self.pages_of(part, passages)?.iter().enumerate() {
-                    let page = self.slabs.page(tensor, page);
-                    let at = (n * longest + at) * elements;
-                    if on_host {
-                        host.copy(&page, to, at)?;
-                    } else {
-                        recording.copy(&page, to, at)?;
-                    }
-                }
-            }
-            let used = to.cut(0..parts.len() * longest * elements);
-            staged.push(recording.place(["staged keys", "staged values"][tensor], &used).await?);
-        }
-        let [key, value] = [0, 1].map(|n| staged[n].clone());
-        Ok([key, value])
+    /// Whether pages are copied to where they are read.
+    fn is_staged(&self) -> bool {
+        matches!(self.slabs.device(), Device::Cpu | Device::Oracle) && matches!(self.device, Device::Gpu(_))
     }
 
-    /// The passages in parts that fit the staging memory, the longest first, so that little of it is padding.
-    fn parts(&self, passages: &[PassageId]) -> Result<Vec<PassagePart>, PoolError> {
-        let page_len = self.spec.page_len;
-        let mut parts = vec![];
-        for (n, &id) in passages.iter().enumerate() {
-            let passage = self.passage(id)?;
-            for first in (0..passage.pages.len()).step_by(self.staging_pages) {
-                let last = (first + self.staging_pages).min(passage.pages.len());
-                let tokens = (last * page_len).min(passage.len) - first * page_len;
-                parts.push(PassagePart { passage: n, pages: first..last, tokens });
+    /// Host memory for the pages of a round.
+    async fn staging(&self, parts: &[PassagePart]) -> Result<Vec<Tensor<'static>>, Error> {
+        let all: usize = parts.iter().map(|part| part.pages.len()).sum();
+        let pages = all.min(self.staging_pages);
+        self.slabs.allocate(["staged keys", "staged values"], self.slabs.device(), pages).await
+    }
+
+    /// Where the pages of a round are found.
+    async fn tables(
+        &self,
+        recording: &Recording<'_>,
+        parts: &[PassagePart],
+        staging: Option<&[Tensor<'static>]>,
+    ) -> Result<Round, Error> {
+        let table_len = parts.iter().map(|part| part.pages.len()).max().unwrap_or(0).max(1);
+        let mut table = Vec::with_capacity(parts.len() * table_len);
+        let mut staged = 0;
+        for part in parts {
+            // behind the last page nothing is looked at
+            let mut row = vec![-1; table_len];
+            for (entry, &page) in row.iter_mut().zip(&part.pages) {
+                let found = if staging.is_some() { staged } else { page };
+                *entry = i32::try_from(found).unwrap_or(i32::MAX);
+                staged += 1;
+            }
+            table.extend(row);
+        }
+        let Some(staging) = staging else {
+            let (tensors, pages) = self.slabs.slab(parts.first().map_or(0, |part| part.slab));
+            return Ok(Round { tensors: tensors.to_vec(), pages, table, table_len });
+        };
+        let mut host = Recording::new(self.slabs.device());
+        let pages = parts.iter().flat_map(|part| part.pages.iter().map(|page| self.slabs.number(part.slab, *page)));
+        for (at, page) in pages.enumerate() {
+            for ((page, to), elements) in self.slabs.page(page).zip(staging).zip(self.slabs.page_elements()) {
+                host.copy(&page, to, at * elements)?;
             }
         }
-        parts.sort_by_key(|part| std::cmp::Reverse(part.pages.len()));
+        let mut tensors = vec![];
+        for ((staged_pages, elements), name) in
+            staging.iter().zip(self.slabs.page_elements()).zip(["staged keys", "staged values"].into_iter().cycle())
+        {
+            tensors.push(recording.place(name, &staged_pages.cut(0..staged * elements)).await?);
+        }
+        Ok(Round { tensors, pages: staged, table, table_len })
+    }
+
+    /// The passages in parts that are found together, slab by slab; of each slab the longest first, so that parts of a length are
+    /// in one round.
+    fn parts(&self, passages: &[PassageId]) -> Result<Vec<PassagePart>, PoolError> {
+        let page_len = self.spec.page_len;
+        // what is staged has no slabs
+        let most = if self.is_staged() { self.staging_pages } else { usize::MAX };
+        let mut parts: Vec<PassagePart> = vec![];
+        for (passage, &id) in passages.iter().enumerate() {
+            let held = self.passage(id)?;
+            let first = parts.len();
+            for (n, &page) in held.pages.iter().enumerate() {
+                let (slab, page) = self.slabs.place(page);
+                let tokens = page_len.min(held.len - n * page_len);
+                // the last page of all stands last in its part too, for only it may hold fewer tokens
+                let own = parts[first..].iter_mut().find(|part| part.slab == slab && part.pages.len() < most);
+                match own {
+                    Some(part) => {
+                        part.pages.push(page);
+                        part.tokens += tokens;
+                    }
+                    None => parts.push(PassagePart { passage, slab, pages: vec![page], tokens }),
+                }
+            }
+        }
+        let slab = |part: &PassagePart| if self.is_staged() { 0 } else { part.slab };
+        parts.sort_by_key(|part| (slab(part), std::cmp::Reverse(part.pages.len())));
         Ok(parts)
     }
 
     /// How many of the parts, from the first on, go into one round.
     fn round(&self, parts: &[PassagePart], most: usize) -> usize {
-        let longest = parts.first().map_or(1, |part| part.pages.len());
-        (self.staging_pages / longest).min(most).clamp(1, parts.len())
-    }
-
-    /// The pages of a part.
-    fn pages_of(&self, part: &PassagePart, passages: &[PassageId]) -> Result<&[usize], PoolError> {
-        Ok(&self.passage(passages[part.passage])?.pages[part.pages.clone()])
+        let mut pages = 0;
+        let fits = |part: &&PassagePart| {
+            pages += part.pages.len();
+            if self.is_staged() { pages <= self.staging_pages } else { part.slab == parts[0].slab }
+        };
+        parts.iter().take(most).take_while(fits).count().max(1)
     }
 
     fn problem(
         &self,
-        [parts, pages]: [usize; 2],
+        [parts, table_len, pages]: [usize; 3],
         group: &GroupQuery<'_>,
         options: &PoolAttention,
     ) -> Result<AttentionProblem, Error> {
         let spec = &self.spec;
         let element = engine::element_of("query", &group.query)?;
-        let tensor = |layout| TensorSpec { element: spec.element, layout };
+        let tensor =
+            |element, width| TensorSpec { element, layout: Layout::blhd([pages, spec.kv_heads, spec.page_len, width]) };
         let query = Layout::bhld([parts, options.q_heads, group.q_len, spec.head_dim]);
         let layout = query.with_strides([0, query.strides[1], query.strides[2], 1]);
         let query = TensorSpec { element, layout };
-        let held = |width| tensor(Layout::blhd([parts, spec.kv_heads, pages * spec.page_len, width]));
-        let mut asked = AttentionSpec::from_tensors(query, held(spec.head_dim), held(spec.v_head_dim));
+        let [key, value] = [spec.head_dim, spec.v_head_dim].map(|width| tensor(spec.element, width));
+        let mut asked = AttentionSpec::from_pages(query, key, value, table_len);
+        if spec.element == Element::I8 {
+            (asked.key_scale, asked.value_scale) = (Some(tensor(Element::F32, 1)), Some(tensor(Element::F32, 1)));
+        }
         asked.output = TensorSpec::f32(asked.output.layout);
         asked.scale = options.scale;
         asked.softcap = options.softcap;
@@ -345,8 +390,4 @@ fn shares(
         }
     }
     GroupOutput { output, lse, passage_lse, mass }
-}
-
-fn kv_lens(parts: &[PassagePart]) -> Vec<u32> {
-    parts.iter().map(|part| u32::try_from(part.tokens).unwrap_or(u32::MAX)).collect()
 }

@@ -1,10 +1,12 @@
 //! Why a pool refused a call.
 
 use super::PassageId;
+use crate::problem::MAX_PAGE_LEN;
+use crate::quantize::QuantizeError;
 use crate::tensor::Element;
 
 /// Why a pool refused a call. A refused call leaves the pool as it was.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError {
     /// A count or width is 0 that must not be.
@@ -13,15 +15,31 @@ pub enum PoolError {
         /// Which one.
         name: &'static str,
     },
-    /// A page of f16 does not end at a multiple of 4 bytes, where buffers can be copied.
+    /// A page does not end at a multiple of 4 bytes, where buffers can be copied.
     #[error(
-        "a page of {name} has {elements} elements of f16, needs an even number; a page_len of 2 or 4 more would do"
+        "a page of {name} has {elements} elements of {element}, needs a multiple of 4 bytes; a page_len of 4 or more would do"
     )]
     OddPage {
         /// `key` or `value`.
         name: &'static str,
         /// `page_len * kv_heads * width`.
         elements: usize,
+        /// The type of the elements.
+        element: Element,
+    },
+    /// Pages of a length that is not possible.
+    #[error("page_len is {page_len}, needs a power of two from 1 to {MAX_PAGE_LEN} tokens")]
+    PageLen {
+        /// What was asked, in tokens.
+        page_len: usize,
+    },
+    /// Keys or values cannot be stored as signed bytes.
+    #[error("{name} of the passage cannot be stored: {source}")]
+    Quantize {
+        /// `key` or `value`.
+        name: &'static str,
+        /// Why.
+        source: QuantizeError,
     },
     /// A page is larger than what is to hold it.
     #[error("a page takes {bytes} bytes, {what} holds at most {max}; a smaller page_len would do")]

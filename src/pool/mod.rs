@@ -5,9 +5,10 @@
 //! [`attend`](PassagePool::attend) takes, for each group of queries, a list of passages, with one softmax over all of
 //! them. What each passage contributed comes back as its probability mass.
 //!
-//! The pages of the chosen passages are put side by side as entries of a batch with key lengths, the query is repeated
-//! with a stride of 0, and the partial attentions are merged exactly. What does not fit the staging memory at once is
-//! done in rounds.
+//! The chosen passages are entries of a batch with key lengths, whose pages are found by a table where they lie; the query is
+//! repeated with a stride of 0, and the partial attentions are merged exactly. Nothing of keys and values is copied. Pages lie in a
+//! few slabs, each half of all there are, and there is a round for each. Only where pages are in host memory and the
+//! device is a GPU are they copied: as many as the staging memory holds, in rounds.
 
 mod attend;
 mod error;
@@ -22,7 +23,8 @@ pub use error::PoolError;
 use crate::device::{Device, PreparedAttention};
 use crate::error::Error;
 use crate::kept::Kept;
-use crate::problem::MAX_LEN;
+use crate::problem::{MAX_LEN, MAX_PAGE_LEN};
+use crate::quantize::Quantized;
 use crate::tensor::{Element, TensorRef};
 use slabs::Slabs;
 
@@ -32,7 +34,8 @@ pub enum Storage {
     /// On the device; in host memory where the device is the CPU.
     #[default]
     Device,
-    /// In host memory; what a call needs is copied to the device each time. Results are the same.
+    /// In host memory; what a call needs is copied to the device each time. Results are the same, but for the order in which
+    /// what is copied at once is merged.
     Host,
 }
 
@@ -45,19 +48,23 @@ pub struct PoolSpec {
     pub head_dim: usize,
     /// Width of a value row.
     pub v_head_dim: usize,
-    /// How keys and values are stored.
+    /// How keys and values are stored. [`Element::I8`]: passages are given in f32, and stored as signed bytes with one f32 scale
+    /// for each row ([`Quantized`]).
     pub element: Element,
-    /// Tokens of a page. A passage takes whole pages.
+    /// Tokens of a page, a power of two up to [`MAX_PAGE_LEN`](crate::MAX_PAGE_LEN). A passage takes whole pages.
     pub page_len: usize,
     /// Where pages are kept.
     pub storage: Storage,
-    /// Bytes of keys and values that are put side by side at once, at least one page of both; a device's limit on
-    /// bindings counts too.
+    /// Bytes of keys and values that are copied to a GPU at once where pages are kept in host memory, at least one page of
+    /// both; a device's limit on bindings counts too. Of no account elsewhere.
     pub staging_bytes: u64,
+    /// Bytes of keys in the first slab, or of values if these are wider: at least one page, and no more than the device binds at
+    /// once. Each further slab holds as many pages as all before it, and a call has a round for each slab that it meets.
+    pub slab_bytes: u64,
 }
 
 impl PoolSpec {
-    /// f32, pages of 16 tokens on the device, 64 MiB of staging memory, values as wide as keys.
+    /// f32, pages of 16 tokens on the device, values as wide as keys; 64 MiB of staging memory, 4 MiB in the first slab.
     #[must_use]
     pub const fn new(kv_heads: usize, head_dim: usize) -> Self {
         Self {
@@ -68,6 +75,7 @@ impl PoolSpec {
             page_len: 16,
             storage: Storage::Device,
             staging_bytes: 64 << 20,
+            slab_bytes: 4 << 20,
         }
     }
 }
@@ -129,7 +137,7 @@ impl PassagePool {
     /// An empty pool. Slabs are made as passages come.
     ///
     /// # Errors
-    /// [`PoolError::Zero`], [`PoolError::OddPage`], [`PoolError::PageTooLarge`].
+    /// [`PoolError::Zero`], [`PoolError::PageLen`], [`PoolError::OddPage`], [`PoolError::PageTooLarge`].
     pub fn new(device: &Device, spec: PoolSpec) -> Result<Self, Error> {
         static POOLS: AtomicU64 = AtomicU64::new(0);
         let counts = [
@@ -141,15 +149,19 @@ impl PassagePool {
         if let Some((name, _)) = counts.into_iter().find(|(_, n)| *n == 0) {
             return Err(PoolError::Zero { name }.into());
         }
+        if !spec.page_len.is_power_of_two() || spec.page_len > MAX_PAGE_LEN {
+            return Err(PoolError::PageLen { page_len: spec.page_len }.into());
+        }
         let limit = device.max_binding_bytes();
         let slabs = Slabs::new(&spec, device, limit)?;
-        let [key, value] = slabs.page_bytes();
-        let both = key.saturating_add(value);
-        if both > spec.staging_bytes {
+        let both = slabs.page_bytes().fold(0u64, u64::saturating_add);
+        let largest = slabs.page_bytes().max().unwrap_or(1).max(1);
+        let staged = spec.storage == Storage::Host && matches!(device, Device::Gpu(_));
+        if staged && both > spec.staging_bytes {
             let max = spec.staging_bytes;
             return Err(PoolError::PageTooLarge { what: "staging", bytes: both, max }.into());
         }
-        let staging_pages = (spec.staging_bytes / both).min(limit / key.max(value));
+        let staging_pages = (spec.staging_bytes / both.max(1)).min(limit / largest);
         let staging_pages = usize::try_from(staging_pages).unwrap_or(usize::MAX).min(MAX_LEN / spec.page_len).max(1);
         let number = POOLS.fetch_add(1, Ordering::Relaxed);
         let (device, kept) = (device.clone(), Kept::default());
@@ -204,7 +216,8 @@ impl PassagePool {
     /// without gaps. A length of 0 is possible; such a passage has no mass.
     ///
     /// # Errors
-    /// [`PoolError::Len`], [`PoolError::Element`], [`PoolError::TooLong`], [`Error::Gpu`], [`Error::HostMemory`].
+    /// [`PoolError::Len`], [`PoolError::Element`], [`PoolError::TooLong`], [`PoolError::Quantize`], [`Error::Gpu`],
+    /// [`Error::HostMemory`].
     pub async fn append<'a>(
         &mut self,
         key: impl Into<TensorRef<'a>>,
@@ -216,19 +229,33 @@ impl PassagePool {
             return Err(PoolError::TooLong { len, max: MAX_LEN }.into());
         }
         let (key, value) = (key.into(), value.into());
+        let given = if element == Element::I8 { Element::F32 } else { element };
         for (name, data, width) in [("key", key, head_dim), ("value", value, v_head_dim)] {
-            if data.element() != element {
-                return Err(PoolError::Element { name, wanted: element, found: data.element() }.into());
+            if data.element() != given {
+                return Err(PoolError::Element { name, wanted: given, found: data.element() }.into());
             }
             let wanted = kv_heads.checked_mul(len).and_then(|n| n.checked_mul(width));
             if wanted != Some(data.len()) {
                 return Err(PoolError::Len { name, kv_heads, len, width, found: data.len() }.into());
             }
         }
+        let mut bytes = vec![];
+        if let (Element::I8, TensorRef::F32(key), TensorRef::F32(value)) = (element, key, value) {
+            for (name, data, width) in [("key", key, head_dim), ("value", value, v_head_dim)] {
+                let stored = Quantized::new(data, width, Element::F32);
+                bytes.push(stored.map_err(|source| PoolError::Quantize { name, source })?);
+            }
+        }
+        let stored: Vec<TensorRef<'_>> = match &bytes[..] {
+            [key, value] => {
+                vec![(&key.bytes).into(), (&value.bytes).into(), (&key.scales).into(), (&value.scales).into()]
+            }
+            _ => vec![key, value],
+        };
         let count = len.div_ceil(page_len);
         self.slabs.reserve(count).await?;
         let pages = self.slabs.next(count);
-        self.slabs.write(&pages, [key, value], [kv_heads, len, page_len]).await?;
+        self.slabs.write(&pages, &stored, [kv_heads, len, page_len]).await?;
         // nothing can fail from here on
         self.slabs.take(count);
         let number = self.next;

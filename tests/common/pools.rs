@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use cross_attention::pool::{
     GroupOutput, GroupQuery, PassageId, PassagePool, PoolAttention, PoolError, PoolSpec, Storage,
 };
+use cross_attention::quantize::Quantized;
 use cross_attention::{Device, Element, Error, TensorData};
 
 use super::plain::{Row, Seen, numbers, row};
@@ -53,7 +54,21 @@ impl Pool {
 
     fn numbers(&mut self, len: usize, size: f32) -> TensorData {
         self.seed += 1;
-        TensorData::from_f32(self.pool.spec().element, numbers(self.seed, len, size))
+        TensorData::from_f32(self.given(), numbers(self.seed, len, size))
+    }
+
+    /// What passages are given in.
+    fn given(&self) -> Element {
+        let element = self.pool.spec().element;
+        if element == Element::I8 { Element::F32 } else { element }
+    }
+
+    /// Numbers as they are stored.
+    fn stored(&self, given: &TensorData, width: usize) -> Vec<f32> {
+        match self.pool.spec().element {
+            Element::I8 => Quantized::new(&given.to_f32(), width, Element::F32).expect("finite").to_f32(),
+            _ => given.to_f32(),
+        }
     }
 
     fn append(&mut self, len: usize) -> Result<PassageId, String> {
@@ -62,7 +77,8 @@ impl Pool {
         self.raise(&mut key, self.common * (spec.head_dim as f32).sqrt());
         let value = self.numbers(spec.kv_heads * len * spec.v_head_dim, 2.0);
         let id = self.pool.append_blocking(key.as_ref(), value.as_ref(), len).map_err(text)?;
-        let held = Held { key: key.to_f32(), value: value.to_f32(), len };
+        let (key, value) = (self.stored(&key, spec.head_dim), self.stored(&value, spec.v_head_dim));
+        let held = Held { key, value, len };
         if self.model.insert(id, held).is_some() {
             return Err(format!("{id} was given before"));
         }
@@ -149,9 +165,11 @@ impl Pool {
 }
 
 pub(crate) fn spec(storage: Storage, element: Element) -> PoolSpec {
-    let page = 4 * 2 * (8 + 12) * element.size_bytes() as u64;
-    // five pages at once: passages are cut, and calls take rounds
-    PoolSpec { v_head_dim: 12, page_len: 4, storage, element, staging_bytes: 5 * page, ..PoolSpec::new(2, 8) }
+    let bytes = element.size_bytes() as u64;
+    let page = 4 * 2 * (8 + 12) * bytes;
+    // five pages at once, and three in the first slab: passages are cut, and calls take rounds
+    let (staging_bytes, slab_bytes) = (5 * page, 3 * 4 * 2 * 12 * bytes);
+    PoolSpec { v_head_dim: 12, page_len: 4, storage, element, staging_bytes, slab_bytes, ..PoolSpec::new(2, 8) }
 }
 
 /// Lists of passages shorter and longer than a page, than the staging memory, and empty.
@@ -265,7 +283,9 @@ pub(crate) fn poison(device: &Device, storage: Storage) -> Result<(), String> {
 pub(crate) fn storages_agree(device: &Device) -> Result<(), String> {
     let mut results = vec![];
     for storage in [Storage::Device, Storage::Host] {
-        let mut pool = Pool::new(device, spec(storage, Element::F16))?;
+        // in one round wherever they are
+        let large = PoolSpec { staging_bytes: 1 << 20, slab_bytes: 1 << 20, ..spec(storage, Element::F16) };
+        let mut pool = Pool::new(device, large)?;
         let ids = [30, 2, 9].map(|len| pool.append(len)).into_iter().collect::<Result<Vec<_>, _>>()?;
         results.push(pool.attend(&ids, 4, 3)?);
     }
@@ -319,8 +339,12 @@ pub(crate) fn refusals(device: &Device) -> Result<(), String> {
     let new = |spec| PassagePool::new(device, spec).map(drop);
     refused(new(PoolSpec { page_len: 0, ..spec.clone() }), PoolError::Zero { name: "page_len" })?;
     let odd = PoolSpec { page_len: 1, element: Element::F16, v_head_dim: 3, ..PoolSpec::new(1, 4) };
-    refused(new(odd), PoolError::OddPage { name: "value", elements: 3 })?;
-    let small = PoolSpec { staging_bytes: 639, ..spec };
-    refused(new(small), PoolError::PageTooLarge { what: "staging", bytes: 640, max: 639 })?;
+    refused(new(odd), PoolError::OddPage { name: "value", elements: 3, element: Element::F16 })?;
+    refused(new(PoolSpec { page_len: 12, ..spec.clone() }), PoolError::PageLen { page_len: 12 })?;
+    refused(new(PoolSpec { page_len: 512, ..spec.clone() }), PoolError::PageLen { page_len: 512 })?;
+    if matches!(device, Device::Gpu(_)) {
+        let small = PoolSpec { staging_bytes: 639, storage: Storage::Host, ..spec };
+        refused(new(small), PoolError::PageTooLarge { what: "staging", bytes: 640, max: 639 })?;
+    }
     pool.attend(&[a], 2, 2).map(drop)
 }

@@ -10,7 +10,7 @@ use cross_attention::tune::{DeviceKey, ProblemClass, TuneCache, TuneEntry};
 use cross_attention::weights::{HeadReduce, Keys, Select, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AlibiSlopes, AttentionInputs, AttentionProblem, AttentionSpec, CooperativeMatrix, Device, DeviceCaps, DeviceClass,
-    Diagonal, Element, Kernel, Layout, Plan, ScoreStage, TensorSpec, TimingSource, cpu,
+    Diagonal, Element, Kernel, Layout, Paged, Plan, ScoreStage, TensorSpec, TimingSource, cpu,
 };
 
 use crate::draw::Draw;
@@ -34,11 +34,10 @@ pub(crate) const MET: [(&str, Met); 1] = [("pool", pool_of_large_pages)];
 /// A token in a page of keys and one of values of 64 MiB each. They are what was asked for; a copy of each, made before it
 /// was written, was not.
 fn pool_of_large_pages() -> Result<(), String> {
-    let spec = PoolSpec { page_len: 1 << 20, ..PoolSpec::new(1, 16) };
-    let spec = PoolSpec { staging_bytes: u64::MAX, element: Element::F32, ..spec };
+    let spec = PoolSpec { page_len: 256, element: Element::F32, ..PoolSpec::new(1 << 12, 16) };
     let text = |error: cross_attention::Error| error.to_string();
     let mut pool = PassagePool::new(&Device::Cpu, spec).map_err(text)?;
-    pool.append_blocking(&vec![1.0f32; 16], &vec![2.0f32; 16], 1).map_err(text)?;
+    pool.append_blocking(&vec![1.0f32; 16 << 12], &vec![2.0f32; 16 << 12], 1).map_err(text)?;
     if pool.bytes() != 128 << 20 {
         return Err(format!("two pages of 64 MiB are {} bytes", pool.bytes()));
     }
@@ -46,7 +45,23 @@ fn pool_of_large_pages() -> Result<(), String> {
 }
 
 fn element(draw: &mut Draw) -> Element {
-    draw.of(&[Element::F32, Element::F16])
+    if draw.one_in(24) { Element::I8 } else { draw.of(&Element::FLOATS) }
+}
+
+/// Keys or values, and their scales, which are mostly there where they are needed.
+fn stored(draw: &mut Draw, shape: [usize; 4]) -> (TensorSpec, Option<TensorSpec>) {
+    let element = if draw.one_in(3) { Element::I8 } else { element(draw) };
+    let tensor = TensorSpec { element, layout: layout(draw, shape) };
+    let scaled = (element == Element::I8) != draw.one_in(12);
+    let blocks = match draw.below(3) {
+        0 => 1,
+        1 => shape[3],
+        _ => draw.len(9),
+    };
+    let [batch, heads, len, _] = shape;
+    let of = draw.of(&[Element::F32, Element::F16, Element::F32, Element::F16, Element::Bf16]);
+    let scale = scaled.then(|| TensorSpec { element: of, layout: layout(draw, [batch, heads, len, blocks]) });
+    (tensor, scale)
 }
 
 /// Some layout of a shape: usual, broadcast, or with strides and an offset from anywhere.
@@ -71,9 +86,18 @@ fn spec(draw: &mut Draw, huge: bool) -> AttentionSpec {
     let q_heads = kv_heads.saturating_mul(group);
     let tensor = |draw: &mut Draw, shape| TensorSpec { element: element(draw), layout: layout(draw, shape) };
     let query = tensor(draw, [batch, q_heads, q_len, head_dim]);
-    let key = tensor(draw, [batch, kv_heads, kv_len, head_dim]);
-    let value = tensor(draw, [batch, kv_heads, kv_len, v_head_dim]);
+    // of pages, or of the batch
+    let pages =
+        draw.one_in(4).then(|| [len(draw, 9), if draw.one_in(6) { len(draw, 300) } else { 1 << draw.below(6) }]);
+    let [of_batch, of_len] = pages.unwrap_or([batch, kv_len]);
+    let (key, key_scale) = stored(draw, [of_batch, kv_heads, of_len, head_dim]);
+    let (value, value_scale) = stored(draw, [of_batch, kv_heads, of_len, v_head_dim]);
     let mut spec = AttentionSpec::from_tensors(query, key, value);
+    (spec.key_scale, spec.value_scale) = (key_scale, value_scale);
+    if pages.is_some() {
+        let needed = kv_len.div_ceil(of_len.max(1));
+        spec.paged = Some(Paged { table_len: if draw.one_in(8) { len(draw, 40) } else { needed }, kv_len });
+    }
     if draw.one_in(4) {
         spec.output = tensor(draw, [batch, q_heads, q_len, v_head_dim]);
     }
@@ -130,7 +154,7 @@ fn caps(draw: &mut Draw) -> DeviceCaps {
         class: draw.of(&DeviceClass::ALL),
         max_storage_buffer_binding_size: draw.limit(128 << 20),
         max_buffer_size: draw.limit(256 << 20),
-        max_storage_buffers_per_shader_stage: draw.limit_u32(8),
+        max_storage_buffers_per_shader_stage: draw.limit_u32(10),
         min_storage_buffer_offset_alignment: draw.limit_u32(256),
         min_uniform_buffer_offset_alignment: draw.limit_u32(256),
         max_compute_workgroup_storage_size: draw.limit_u32(16384),
@@ -198,8 +222,12 @@ fn weights(draw: &mut Draw) -> Result<(), String> {
     let spec = problem.spec();
     let short = usize::from(draw.one_in(20));
     let len = |layout: &Layout| layout.extent().unwrap_or(usize::MAX).saturating_sub(short);
-    let all = [&spec.query, &spec.key, &spec.value].map(|tensor| len(&tensor.layout)).iter().sum::<usize>();
+    let scales = [spec.key_scale, spec.value_scale];
+    let all = [Some(spec.query), Some(spec.key), Some(spec.value)].into_iter().chain(scales).flatten();
+    let all = all.map(|tensor| len(&tensor.layout)).fold(0, usize::saturating_add);
+    let table_len = spec.paged.map_or(0, |paged| paged.table_len.saturating_mul(problem.batch()));
     if all > 1 << 20
+        || table_len > 1 << 16
         || spec.bias.is_some_and(|bias| len(&bias.layout) > 1 << 20)
         || spec.mask.is_some_and(|mask| len(&mask) > 1 << 20)
     {
@@ -211,6 +239,9 @@ fn weights(draw: &mut Draw) -> Result<(), String> {
     };
     let [query, key, value] = [&spec.query, &spec.key, &spec.value].map(|of| tensor(draw, of));
     let bias = spec.bias.as_ref().map(|of| tensor(draw, of));
+    let scales = scales.map(|scale| scale.as_ref().map(|of| tensor(draw, of)));
+    let most_pages = spec.key.layout.shape[0] + usize::from(draw.one_in(6));
+    let table = spec.paged.map(|_| (0..table_len).map(|_| draw.below(most_pages) as i32).collect::<Vec<_>>());
     let mask = spec.mask.map(|mask| (0..len(&mask)).map(|_| draw.one_in(2)).collect::<Vec<_>>());
     let rows = problem.batch() * problem.q_len();
     let [q_lens, kv_lens] = [(spec.q_lens, problem.q_len()), (spec.kv_lens, problem.kv_len())].map(|(asked, most)| {
@@ -229,6 +260,10 @@ fn weights(draw: &mut Draw) -> Result<(), String> {
     (inputs.terms.q_lens, inputs.terms.kv_lens) = (q_lens.as_deref(), kv_lens.as_deref());
     (inputs.terms.row_start, inputs.terms.row_end) = (row_start.as_deref(), row_end.as_deref());
     (inputs.terms.alibi_slopes, inputs.terms.sinks) = (slopes.as_deref(), sinks.as_deref());
+    let [key_scale, value_scale] =
+        scales.each_ref().map(|scale| scale.as_ref().map(cross_attention::TensorData::as_ref));
+    (inputs.terms.key_scale, inputs.terms.value_scale) = (key_scale, value_scale);
+    inputs.terms.block_table = table.as_deref();
     for kernel in cpu::CpuKernel::ALL {
         let Ok(output) = cpu::attention_with(kernel, &problem, &inputs) else { continue };
         let lse = output.lse.unwrap_or_default();
@@ -243,9 +278,10 @@ fn pool(draw: &mut Draw) -> Result<(), String> {
     let spec = PoolSpec {
         v_head_dim: draw.len(9),
         element: element(draw),
-        page_len: draw.len(9),
+        page_len: if draw.one_in(4) { draw.len(9) } else { 1 << draw.below(5) },
         storage: draw.of(&[Storage::Device, Storage::Host]),
         staging_bytes: draw.limit(4096),
+        slab_bytes: draw.limit(4096),
         ..PoolSpec::new(draw.len(3), draw.len(9))
     };
     let Ok(mut pool) = PassagePool::new(&Device::Cpu, spec.clone()) else { return Ok(()) };
@@ -265,7 +301,8 @@ fn pool(draw: &mut Draw) -> Result<(), String> {
             let _ = pool.append_blocking(&vec![0.0f32; 8], &vec![0.0f32; 8], len);
             continue;
         }
-        let tensor = |draw: &mut Draw, len| cross_attention::TensorData::from_f32(spec.element, draw.floats(len));
+        let given = if spec.element == Element::I8 && !draw.one_in(8) { Element::F32 } else { spec.element };
+        let tensor = |draw: &mut Draw, len| cross_attention::TensorData::from_f32(given, draw.floats(len));
         let (key, value) = (tensor(draw, key), tensor(draw, value));
         ids.extend(pool.append_blocking(key.as_ref(), value.as_ref(), len));
         if draw.one_in(4) && !ids.is_empty() {

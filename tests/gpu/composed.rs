@@ -16,9 +16,12 @@ use crate::common::several;
 
 type Check = fn(&Device) -> Result<(), String>;
 
-const POOL: [(&str, Check); 10] = [
+const POOL: [(&str, Check); 13] = [
     ("lists", |device| pools::lists(device, Storage::Device, Element::F32)),
     ("lists_f16", |device| pools::lists(device, Storage::Device, Element::F16)),
+    ("lists_bf16", |device| pools::lists(device, Storage::Device, Element::Bf16)),
+    ("lists_i8", |device| pools::lists(device, Storage::Device, Element::I8)),
+    ("lists_i8_from_host", |device| pools::lists(device, Storage::Host, Element::I8)),
     ("lists_from_host", |device| pools::lists(device, Storage::Host, Element::F32)),
     ("freed_pages", |device| pools::poison(device, Storage::Device)),
     ("freed_pages_on_host", |device| pools::poison(device, Storage::Host)),

@@ -10,7 +10,7 @@ use crate::properties::config;
 #[test]
 fn lists() {
     for device in [Device::Cpu, Device::Oracle] {
-        for element in [Element::F32, Element::F16] {
+        for element in Element::ALL {
             pools::lists(&device, Storage::Device, element).expect("right");
         }
     }

@@ -9,14 +9,15 @@ use clap::builder::PossibleValuesParser;
 use cross_attention::gpu::{HostCost, KernelTiming};
 use cross_attention::workload::{self, Workload};
 use cross_attention::{
-    AttentionProblem, Device, DeviceClass, Element, KernelChoice, Plan, PreparedAttention, Roofline, Timing, cpu,
-    verify,
+    AttentionProblem, Device, DeviceClass, Element, KernelChoice, Layout, Plan, PreparedAttention, Roofline, Timing,
+    cpu, verify,
 };
 
 use crate::error::Error;
 use crate::open::{self, CacheFlag};
 use crate::options::DeviceFlags;
 use crate::run::shape;
+use crate::shape::KvFlags;
 use crate::table::Table;
 use crate::terminal::Terminal;
 use crate::text::wrap;
@@ -26,6 +27,7 @@ const EXAMPLE: &str = "\
 Examples:
   cross-attention bench --list
   cross-attention bench whisper_decode gqa --device cpu
+  cross-attention bench whisper_decode fid_decode --kv int8_32 --pages 16
   cross-attention bench --element f16 --json > timings.jsonl";
 
 /// Time named workloads, each verified before it is timed
@@ -36,11 +38,13 @@ pub(crate) struct Args {
     #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(names()), hide_possible_values = true)]
     names: Vec<String>,
     /// List the workloads with their shapes, and do nothing else
-    #[arg(long, conflicts_with_all = ["element", "seconds", "json", "device", "kernel", "pipeline_cache", "tune_cache"])]
+    #[arg(long, conflicts_with_all = ["element", "kv", "pages", "seconds", "json", "device", "kernel", "pipeline_cache", "tune_cache"])]
     list: bool,
-    /// Element type of query, key, value and output, f32 or f16
+    /// Element type of query, key, value and output, f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value_t = Element::F32)]
     element: Element,
+    #[command(flatten)]
+    kv: KvFlags,
     /// Time to spend on each workload, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     seconds: Duration,
@@ -166,7 +170,7 @@ pub(crate) fn bench(args: &Args, started: Instant, terminal: &mut Terminal) -> R
 
 fn measure(workload: &Workload, common: &Common<'_>, tuned: Option<&Tuned>, terminal: &Terminal) -> Result<Row, Error> {
     let Common { args, device, .. } = common;
-    let problem = stored(workload, args.element)?;
+    let problem = stored(workload, args.element, args.kv)?;
     let data = workload::inputs(&problem, workload.name);
     let inputs = data.as_inputs();
     let made_before = pipelines(device);
@@ -208,12 +212,13 @@ fn measure(workload: &Workload, common: &Common<'_>, tuned: Option<&Tuned>, term
     })
 }
 
-/// The problem of a workload with its tensors of one element type.
-pub(crate) fn stored(workload: &Workload, element: Element) -> Result<AttentionProblem, Error> {
+/// The problem of a workload with its tensors of one element type, but for keys and values that are stored in another way.
+pub(crate) fn stored(workload: &Workload, element: Element, kv: KvFlags) -> Result<AttentionProblem, Error> {
     let mut spec = workload.spec.clone();
     for tensor in [&mut spec.query, &mut spec.key, &mut spec.value, &mut spec.output] {
         tensor.element = element;
     }
+    kv.apply(&mut spec, Layout::bhld)?;
     Ok(AttentionProblem::new(spec)?)
 }
 

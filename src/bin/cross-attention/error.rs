@@ -18,6 +18,17 @@ pub(crate) enum Error {
     HalfRange { given: &'static str, missing: &'static str },
     #[error("{name} has element type {found}, possible: {possible}")]
     ElementType { name: &'static str, found: safetensors::Dtype, possible: &'static str },
+    #[error("rows of {width} columns are no whole blocks of 32; --kv int8 has one scale for a row of any width")]
+    KvWidth { width: usize },
+    #[error("{name} cannot be stored in that format: {source}")]
+    Quantize { name: &'static str, source: cross_attention::quantize::QuantizeError },
+    #[error("{name} is stored as {found} already; convert takes F32, F16 and BF16 that lie side by side")]
+    NotConvertible { name: &'static str, found: String },
+    #[error(
+        "{kv_len} keys do not fill pages of {page_len}, and causal bottom_right counts from the end of the last one; \
+         write causal end_of_keys, which counts from the last key"
+    )]
+    PagedDiagonal { kv_len: usize, page_len: usize },
     #[error("{name} has shape {found:?}, needs {wanted}")]
     Rank { name: &'static str, found: Vec<usize>, wanted: String },
     #[error("{name}[{batch}] is {found}, possible: 0 to {most}, the tokens of the sequence")]

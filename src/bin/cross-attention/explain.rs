@@ -1,6 +1,6 @@
 //! `explain`: what would run for a shape or a file, and why, without running it.
 
-use cross_attention::{AttentionProblem, Device};
+use cross_attention::{AttentionProblem, Device, workload};
 
 use crate::error::Error;
 use crate::options::DeviceFlags;
@@ -43,7 +43,9 @@ pub(crate) fn explain(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
         }
     };
     terminal.line(format_args!("chosen     {choice}"))?;
-    terminal.line(format_args!("{}", text.trim_end()))
+    terminal.line(format_args!("{}", text.trim_end()))?;
+    let bytes = workload::kv_bytes(&problem);
+    terminal.line(format_args!("kv_bytes   {bytes:.0} bytes of keys and values, as they are stored, to be read"))
 }
 
 /// Element types, options, extra inputs and results of a problem, on one line.

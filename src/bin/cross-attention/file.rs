@@ -383,6 +383,11 @@ impl AxisOrder {
     }
 }
 
+/// Bytes that a tensor takes.
+pub(crate) const fn bytes_of(info: &TensorInfo) -> usize {
+    info.data_offsets.1 - info.data_offsets.0
+}
+
 /// Lengths, one for each entry of the batch, of at most so many tokens.
 fn lengths(name: &'static str, lens: &[i64], most: usize) -> Result<Vec<u32>, Error> {
     lens.iter()
@@ -419,6 +424,16 @@ impl Opened {
         bar.finish_and_clear();
         let (contents, bytes) = opened?;
         Ok(Self { request: request(&contents, flags, wish)?, contents, bytes })
+    }
+
+    /// Its header.
+    pub(crate) const fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// The bytes of a tensor.
+    pub(crate) fn data(&self, info: &TensorInfo) -> &[u8] {
+        self.contents.data(&self.bytes, info)
     }
 
     /// The numbers.

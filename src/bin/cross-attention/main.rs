@@ -3,6 +3,7 @@
 #![expect(clippy::doc_markdown, reason = "doc comments of flags are help texts, read on a terminal")]
 
 mod bench;
+mod convert;
 mod devices;
 mod draw;
 mod error;
@@ -46,6 +47,7 @@ enum Command {
     Devices(devices::Args),
     Run(Box<run::Args>),
     Map(Box<map::Args>),
+    Convert(convert::Args),
     Explain(Box<explain::Args>),
     Bench(bench::Args),
     Tune(Box<tune::Args>),
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Devices(args) => devices::devices(args, &mut terminal).map(|()| true),
         Command::Run(args) => run::run(args, &mut terminal),
         Command::Map(args) => map::map(args, &mut terminal).map(|()| true),
+        Command::Convert(args) => convert::convert(args, &mut terminal).map(|()| true),
         Command::Explain(args) => explain::explain(args, &mut terminal).map(|()| true),
         Command::Bench(args) => bench::bench(args, started, &mut terminal),
         Command::Tune(args) => tune::tune(args, &mut terminal),

@@ -1,11 +1,13 @@
-//! Results as a safetensors file: the header, then every tensor as it lies in memory, whole or not there.
+//! Tensors as a safetensors file: the header, then every tensor as it lies in memory, whole or not there.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::path::Path;
 
 use cross_attention::files::{Ours, OutputError, OutputFile};
-use cross_attention::{AttentionOutput, AttentionProblem, TensorRef};
+use cross_attention::{AttentionOutput, AttentionProblem, Element, TensorRef};
 use indicatif::ProgressBar;
+use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
@@ -49,21 +51,63 @@ pub(crate) fn write(
         let probs = results.scores.as_deref().ok_or(Error::NotReturned { name: "probs" })?;
         tensors.push(("probs", TensorRef::F32(probs), problem.score_shape().to_vec()));
     }
+    let tensors = tensors.into_iter().map(|(name, data, shape)| Stored::of(name, data, shape)).collect();
+    save(path, RESULT, &about, tensors, bar)
+}
+
+/// A tensor as a file holds it.
+#[derive(Debug)]
+pub(crate) struct Stored<'a> {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    /// Little-endian.
+    pub(crate) bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> Stored<'a> {
+    /// Elements in host memory.
+    pub(crate) fn of(name: &str, data: TensorRef<'a>, shape: Vec<usize>) -> Self {
+        let dtype = match data.element() {
+            Element::F16 => Dtype::F16,
+            Element::Bf16 => Dtype::BF16,
+            Element::I8 => Dtype::I8,
+            _ => Dtype::F32,
+        };
+        let mut bytes = Cow::Borrowed(data.as_bytes());
+        if cfg!(target_endian = "big") {
+            // each number turned round
+            bytes.to_mut().chunks_mut(data.element().size_bytes()).for_each(<[u8]>::reverse);
+        }
+        Self { name: name.to_owned(), dtype, shape, bytes }
+    }
+}
+
+/// Writes a file of tensors, with metadata.
+///
+/// # Errors
+/// [`Error::Output`].
+pub(crate) fn save(
+    path: &Path,
+    ours: Ours,
+    metadata: &[(&str, &str)],
+    mut tensors: Vec<Stored<'_>>,
+    bar: &ProgressBar,
+) -> Result<(), Error> {
     // wider elements first, so that all of them are aligned
-    tensors.sort_by_key(|(_, data, _)| std::cmp::Reverse(data.element().size_bytes()));
+    tensors.sort_by_key(|tensor| std::cmp::Reverse(tensor.dtype.bitsize()));
 
     // names in the order of the alphabet, so that the same results are the same bytes
     let mut header = Map::new();
     header.insert(
         "__metadata__".to_owned(),
-        about.into_iter().map(|(name, text)| (name.to_owned(), json!(text))).collect(),
+        metadata.iter().map(|(name, text)| ((*name).to_owned(), json!(text))).collect(),
     );
     let mut start = 0;
-    for (name, data, shape) in &tensors {
-        // safetensors has the same names in capitals
-        let dtype = data.element().name().to_uppercase();
-        let end = start + data.len() * data.element().size_bytes();
-        header.insert((*name).to_owned(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] }));
+    for Stored { name, dtype, shape, bytes } in &tensors {
+        let end = start + bytes.len();
+        let about = json!({ "dtype": format!("{dtype:?}"), "shape": shape, "data_offsets": [start, end] });
+        header.insert(name.clone(), about);
         start = end;
     }
     let mut header = Value::Object(header).to_string();
@@ -71,7 +115,7 @@ pub(crate) fn write(
         header.push(' ');
     }
 
-    let mut file = OutputFile::create(path, RESULT)?;
+    let mut file = OutputFile::create(path, ours)?;
     let mut write = |bytes: &[u8]| {
         file.write_all(bytes).map_err(|source| OutputError::Io { path: path.to_owned(), source })?;
         bar.inc(bytes.len() as u64);
@@ -79,16 +123,8 @@ pub(crate) fn write(
     };
     write(&(header.len() as u64).to_le_bytes())?;
     write(header.as_bytes())?;
-    for (_, data, _) in tensors {
-        if cfg!(target_endian = "little") {
-            data.as_bytes().chunks(PART).try_for_each(&mut write)?;
-        } else {
-            // numbers are little-endian in the file: each one turned round
-            let size = data.element().size_bytes();
-            for number in data.as_bytes().chunks(size) {
-                write(&number.iter().rev().copied().collect::<Vec<_>>())?;
-            }
-        }
+    for tensor in tensors {
+        tensor.bytes.chunks(PART).try_for_each(&mut write)?;
     }
     Ok(file.finish()?)
 }

@@ -42,7 +42,7 @@ pub(crate) struct Args {
     workloads: Vec<String>,
     #[command(flatten)]
     shape: ShapeFlags,
-    /// Element type of the output, f32 or f16 [default: that of the query]
+    /// Element type of the output, f32, f16 or bf16 [default: that of the query]
     #[arg(long, value_name = "TYPE")]
     output_type: Option<Element>,
     /// The file to keep the choices in; made if need be
@@ -156,7 +156,8 @@ impl Args {
             return Ok(vec![("problem".to_owned(), problem)]);
         }
         let workloads = self.workloads.iter().filter_map(|name| workload::find(name));
-        workloads.map(|workload| Ok((workload.name.to_owned(), stored(&workload, element)?))).collect()
+        let problem = |workload: &_| stored(workload, element, self.shape.kv);
+        workloads.map(|workload| Ok((workload.name.to_owned(), problem(&workload)?))).collect()
     }
 }
 

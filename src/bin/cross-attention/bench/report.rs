@@ -89,7 +89,8 @@ pub(super) fn add_row(table: &mut Table, workload: &Workload, common: &Common<'_
             *text += &format!("\n{:.3}", shader.timing.quantile(share));
         }
     }
-    cells.extend([kernel, common.args.element.to_string()]);
+    let element = common.args.element;
+    cells.extend([kernel, common.args.kv.words().map_or_else(|| element.to_string(), |kv| format!("{element}, {kv}"))]);
     cells.extend(times);
     cells.extend([
         format!("{gflops:.1}"),
@@ -133,6 +134,8 @@ pub(super) fn as_json(workload: &Workload, common: &Common<'_>, result: &Result<
         "backend": device.backend(),
         "software": software(device),
         "element": common.args.element.name(),
+        "kv": common.args.kv.format().unwrap_or(common.args.element.name()),
+        "page_len": common.args.kv.page_len(),
         "batch": batch,
         "q_heads": q_heads,
         "kv_heads": kv_heads,
