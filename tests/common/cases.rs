@@ -586,7 +586,9 @@ fn bytes() -> Vec<Case> {
         case("i8_wild_scales", "a scale that is NaN or infinite makes such numbers of its block, also of a byte of 0")
             .i8(F32, [2, 2])
             .planted(Tensor::ValueScale, [0, 0, 3, 1], f32::NAN)
-            .planted(Tensor::ValueScale, [1, 1, 3, 0], f32::INFINITY)
+            .planted(Tensor::ValueScale, [1, 1, 3, 0], f32::INFINITY),
+        case("nan_in_key_scale", "a scale of keys that is NaN makes NaN of the rows that see one of its keys")
+            .i8(F32, [2, 2])
             .planted(Tensor::KeyScale, [1, 0, 5, 0], f32::NAN),
     ]
 }

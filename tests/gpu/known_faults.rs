@@ -32,6 +32,7 @@ const KNOWN: [KnownFault; 1] = [KnownFault {
         "nan_in_key",
         "nan_in_bias",
         "nan_in_f16_key",
+        "nan_in_key_scale",
         "beams_nan_in_key",
         "inf_in_bias",
     ],
