@@ -7,10 +7,57 @@
 #[path = "common/counting.rs"]
 mod counting;
 
-use cross_attention::{AttentionProblem, AttentionSpec, Diagonal, Element, Layout, cpu, workload};
+use std::sync::Mutex;
+
+use cross_attention::pool::{GroupQuery, PassagePool, PoolAttention, PoolSpec};
+use cross_attention::{
+    AttentionProblem, AttentionSpec, Device, Diagonal, Element, Layout, Paged, TensorData, TensorSpec, cpu, workload,
+};
+
+/// Keys and values in bytes, in pages.
+fn stored() -> AttentionSpec {
+    let bytes = TensorSpec::i8(Layout::bhld([40, 8, 16, 64]));
+    let query = TensorSpec::f32(Layout::bhld([2, 8, 1, 64]));
+    let mut spec = AttentionSpec::from_pages(query, bytes, bytes, 20);
+    spec.paged = Some(Paged { table_len: 20, kv_len: 313 });
+    let scale = TensorSpec::f16(Layout::bhld([40, 8, 16, 2]));
+    (spec.key_scale, spec.value_scale) = (Some(scale), Some(scale));
+    spec
+}
+
+/// One test at a time: all allocations are counted.
+static COUNTED: Mutex<()> = Mutex::new(());
+
+#[test]
+fn a_pool_takes_no_memory_that_grows_with_its_keys() {
+    let _alone = COUNTED.lock();
+    let of = |passage_len: usize, element: Element| {
+        let spec = PoolSpec { element, slab_bytes: 64 << 20, ..PoolSpec::new(2, 32) };
+        let mut pool = PassagePool::new(&Device::Cpu, spec).unwrap();
+        let data = vec![0.5f32; 2 * passage_len * 32];
+        let data = TensorData::from_f32(if element == Element::I8 { Element::F32 } else { element }, data);
+        let append = |pool: &mut PassagePool| pool.append_blocking(data.as_ref(), data.as_ref(), passage_len).unwrap();
+        let ids: Vec<_> = (0..40).map(|_| append(&mut pool)).collect();
+        let query = vec![0.25f32; 4 * 2 * 32];
+        let attend = || {
+            let group = GroupQuery { query: (&query).into(), q_len: 2, passages: &ids };
+            pool.attend_blocking(&[group], &PoolAttention::new(4)).unwrap();
+        };
+        // what is prepared is kept
+        attend();
+        counting::most_held(attend)
+    };
+    for element in Element::ALL {
+        let [short, long] = [100, 1000].map(|len| of(len, element));
+        // the table names ten times as many pages of 16 tokens, which are 63 of each passage
+        let tables = 40 * 64 * 4 * 4;
+        assert!(long <= short + tables, "{element}: {short} bytes over 100 tokens, {long} over 1000");
+    }
+}
 
 #[test]
 fn a_repeated_call_allocates_nothing() {
+    let _alone = COUNTED.lock();
     let mut masked = AttentionSpec::new([2, 4, 70, 40], [2, 2, 300, 40]);
     masked.mask = Some(Layout::bhld([2, 1, 70, 300]));
     (masked.causal, masked.lse) = (Some(Diagonal::BottomRight), true);
@@ -22,6 +69,7 @@ fn a_repeated_call_allocates_nothing() {
         AttentionSpec::new([1, 8, 1, 64], [1, 8, 1500, 64]),
         AttentionSpec::new([1, 8, 4, 16], [1, 8, 2000, 16]),
         AttentionSpec::new([1, 8, 3000, 40], [1, 8, 7, 40]),
+        stored(),
         masked,
     ];
     let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();

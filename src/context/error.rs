@@ -1,5 +1,7 @@
 //! Why a prepared context refused what was asked.
 
+use super::GrowingId;
+use crate::problem::MAX_PAGE_LEN;
 use crate::quantize::QuantizeError;
 use crate::tensor::Element;
 
@@ -99,6 +101,65 @@ pub enum ContextError {
         /// Contexts there are.
         contexts: usize,
     },
+    /// Pages of a length that is not possible.
+    #[error("page_len is {page_len}, needs a power of two from 1 to {MAX_PAGE_LEN} tokens")]
+    PageLen {
+        /// What was asked, in tokens.
+        page_len: usize,
+    },
+    /// Rows that do not end at a multiple of 4 bytes, where buffers can be copied.
+    #[error("a token's {name} has {elements} elements of {element}, needs a multiple of 4 bytes")]
+    OddRow {
+        /// `key` or `value`.
+        name: &'static str,
+        /// `kv_heads * width`.
+        elements: usize,
+        /// The type of the elements.
+        element: Element,
+    },
+    /// Contexts that grow are not stored like that.
+    #[error("contexts that grow are stored in f32, f16 or bf16, not in {found}: tokens are copied as they come")]
+    Storage {
+        /// What was asked.
+        found: Element,
+    },
+    /// More pages than a device binds at once, or than tokens can be counted.
+    #[error(
+        "{pages} pages take {bytes} bytes, at most {max} can be bound at once; fewer pages, or several GrowingContexts"
+    )]
+    Pages {
+        /// What was asked.
+        pages: usize,
+        /// Bytes of all keys, or of all values.
+        bytes: u64,
+        /// Bytes that are possible.
+        max: u64,
+    },
+    /// There are too few free pages for what is to be appended.
+    #[error("{needed} more pages are needed, {free} are free; remove a context, or make more pages")]
+    Full {
+        /// Pages that are needed.
+        needed: usize,
+        /// Pages that no context holds.
+        free: usize,
+    },
+    /// There is no such context, or no longer.
+    #[error("{id} is not there: it was removed, or is of others")]
+    Unknown {
+        /// The id.
+        id: GrowingId,
+    },
+    /// A context is named twice where each is to be written to once.
+    #[error("{id} is named twice; each context is appended to once in a call")]
+    Twice {
+        /// The id.
+        id: GrowingId,
+    },
+    /// A diagonal that counts from the end of all pages.
+    #[error(
+        "causal or offset bottom_right would count from the end of the pages; end_of_keys counts from the last key"
+    )]
+    Diagonal,
     /// No context has this number.
     #[error("context_index[{row}] is {found}, there are {contexts} contexts")]
     Index {

@@ -4,14 +4,18 @@
 //! they attend to, and several may share one without a copy: the prompts of classifier-free guidance, the beams of a
 //! search. Where all entries have one context it is an attention whose keys and values repeat along the batch with a stride
 //! of 0; else one whose contexts are pages, of which each entry has one ([`Paged`]).
+//!
+//! [`GrowingContexts`] are contexts to whose ends tokens are written as they come.
 
 mod error;
+mod growing;
 mod store;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 pub use error::ContextError;
+pub use growing::{GrowingContexts, GrowingId, GrowingSpec};
 
 use crate::device::{Device, KernelChoice, PreparedAttention};
 use crate::engine::{self, Inputs, Kind, Outputs, Recording, Tensor};
@@ -434,7 +438,7 @@ fn attention(of: &ContextSpec, query: TensorSpec) -> AttentionSpec {
 }
 
 impl ContextTensors {
-    async fn new(recording: &Recording<'_>, problem: &AttentionProblem) -> Result<Self, Error> {
+    pub(super) async fn new(recording: &Recording<'_>, problem: &AttentionProblem) -> Result<Self, Error> {
         let (spec, rows) = (problem.spec(), problem.rows());
         let mut tensors = Self {
             output: recording.allocate("output", spec.output.element.into(), rows * problem.v_head_dim()).await?,
@@ -452,7 +456,7 @@ impl ContextTensors {
     }
 
     /// Everything in host memory, as the spec asks for it.
-    async fn read(&self, spec: &AttentionSpec) -> Result<AttentionOutput, Error> {
+    pub(super) async fn read(&self, spec: &AttentionSpec) -> Result<AttentionOutput, Error> {
         let (mut lse, mut row_state, mut scores) = (None, None, None);
         if let Some(rows) = &self.rows {
             let rows = rows.read_f32("lse").await?;

@@ -12,7 +12,7 @@ use super::trials::trial;
 use crate::common::contexts;
 use crate::common::plain::numbers;
 use crate::common::pools::{self, Step};
-use crate::common::several;
+use crate::common::{growing, several};
 
 type Check = fn(&Device) -> Result<(), String>;
 
@@ -32,8 +32,14 @@ const POOL: [(&str, Check); 13] = [
     ("sequence", |device| pools::sequence(device, Storage::Device, &steps())),
 ];
 
-const CONTEXTS: [(&str, Check); 3] =
-    [("all", contexts::all), ("fifty_calls", contexts::fifty_calls), ("refusals", contexts::refusals)];
+const CONTEXTS: [(&str, Check); 6] = [
+    ("all", contexts::all),
+    ("fifty_calls", contexts::fifty_calls),
+    ("refusals", contexts::refusals),
+    ("growing", |device| growing::steps(device, Element::F32)),
+    ("growing_bf16", |device| growing::steps(device, Element::Bf16)),
+    ("growing_refusals", growing::refusals),
+];
 
 /// Appends, removals and calls in turns that return nowhere soon.
 fn steps() -> Vec<Step> {

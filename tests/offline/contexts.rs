@@ -1,8 +1,8 @@
 //! Prepared contexts on the CPU.
 
-use cross_attention::Device;
+use cross_attention::{Device, Element};
 
-use crate::common::contexts;
+use crate::common::{contexts, growing};
 
 #[test]
 fn every_storage() {
@@ -19,4 +19,14 @@ fn fifty_calls() {
 #[test]
 fn refusals() {
     contexts::refusals(&Device::Cpu).expect("all are refused");
+}
+
+#[test]
+fn growing_by_tokens() {
+    for device in [Device::Cpu, Device::Oracle] {
+        for element in Element::FLOATS {
+            growing::steps(&device, element).expect("right");
+        }
+        growing::refusals(&device).expect("all are refused");
+    }
 }
