@@ -15,9 +15,10 @@
 // needs      ROWS <= LANES; every barrier in uniform control flow
 // constants  ROWS, ROW_BLOCKS, GROUP: query heads taken together, KEYS, QUERY_VECS, COLUMN_LANES, COLUMNS
 //            QUERY_CHUNK, QUERY_CHUNKS: vec4s of a row whose products are summed apart, and how often
+//            KEY_STEP: vec4s of a key that are loaded at once, 128 bits where rows allow it; divides QUERY_CHUNK
 // bindings   0 params (uniform)  1 query  2 key  3 value  4 bias  5 mask  6 row_data (read)
 //            7 output  8 lse (read_write), or 9 states (read_write) where the keys are split
-// snippets   query_vec_* key_vec_* value_vec_* bias_* mask_* row_data_* keys score row_end numerics, and
+// snippets   query_vec_* key_wide_* value_vec_* bias_* mask_* row_data_* keys score row_end numerics, and
 //            split_end_partial, or split_end_whole with output_vec_* lse_*
 
 const LANES: u32 = 64u;
@@ -123,14 +124,19 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             chunk_score[r][c] = 0.0;
             // end
             // end
-            for (var d = chunk * QUERY_CHUNK; d < min((chunk + 1u) * QUERY_CHUNK, QUERY_VECS); d++) {
+            for (var d = chunk * QUERY_CHUNK; d < min((chunk + 1u) * QUERY_CHUNK, QUERY_VECS); d += KEY_STEP) {
                 // repeat c < KEYS
                 {
                     // behind the last key stands the last one again: its scores are masked
                     let j = min(first_key + lane + c * LANES, uniform_span.y - 1u);
-                    let key_vec = load_key_vec(key_place(b, kv_h, j, key_start + j * params.key_strides.z), d);
-                    // repeat r < ROWS
-                    chunk_score[r][c] += dot(query_tile[r][d], key_vec);
+                    let wide = load_key_wide(key_place(b, kv_h, j, key_start + j * params.key_strides.z), d);
+                    // repeat s < KEY_STEP
+                    {
+                        let key_vec = key_part(wide, s);
+                        // repeat r < ROWS
+                        chunk_score[r][c] += dot(query_tile[r][d + s], key_vec);
+                        // end
+                    }
                     // end
                 }
                 // end

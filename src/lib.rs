@@ -53,12 +53,15 @@
 //! # What is computed
 //!
 //! The formula stands at [`AttentionSpec`]. In short: scale, softcap, bias, ALiBi, masks, softmax with an optional sink,
-//! weighted sum; grouped heads; any lengths, widths and strides; f32 or f16 storage with f32 arithmetic. A row that sees
+//! weighted sum; grouped heads; any lengths, widths and strides; f32, f16 and bf16 storage, keys and
+//! values also as signed bytes with scales and in pages by a table, with f32 arithmetic. A row that sees
 //! no key gives zeros and an `lse` of negative infinity. A key that is not allowed never enters arithmetic.
 //!
 //! # Beyond one attention
 //!
-//! - [`context`]: keys and values that are stored once (f32, f16, 8 bits) and attended to many times, by any batch entry.
+//! - [`context`]: keys and values that are stored once (f32, f16, bf16, 8 bits) and attended to many times, by any batch entry;
+//!   and such as grow by tokens.
+//! - [`quantize`]: signed bytes with scales out of numbers.
 //! - [`weights`]: chosen attention weights in a second pass, without the matrix; probability mass of ranges of keys.
 //! - [`sources`]: several sources of keys and values in one softmax or a weighted sum; weights of keys, gates.
 //! - [`pool`]: passages that come and go, and attention to any list of them.

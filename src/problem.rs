@@ -218,10 +218,16 @@ impl AttentionProblem {
             return Err(ProblemError::Heads { q_heads, kv_heads });
         }
         let scores = [batch, q_heads, q_len, kv_len];
+        let paged = spec.paged.is_some();
         let broadcast = |name, layout: &Layout, wanted: [usize; 4], free: [bool; 4]| {
             let fits = (0..4).all(|axis| layout.shape[axis] == wanted[axis] || (free[axis] && layout.shape[axis] == 1));
             let stretched = if fits { layout.broadcast_to(wanted) } else { None };
-            stretched.ok_or(ProblemError::Shape { name, wanted, found: layout.shape })
+            stretched.ok_or(match name {
+                "key" | "value" | "key_scale" | "value_scale" if paged => {
+                    ProblemError::PageShape { name, wanted, found: layout.shape }
+                }
+                _ => ProblemError::Shape { name, wanted, found: layout.shape },
+            })
         };
         let batch_only = [spec.paged.is_none(), false, false, false];
         let [of_batch, of_len] = if spec.paged.is_some() { [pages, page_len] } else { [batch, kv_len] };
@@ -509,6 +515,16 @@ pub enum ProblemError {
         }
     )]
     Shape {
+        /// Which tensor.
+        name: &'static str,
+        /// The shape that would do.
+        wanted: [usize; 4],
+        /// The shape that was given.
+        found: [usize; 4],
+    },
+    /// Pages of one tensor are not those of another.
+    #[error("{name} has shape {found:?}, needs {wanted:?}: pages as many and as long as those of the key")]
+    PageShape {
         /// Which tensor.
         name: &'static str,
         /// The shape that would do.

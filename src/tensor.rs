@@ -183,11 +183,16 @@ impl Layout {
     /// Whether every row consists of whole groups of four neighbours that start at multiples of four elements.
     #[must_use]
     pub(crate) fn has_vec4_rows(&self) -> bool {
+        self.has_rows_of(4)
+    }
+
+    /// The same of groups of so many.
+    pub(crate) fn has_rows_of(&self, elements: usize) -> bool {
         let [rows @ .., dim] = self.strides;
-        let aligned = |(stride, n): (&usize, &usize)| *n <= 1 || stride.is_multiple_of(4);
-        self.shape[3].is_multiple_of(4)
+        let aligned = |(stride, n): (&usize, &usize)| *n <= 1 || stride.is_multiple_of(elements);
+        self.shape[3].is_multiple_of(elements)
             && dim == 1
-            && self.offset.is_multiple_of(4)
+            && self.offset.is_multiple_of(elements)
             && rows.iter().zip(&self.shape).all(aligned)
     }
 

@@ -3,7 +3,6 @@
 #![expect(unsafe_code, reason = "an allocator is unsafe to write; this one counts and passes on")]
 #![allow(missing_docs, reason = "a test")]
 
-#[expect(dead_code, reason = "each test counts something else")]
 #[path = "common/counting.rs"]
 mod counting;
 

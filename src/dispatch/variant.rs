@@ -21,6 +21,10 @@ pub struct Variant {
 pub(crate) struct Names {
     pub(crate) single: [&'static str; 4],
     vec4: [&'static str; 4],
+    /// 128 bits at once, of elements that are shorter than 32.
+    wide: [&'static str; 4],
+    /// The same of single vec4s.
+    not_wide: &'static str,
     gather: &'static str,
     element: &'static str,
     element_scaled: &'static str,
@@ -47,6 +51,13 @@ macro_rules! names {
                 concat!($tensor, "_load_bf16x4"),
                 concat!($tensor, "_load_i8x4"),
             ],
+            wide: [
+                concat!($tensor, "_wide"),
+                concat!($tensor, "_load_f16x8"),
+                concat!($tensor, "_load_bf16x8"),
+                concat!($tensor, "_load_i8x16"),
+            ],
+            not_wide: concat!($tensor, "_wide"),
             gather: concat!($tensor, "_gather"),
             element: concat!($tensor, "_element"),
             element_scaled: concat!($tensor, "_element_scaled"),
@@ -147,6 +158,21 @@ impl Variant {
 
     pub(crate) fn key_vec(&mut self, spec: &AttentionSpec) -> &mut Self {
         self.place(&KEY, spec.key_scale.as_ref(), spec).vectors(&KEY, &spec.key, spec.key_scale)
+    }
+
+    /// Keys as many vec4s at once as 128 bits hold, where rows allow it; gives how many that are.
+    pub(crate) fn key_wide(&mut self, spec: &AttentionSpec) -> usize {
+        let (tensor, scale) = (&spec.key, spec.key_scale);
+        let elements = 16 / tensor.element.size_bytes();
+        let width = tensor.layout.shape[3];
+        let whole_blocks = scale.is_none_or(|scale| (width / scale.layout.shape[3].max(1)).is_multiple_of(elements));
+        self.place(&KEY, scale.as_ref(), spec);
+        if elements > 4 && tensor.layout.has_rows_of(elements) && whole_blocks {
+            self.element(tensor.element, &KEY.wide);
+            return elements / 4;
+        }
+        self.vectors(&KEY, tensor, scale).snippets(&[KEY.not_wide]);
+        1
     }
 
     pub(crate) fn value_vec(&mut self, spec: &AttentionSpec) -> &mut Self {

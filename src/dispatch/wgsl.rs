@@ -60,23 +60,28 @@ const TEMPLATES: &[(&str, &str)] = files!(
     "gather",
     "load_bf16",
     "load_bf16x4",
+    "load_bf16x8",
     "load_f16",
     "load_f16x4",
+    "load_f16x8",
     "load_f32",
     "load_f32x4",
     "load_i8",
+    "load_i8x16",
     "load_i8x4",
     "place",
     "place_scaled",
     "scale_f16",
     "scale_f32",
+    "wide",
 );
 
 /// What templates call things by, and what these are for the query, the key and the value; the longer names first.
-const TENSORS: [(&str, [&str; 3]); 6] = [
+const TENSORS: [(&str, [&str; 3]); 7] = [
     ("TENSOR_SCALE_BINDING", ["", "12", "13"]),
     ("TENSOR_BINDING", ["1", "2", "3"]),
     ("TENSOR_RAGGED", ["KEY_RAGGED", "KEY_RAGGED", "VALUE_RAGGED"]),
+    ("TENSOR_WIDE", ["QueryWide", "KeyWide", "ValueWide"]),
     ("TENSOR_DIM", ["HEAD_DIM", "HEAD_DIM", "V_HEAD_DIM"]),
     ("TENSOR_BLOCK", ["", "KEY_BLOCK", "VALUE_BLOCK"]),
     ("TENSOR", ["query", "key", "value"]),

@@ -8,7 +8,7 @@ use super::tensor::Tensor;
 use crate::cpu;
 use crate::device::Device;
 use crate::error::Error;
-use crate::gpu::{LinearInput, LinearOutput, PreparedLinear, PreparedNorm};
+use crate::gpu::{LinearError, LinearInput, LinearOutput, PreparedLinear, PreparedNorm};
 use crate::slice::{HostSlice, Kind};
 use crate::tensor::{Element, TensorData, TensorRef};
 
@@ -34,6 +34,7 @@ impl Linear {
         bias: Option<&[f32]>,
         shape: [usize; 2],
     ) -> Result<Self, Error> {
+        LinearError::float("weight", weight.element())?;
         Ok(match device {
             Device::Cpu | Device::Oracle => {
                 let weight = (0..weight.len()).map(|n| weight.get(n)).collect();

@@ -211,14 +211,19 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
     bindings.read_inputs();
     let mut variant = Variant::new(Shader::Split);
     combine::write_ends(problem, part, tiles.splits, &mut bindings, &mut variant);
-    variant.query_vec(spec).key_vec(spec).value_vec(spec).terms(spec);
+    variant.query_vec(spec);
+    let key_step = variant.key_wide(spec);
+    variant.value_vec(spec).terms(spec);
     variant.snippets(&["q_lens", "keys", "score", "row_end", "numerics"]);
     variant.key_overrides(problem).score_overrides(spec).sink_override(spec);
     // entries of the batch with key lengths of their own are rows that see different keys
     variant.row_masks_override(spec, spec.kv_lens && tiles.entries > 1);
     variant.constant("ROWS", tiles.rows).constant("ROW_BLOCKS", tiles.row_blocks).constant("GROUP", tiles.group);
     variant.constant("KEYS", KEYS).constant("QUERY_VECS", problem.head_dim().div_ceil(4));
-    variant.constant("QUERY_CHUNK", QUERY_CHUNK).constant("QUERY_CHUNKS", query_chunks(problem));
+    variant
+        .constant("KEY_STEP", key_step)
+        .constant("QUERY_CHUNK", QUERY_CHUNK)
+        .constant("QUERY_CHUNKS", query_chunks(problem));
     variant.constant("COLUMN_LANES", tiles.column_lanes).constant("COLUMNS", tiles.columns);
     variant.size("HEAD_DIM", problem.head_dim()).size("V_HEAD_DIM", problem.v_head_dim());
     variant.switch("SHARED_BATCH", tiles.entries > 1);

@@ -1,6 +1,7 @@
 //! Why a layer, or a call of one, was refused.
 
 use super::names::LoadError;
+use crate::tensor::Element;
 
 /// Why a layer was refused, or refused a call.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -69,6 +70,12 @@ pub enum LayerError {
         wanted: usize,
         /// Elements that were given.
         found: usize,
+    },
+    /// A context is not kept like that.
+    #[error("a context is kept in f32, f16 or bf16, not in {found}; `context::PreparedContext` stores signed bytes")]
+    Element {
+        /// What was asked.
+        found: Element,
     },
     /// A context was prepared by another layer.
     #[error("the context was prepared by another layer; prepare it with this one")]

@@ -277,6 +277,9 @@ impl LayerOn {
         element: Element,
     ) -> Result<LayerContext, Error> {
         recording.check_device(&self.device)?;
+        if !Element::FLOATS.contains(&element) {
+            return Err(LayerError::Element { found: element }.into());
+        }
         let context = context.into();
         let kv_len = tokens("context", batch, self.config().context_width, &context)?;
         let tensors = self.project_context(recording, &context, element).await?;

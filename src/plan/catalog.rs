@@ -1,6 +1,6 @@
 //! Every shader that plans over a stated grid of problems and devices use, each once.
 //!
-//! The grid: `head_dim` 16 to 256, 192 with values of 128 and 576 with values of 512; all tensors f32 or all f16; many
+//! The grid: `head_dim` 16 to 256, 192 with values of 128 and 576 with values of 512; all tensors f32, f16 or bf16, or keys and values in signed bytes and in pages; many
 //! queries, few queries, few queries over many keys, and grouped heads; no term at all, or every term and the log-sum-exp
 //! with rows that are read four elements at a time or one by one; every class of device, with 16 to 64 KiB of workgroup
 //! memory, without subgroups and with subgroups of 32. Problems outside of it may need others: `head_dim`, and how often the keys are split, are part of a shader.
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use super::Plan;
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::dispatch::{Kernel, Step, Variant};
-use crate::problem::{AlibiSlopes, AttentionProblem, AttentionSpec, Diagonal};
+use crate::problem::{AlibiSlopes, AttentionProblem, AttentionSpec, Diagonal, Paged};
 use crate::tensor::{Element, Layout, TensorSpec};
 
 /// `head_dim` and `v_head_dim`.
@@ -111,6 +111,8 @@ fn problems() -> Vec<AttentionProblem> {
                     problems.extend(AttentionProblem::new(spec(dims, shape, element, aligned, terms)));
                 }
             }
+            problems.extend(AttentionProblem::new(spec(dims, shape, Element::Bf16, true, false)));
+            problems.extend(AttentionProblem::new(bytes_in_pages(spec(dims, shape, Element::F32, true, true))));
         }
     }
     problems
@@ -147,6 +149,21 @@ fn spec(
     spec
 }
 
+/// The same over signed bytes in pages, a scale for each row.
+fn bytes_in_pages(mut spec: AttentionSpec) -> AttentionSpec {
+    const PAGE_LEN: usize = 16;
+    let [batch, kv_heads, kv_len, head_dim] = spec.key.layout.shape;
+    let table_len = kv_len.div_ceil(PAGE_LEN);
+    let pages = |width| Layout::bhld([batch * table_len, kv_heads, PAGE_LEN, width]);
+    let width = spec.value.layout.shape[3];
+    (spec.key, spec.value) = (TensorSpec::i8(pages(head_dim)), TensorSpec::i8(pages(width)));
+    (spec.key_scale, spec.value_scale) = (Some(TensorSpec::f32(pages(1))), Some(TensorSpec::f32(pages(1))));
+    spec.paged = Some(Paged { table_len, kv_len });
+    // with both scales there are no more storage buffers than eight
+    (spec.bias, spec.mask) = (None, None);
+    spec
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -155,7 +172,7 @@ mod tests {
 
     #[test]
     fn every_problem_is_sound_and_every_shader_is_there_once() {
-        assert_eq!(problems().len(), DIMS.len() * SHAPES.len() * 6);
+        assert_eq!(problems().len(), DIMS.len() * SHAPES.len() * 8);
         let entries = catalog();
         let variants: HashSet<_> = entries.iter().map(|entry| &entry.step.variant).collect();
         assert_eq!(variants.len(), entries.len());

@@ -58,6 +58,65 @@ fn refusals_name_asked_and_found() {
 }
 
 #[test]
+fn refusals_of_stored_formats_say_what_would_do() {
+    let check = |change: &dyn Fn(&mut AttentionSpec), message: &str| {
+        let mut spec = spec();
+        change(&mut spec);
+        assert_eq!(AttentionProblem::new(spec).unwrap_err().to_string(), message);
+    };
+    let scale = |element, blocks| Some(TensorSpec { element, layout: Layout::bhld([2, 3, 7, blocks]) });
+    check(
+        &|s| s.key.element = Element::I8,
+        "key holds i8 and needs key_scale, one for each block of a row: [batch, kv_heads, kv_len, blocks], f32 or f16",
+    );
+    check(&|s| s.value_scale = scale(Element::F32, 1), "value_scale is given, but value holds f32; only i8 has scales");
+    check(
+        &|s| (s.value.element, s.value_scale) = (Element::I8, scale(Element::F32, 3)),
+        "value_scale has 3 blocks a row, which does not divide the width of 8",
+    );
+    check(
+        &|s| (s.key.element, s.key_scale) = (Element::I8, scale(Element::Bf16, 1)),
+        "key_scale holds bf16, needs f32 or f16; signed bytes are for key and value, beside their scales",
+    );
+    check(
+        &|s| s.query.element = Element::I8,
+        "query holds i8, needs f32, f16 or bf16; signed bytes are for key and value, beside their scales",
+    );
+    let pages = |s: &mut AttentionSpec, page_len: usize, table_len: usize, kv_len: usize| {
+        for tensor in [&mut s.key, &mut s.value] {
+            tensor.layout = Layout::bhld([9, 3, page_len, 8]);
+        }
+        s.paged = Some(Paged { table_len, kv_len });
+    };
+    check(
+        &|s| pages(s, 12, 2, 20),
+        "page_len is 12, needs a power of two from 1 to 256 tokens where an entry has several pages",
+    );
+    check(
+        &|s| pages(s, 512, 2, 20),
+        "page_len is 512, needs a power of two from 1 to 256 tokens where an entry has several pages",
+    );
+    check(&|s| pages(s, 4, 3, 13), "a table of 3 pages of 4 tokens does not reach over kv_len 13");
+    check(
+        &|s| {
+            pages(s, 4, 3, 12);
+            s.value.layout = Layout::bhld([8, 3, 4, 8]);
+        },
+        "value has shape [8, 3, 4, 8], needs [9, 3, 4, 8]: pages as many and as long as those of the key",
+    );
+    check(
+        &|s| {
+            pages(s, 4, 3, 12);
+            s.mask = Some(Layout::bhld([1, 1, 5, 7]));
+        },
+        "mask has shape [1, 1, 5, 7], needs [2, 6, 5, 12] (each axis may also be 1)",
+    );
+    let mut one_page = spec();
+    pages(&mut one_page, 77, 1, 70);
+    assert_eq!(AttentionProblem::new(one_page).unwrap().kv_len(), 70);
+}
+
+#[test]
 fn one_context_is_shared_by_the_batch() {
     let problem = AttentionProblem::new(AttentionSpec::new([4, 6, 5, 8], [1, 3, 7, 8])).unwrap();
     assert_eq!(problem.spec().key.layout.shape, [4, 3, 7, 8]);

@@ -5,6 +5,7 @@
 
 mod files;
 mod memory;
+mod stored;
 mod words;
 
 use std::collections::HashMap;
@@ -117,6 +118,10 @@ impl Results {
         let tensors = file.iter().map(|(name, view)| {
             let values = match view.dtype() {
                 Dtype::F32 => view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
+                Dtype::BF16 => {
+                    let halves = view.data().as_chunks().0.iter();
+                    halves.map(|&bytes| cross_attention::bf16::from_le_bytes(bytes).to_f32()).collect()
+                }
                 Dtype::F16 => {
                     view.data().as_chunks().0.iter().map(|&bytes| f16::from_le_bytes(bytes).to_f32()).collect()
                 }

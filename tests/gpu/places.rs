@@ -221,9 +221,9 @@ struct Pool {
 }
 
 fn pool(device: &Device, storage: Storage) -> Result<Box<dyn Recorded>, Error> {
-    // room for four pages of keys and values at once
+    // room for five pages of keys and values at once, as many as the longest has
     let mut pool =
-        PassagePool::new(device, PoolSpec { storage, staging_bytes: 4 * 2 * 16 * 2 * 8 * 4, ..PoolSpec::new(2, 8) })?;
+        PassagePool::new(device, PoolSpec { storage, staging_bytes: 5 * 2 * 16 * 2 * 8 * 4, ..PoolSpec::new(2, 8) })?;
     let mut list = vec![];
     for (n, len) in [5, 70, 17].into_iter().enumerate() {
         let held = |seed| numbers(seed, 2 * len * 8, 1.0);

@@ -13,7 +13,7 @@ use crate::common::{cases, split};
 /// A wrong result for a case, or `None` where the fault has nothing to act on.
 type Fault = fn(&Case) -> Option<AttentionOutput>;
 
-const FAULTS: [(&str, Fault); 27] = [
+const FAULTS: [(&str, Fault); 33] = [
     ("diagonal off by one", |case| {
         let diagonal = match case.spec.causal? {
             Diagonal::TopLeft => Diagonal::Fixed(1),
@@ -68,6 +68,8 @@ const FAULTS: [(&str, Fault); 27] = [
         let late = |data: &mut AttentionData| match &mut data.value {
             TensorData::F32(value) => value.rotate_right(shape[3]),
             TensorData::F16(value) => value.rotate_right(shape[3]),
+            TensorData::Bf16(value) => value.rotate_right(shape[3]),
+            TensorData::I8(value) => value.rotate_right(shape[3]),
             other => panic!("{other:?}"),
         };
         fits.then(|| wrong(case, |_| {}, late))?
@@ -89,6 +91,53 @@ const FAULTS: [(&str, Fault); 27] = [
         let TensorData::F32(numbers) = output.output else { return None };
         output.output = TensorData::F32(TensorData::from_f32(Element::F16, numbers).to_f32());
         Some(output)
+    }),
+    ("bf16 cut off, not rounded", |case| {
+        let TensorData::Bf16(_) = right(case)?.output else { return None };
+        let TensorData::F32(numbers) = misread(case, |spec| spec.output.element = Element::F32)?.output else {
+            return None;
+        };
+        let cut = numbers.into_iter().map(|x| f32::from_bits(x.to_bits() & 0xffff_0000)).collect();
+        Some(AttentionOutput { output: TensorData::from_f32(Element::Bf16, cut), ..right(case)? })
+    }),
+    ("the scale of a row's first block for all of it", |case| {
+        let blocks = case.spec.value_scale?.layout.shape[3];
+        let first = |spec: &mut AttentionSpec| {
+            spec.value_scale.iter_mut().for_each(|scale| scale.layout.strides[3] = 0);
+        };
+        (blocks > 1).then(|| misread(case, first))?
+    }),
+    ("scales of keys left out", |case| {
+        case.spec.key_scale?;
+        let ones = |data: &mut AttentionData| {
+            if let Some(scales) = &mut data.terms.key_scale {
+                *scales = TensorData::from_f32(scales.as_ref().element(), vec![1.0; scales.as_ref().len()]);
+            }
+        };
+        wrong(case, |_| {}, ones)
+    }),
+    ("the first entry's pages for all of the batch", |case| {
+        let table_len = case.spec.paged?.table_len;
+        let several = case.problem().batch() > 1 && !case.spec.kv_lens;
+        let first = |data: &mut AttentionData| {
+            if let Some(table) = &mut data.terms.block_table {
+                let (first, others) = table.split_at_mut(table_len);
+                others.chunks_exact_mut(table_len).for_each(|other| other.copy_from_slice(first));
+            }
+        };
+        several.then(|| wrong(case, |_| {}, first))?
+    }),
+    ("two pages of an entry swapped", |case| {
+        let paged = case.spec.paged?;
+        let fits = paged.kv_len >= 2 * case.spec.key.layout.shape[2] && !case.spec.kv_lens;
+        // as a set of keys the same: it takes a term that counts positions
+        let swap = |data: &mut AttentionData| data.terms.block_table.iter_mut().for_each(|table| table.swap(0, 1));
+        (fits && case.spec.bias.is_some()).then(|| wrong(case, |_| {}, swap))?
+    }),
+    ("positions counted within a page", |case| {
+        let page_len = u32::try_from(case.spec.key.layout.shape[2]).ok()?;
+        let asked = case.spec.paged.is_some() && case.spec.window_left.is_some_and(|left| left > page_len);
+        asked.then(|| misread(case, |spec| spec.window_left = Some(page_len)))?
     }),
     ("output off by 1e-5 of itself", |case| {
         let mut output = right(case)?;

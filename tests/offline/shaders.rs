@@ -8,7 +8,7 @@ use cross_attention::plan::WeightsPlan;
 use cross_attention::weights::{HeadReduce, Keys, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AlibiSlopes, AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element,
-    Kernel, Layout, Plan, ScoreStage, TensorSpec,
+    Kernel, Layout, Paged, Plan, ScoreStage, TensorSpec,
 };
 use naga::back::PipelineConstants;
 use naga::proc::Layouter;
@@ -51,8 +51,6 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (2, 2000, 2048),
 ];
 
-const ELEMENTS: [Element; 2] = [Element::F32, Element::F16];
-
 /// Specs that between them need every combination of snippets and every set of override booleans.
 fn specs() -> Vec<AttentionSpec> {
     let mut specs = vec![];
@@ -73,7 +71,9 @@ fn spec(snippets: usize, overrides: usize) -> AttentionSpec {
     let (q_len, head_dim, v_head_dim) = SHAPES[overrides / 64 % SHAPES.len()];
     // enough keys to be split, now and then
     let kv_len = if overrides % 3 == 1 { 600 } else { 70 };
-    let element = |bit: usize| ELEMENTS[snippets >> bit & 1];
+    // the shorter element is one or the other
+    let short = if overrides % 7 == 3 { Element::Bf16 } else { Element::F16 };
+    let element = |bit: usize| if snippets >> bit & 1 == 1 { short } else { Element::F32 };
     let tensor = |element, shape| TensorSpec { element, layout: Layout::bhld(shape) };
     let mut spec = AttentionSpec::from_tensors(
         tensor(element(0), [2, 4, q_len, head_dim]),
@@ -86,8 +86,29 @@ fn spec(snippets: usize, overrides: usize) -> AttentionSpec {
     spec.bias = match terms % 3 {
         0 => None,
         1 => Some(tensor(Element::F32, scores)),
-        _ => Some(tensor(Element::F16, scores)),
+        _ => Some(tensor(short, scores)),
     };
+    let blocks = |width: usize| if width.is_multiple_of(32) { width / 32 } else { 1 };
+    if overrides % 11 == 5 || overrides % 11 == 7 {
+        (spec.key.element, spec.key_scale) = (Element::I8, Some(tensor(element(1), [2, 2, kv_len, blocks(head_dim)])));
+    }
+    if overrides % 11 == 5 || overrides % 11 == 8 {
+        (spec.value.element, spec.value_scale) =
+            (Element::I8, Some(tensor(element(2), [2, 2, kv_len, blocks(v_head_dim)])));
+    }
+    // scales are f32 or f16
+    for scale in [&mut spec.key_scale, &mut spec.value_scale].into_iter().flatten() {
+        scale.element = if scale.element == Element::F32 { Element::F32 } else { Element::F16 };
+    }
+    if overrides % 13 == 4 {
+        let table_len = kv_len.div_ceil(16);
+        let AttentionSpec { key, value, key_scale, value_scale, .. } = &mut spec;
+        for of in [Some(key), Some(value), key_scale.as_mut(), value_scale.as_mut()].into_iter().flatten() {
+            let [_, heads, _, width] = of.layout.shape;
+            of.layout = Layout::bhld([2 * table_len, heads, 16, width]);
+        }
+        spec.paged = Some(Paged { table_len, kv_len });
+    }
     spec.mask = (terms / 3 % 2 == 1).then(|| Layout::bhld(scores));
     spec.lse = terms / 6 % 2 == 1;
     spec.row_state = terms % 4 == 2;
@@ -107,10 +128,11 @@ fn spec(snippets: usize, overrides: usize) -> AttentionSpec {
 
 /// Steps with different variants, of every kernel, for the smallest device and for a larger one.
 fn steps() -> Vec<Step> {
-    let smallest = DeviceCaps::webgpu_defaults();
+    // both scales, and all terms
+    let smallest = DeviceCaps { max_storage_buffers_per_shader_stage: 10, ..DeviceCaps::webgpu_defaults() };
     // the rows kernel runs nowhere else
     let with_subgroups = DeviceCaps { subgroups: Some((8, 8)), ..smallest.clone() };
-    let mut larger = DeviceCaps::webgpu_defaults();
+    let mut larger = smallest.clone();
     larger.class = DeviceClass::Discrete;
     larger.max_compute_workgroup_storage_size = 32768;
     larger.subgroups = Some((32, 32));
@@ -258,6 +280,7 @@ fn cooperative_steps() -> Vec<Step> {
         for tensor in [&mut spec.query, &mut spec.key, &mut spec.value] {
             tensor.element = Element::F16;
         }
+        (spec.key_scale, spec.value_scale) = (None, None);
         caps.class = [DeviceClass::Discrete, DeviceClass::Software][n / 5 % 2];
         caps.cooperative_matrix = Some([CooperativeMatrix::Size8, CooperativeMatrix::Size16][n / 10 % 2]);
         caps.max_compute_workgroup_storage_size = [32768, 49152, 65536][n / 20 % 3];

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use cross_attention::files::Ours;
 use cross_attention::quantize::Quantized;
-use cross_attention::{AttentionProblem, Diagonal, Element, TensorData, TensorSpec, cpu};
+use cross_attention::{AttentionProblem, Diagonal, Element, MAX_PAGE_LEN, ProblemError, TensorData, TensorSpec, cpu};
 use safetensors::Dtype;
 
 use crate::error::Error;
@@ -213,6 +213,9 @@ impl Pages {
             return Err(Error::PagedDiagonal { kv_len, page_len });
         }
         let of_entry = kv_len.div_ceil(page_len.max(1));
+        if !page_len.is_power_of_two() || page_len > MAX_PAGE_LEN {
+            return Err(ProblemError::PageLen { page_len }.into());
+        }
         Ok(Self { page_len, kv_len, of_entry, has_lens: contents.info("kv_lens").is_some() })
     }
 

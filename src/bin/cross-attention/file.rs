@@ -374,6 +374,10 @@ impl AxisOrder {
                     wanted: format!("{axes} = {wanted:?} (batch may also be 1)"),
                 }
             }
+            ProblemError::PageShape { name, wanted, found } if self != Self::Bhld => {
+                let [wanted, found] = [wanted, found].map(|shape| self.swap(shape));
+                ProblemError::PageShape { name, wanted, found }.into()
+            }
             ProblemError::Overflow { name, shape, .. } => {
                 let shape = if matches!(name, "bias" | "mask" | "scores") { shape } else { self.swap(shape) };
                 Error::TooLarge { name, shape }

@@ -59,6 +59,7 @@ impl Gpu {
     ) -> Result<PreparedLinear, Error> {
         LinearError::check([out_features, in_features], weight.len(), bias.map(<[f32]>::len))?;
         let element = weight.element();
+        LinearError::float("weight", element)?;
         let weight = self.upload_tensor("weight", weight).await?;
         let limit = self.caps().max_storage_buffer_binding_size;
         if weight.size() > limit {
@@ -105,6 +106,8 @@ impl PreparedLinear {
         output: LinearOutput<'_>,
     ) -> Result<(), Error> {
         let (out_features, in_features) = (self.out_features, self.in_features);
+        LinearError::float("input", input.element)?;
+        LinearError::float("output", output.element)?;
         if output.stride < out_features {
             return Err(LinearError::Stride { stride: output.stride, out_features }.into());
         }
@@ -180,6 +183,12 @@ pub enum LinearError {
         /// Elements that were given.
         found: usize,
     },
+    /// Signed bytes, which have no scales here.
+    #[error("{name} holds i8, a linear map needs f32, f16 or bf16")]
+    Bytes {
+        /// `weight`, `input` or `output`.
+        name: &'static str,
+    },
     /// The input ends within a row.
     #[error("the input has {found} elements, needs a multiple of in_features {in_features}")]
     Rows {
@@ -199,6 +208,11 @@ pub enum LinearError {
 }
 
 impl LinearError {
+    /// Whether elements stand for themselves.
+    pub(crate) fn float(name: &'static str, element: Element) -> Result<(), Self> {
+        if Element::FLOATS.contains(&element) { Ok(()) } else { Err(Self::Bytes { name }) }
+    }
+
     pub(crate) fn check([out, inner]: [usize; 2], weight: usize, bias: Option<usize>) -> Result<(), Self> {
         for (name, n) in [("out_features", out), ("in_features", inner)] {
             if n == 0 {
