@@ -232,12 +232,18 @@ fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
-/// One row for each token of text and the end: each frame's weights over all tokens brought to mean 0 and deviation 1,
-/// smoothed over 7 frames by their median, averaged over the heads.
+/// One row for each token of text and the end: the weights of each token over the frames of speech alone, each frame's over all
+/// tokens brought to mean 0 and deviation 1, smoothed over 7 frames by their median, averaged over the heads.
 fn alignment(weights: &[f32], heads: usize, len: usize, frames: usize) -> Vec<f32> {
     let mut mean = vec![0.0; (len - PROMPT) * frames];
     for head in weights.chunks_exact(len * frames) {
-        let mut normal = head.to_vec();
+        let mut head = head.to_vec();
+        // what lies behind the speech is left out of the softmax
+        for row in head.chunks_exact_mut(frames) {
+            let sum: f32 = row.iter().sum();
+            row.iter_mut().for_each(|weight| *weight /= sum);
+        }
+        let mut normal = head.clone();
         for frame in 0..frames {
             let column = || (0..len).map(|i| f64::from(head[i * frames + frame]));
             let middle = column().sum::<f64>() / len as f64;

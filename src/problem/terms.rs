@@ -138,7 +138,7 @@ mod tests {
             assert_eq!(element.to_string().parse(), Ok(element));
         }
         let error = "f64".parse::<Element>().unwrap_err().to_string();
-        assert_eq!(error, r#"there is no element type "f64"; possible: f32, f16"#);
+        assert_eq!(error, r#"there is no element type "f64"; possible: f32, f16, bf16, i8"#);
         let error = "fixed:4294967296".parse::<Diagonal>().unwrap_err().to_string();
         assert!(error.ends_with("fixed:N with a whole number N of 32 bits"), "{error}");
     }

@@ -122,6 +122,7 @@ mod tests {
     fn a_file_or_a_shape_but_not_both_and_not_neither() {
         assert!(parse("x.safetensors --causal top_left --output-type f16").is_ok());
         assert!(parse("x.safetensors --q-heads 8").is_err());
+        assert!(parse("x.safetensors --kv bf16").is_err());
         assert!(parse("--q-heads 8 --q-len 3 --kv-len 77").unwrap_err().to_string().contains("--head-dim"));
         assert!(parse("").is_err());
     }

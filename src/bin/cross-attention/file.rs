@@ -566,7 +566,8 @@ mod tests {
             refusal(&[("query", Dtype::F32, vec![2, 3, 8])]),
             "query has shape [2, 3, 8], needs 4 axes, [batch, heads, len, dim]"
         );
-        assert_eq!(refusal(&[("key", Dtype::BF16, vec![1, 2, 5, 8])]), "key has element type BF16, possible: F32, F16");
+        let f64s = refusal(&[("key", Dtype::F64, vec![1, 2, 5, 8])]);
+        assert_eq!(f64s, "key has element type F64, possible: F32, F16, BF16, I8");
         assert_eq!(refusal(&[("mask", Dtype::F32, vec![5])]), "mask has element type F32, possible: BOOL, U8");
         assert!(refusal(&[("bias", Dtype::F32, vec![1, 1, 1, 1, 5])]).contains("needs at most 4 axes"));
         assert!(refusal(&[("bias", Dtype::F32, vec![4])]).contains("bias has shape [1, 1, 1, 4], needs [2, 4, 3, 5]"));

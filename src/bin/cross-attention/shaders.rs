@@ -55,7 +55,7 @@ pub(crate) struct Args {
     targets: Vec<Target>,
     /// Every shader that plans choose over a grid of shapes, element types, layouts, terms and devices
     #[arg(long, conflicts_with_all = [
-        "input", "shape", "OptionFlags", "kernel", "device", "device_class", "workgroup_memory", "subgroup_size",
+        "input", "shape", "KvFlags", "OptionFlags", "kernel", "device", "device_class", "workgroup_memory", "subgroup_size",
         "output_type", "probs",
     ])]
     all: bool,

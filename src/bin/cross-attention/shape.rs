@@ -13,10 +13,12 @@ use crate::terminal::Terminal;
 #[derive(Debug, clap::Args)]
 pub(crate) struct ProblemFlags {
     /// A safetensors file as `run` takes it; without one, the shape is given by flags
-    #[arg(value_name = "INPUT", conflicts_with = "shape")]
+    #[arg(value_name = "INPUT", conflicts_with_all = ["shape", "KvFlags"])]
     pub(crate) input: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) shape: ShapeFlags,
+    #[command(flatten)]
+    kv: KvFlags,
     /// Element type of the output, f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value_t = Element::F32)]
     output_type: Element,
@@ -38,7 +40,7 @@ impl ProblemFlags {
                 let wish = Wish { output: self.output_type, probs: self.probs };
                 file::problem(path, &self.options, wish, terminal)
             }
-            None => self.shape.problem(&self.options, self.output_type, self.probs, terminal),
+            None => self.shape.problem(self.kv, &self.options, self.output_type, self.probs, terminal),
         }
     }
 }
@@ -157,7 +159,7 @@ impl KvFlags {
     }
 }
 
-/// A shape, needed where the argument of the id `input` is not given.
+/// A shape, needed where the argument of the id `input` is not given. No flags are flattened in, for clap then leaves the group empty.
 #[derive(Debug, clap::Args)]
 #[group(id = "shape", multiple = true)]
 #[command(next_help_heading = "Shape")]
@@ -186,8 +188,6 @@ pub(crate) struct ShapeFlags {
     /// Element type of query, key and value, f32, f16 or bf16 [default: f32]
     #[arg(long, value_name = "TYPE")]
     pub(crate) element: Option<Element>,
-    #[command(flatten)]
-    pub(crate) kv: KvFlags,
     /// With an additive bias [batch, q_heads, q_len, kv_len]
     #[arg(long)]
     bias: bool,
@@ -221,6 +221,7 @@ impl ShapeFlags {
     /// Options that cannot be read, and what the library refuses.
     pub(crate) fn problem(
         &self,
+        kv: KvFlags,
         options: &OptionFlags,
         output: Element,
         probs: bool,
@@ -242,7 +243,7 @@ impl ShapeFlags {
         let layout = options.layout.layout(spec.output.layout.shape);
         spec.output = TensorSpec { element: output, layout };
         options.apply(&mut spec);
-        self.kv.apply(&mut spec, |axes| options.layout.layout(axes))?;
+        kv.apply(&mut spec, |axes| options.layout.layout(axes))?;
         let scores = Layout::bhld([batch, q_heads, q_len, kv_len]);
         spec.bias = self.bias.then_some(TensorSpec::f32(scores));
         spec.mask = self.mask.then_some(scores);

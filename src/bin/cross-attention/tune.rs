@@ -15,7 +15,7 @@ use crate::bench::{names, seconds, software, stored};
 use crate::error::Error;
 use crate::options::{DeviceFlags, OptionFlags};
 use crate::run::shape;
-use crate::shape::ShapeFlags;
+use crate::shape::{KvFlags, ShapeFlags};
 use crate::table::Table;
 use crate::terminal::Terminal;
 
@@ -42,6 +42,8 @@ pub(crate) struct Args {
     workloads: Vec<String>,
     #[command(flatten)]
     shape: ShapeFlags,
+    #[command(flatten)]
+    kv: KvFlags,
     /// Element type of the output, f32, f16 or bf16 [default: that of the query]
     #[arg(long, value_name = "TYPE")]
     output_type: Option<Element>,
@@ -152,11 +154,11 @@ impl Args {
     fn problems(&self, terminal: &Terminal) -> Result<Vec<(String, AttentionProblem)>, Error> {
         let element = self.shape.element.unwrap_or(Element::F32);
         if self.workloads.is_empty() {
-            let problem = self.shape.problem(&self.options, self.output_type.unwrap_or(element), false, terminal)?;
+            let problem = self.shape.problem(self.kv, &self.options, self.output_type.unwrap_or(element), false, terminal)?;
             return Ok(vec![("problem".to_owned(), problem)]);
         }
         let workloads = self.workloads.iter().filter_map(|name| workload::find(name));
-        let problem = |workload: &_| stored(workload, element, self.shape.kv);
+        let problem = |workload: &_| stored(workload, element, self.kv);
         workloads.map(|workload| Ok((workload.name.to_owned(), problem(&workload)?))).collect()
     }
 }
