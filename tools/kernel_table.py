@@ -31,6 +31,8 @@ KERNELS = [
     ("`split` for discrete GPUs, 1 x 1500", "split", "discrete", 1, 1500),
     ("`fused`, 4096 x 77", "fused", "discrete", 4096, 77),
 ]
+# how keys and values are stored, and the GPUs whose code for `split` is read for it: 1 x 1500, head_dim 64
+STORED, STORED_GPUS, STORED_DIM = ["f32", "f16", "bf16", "int8", "int8_32"], ["navi31", "ada", "apple-m1"], 64
 LIB = "/usr/lib/x86_64-linux-gnu"
 ICD = "/usr/share/vulkan/icd.d"
 
@@ -40,7 +42,9 @@ class Gpu:
 
     def __init__(self, name, in_chroot, icd, env, subgroup=None):
         self.name, self.in_chroot, self.subgroup = name, in_chroot, subgroup
-        self.env = {**env, "VK_ICD_FILENAMES": f"{ICD}/{icd}", "MESA_SHADER_CACHE_DISABLE": "true"}
+        # the loader's name of today goes before the one of old, which is all that old loaders know
+        files = dict.fromkeys(["VK_DRIVER_FILES", "VK_ICD_FILENAMES"], f"{ICD}/{icd}")
+        self.env = {**env, **files, "MESA_SHADER_CACHE_DISABLE": "true"}
 
     def compile(self, args, spirv):
         """What tools/shader_stats says of a file."""
@@ -61,7 +65,13 @@ class Gpu:
             shutil.rmtree(folder)
         if done.returncode != 0:
             raise SystemExit(f"{self.name}, {spirv.name}: {done.stderr.strip() or done.returncode}")
-        return json.loads(done.stdout)
+        # in front of it a driver may print its code; the first program of two is the shader, the second what runs once before it
+        at = done.stdout.index('{"device"')
+        stats = json.loads(done.stdout[at : done.stdout.index("\n", at)])
+        if lines := re.findall(r"^ *[0-9a-f]+: .*", done.stdout, re.MULTILINE):
+            first = next(n for n, line in enumerate(lines) if line.split()[2] == "stop")
+            stats["texts"]["AGX assembly"] = "\n".join(lines[:first])
+        return stats
 
 
 def shim(driver):
@@ -76,7 +86,7 @@ GPUS = [
     Gpu("turing", True, "nouveau_icd.json", {"NOUVEAU_CHIPSET": "0x164", **shim("nouveau")}),
     Gpu("ada", True, "nouveau_icd.json", {"NOUVEAU_CHIPSET": "0x192", **shim("nouveau")}),
     Gpu("adreno740", True, "freedreno_icd.json", {"FD_GPU_ID": "740", **shim("freedreno")}),
-    Gpu("apple-m1", True, "asahi_icd.json", shim("asahi")),
+    Gpu("apple-m1", True, "asahi_icd.json", {"AGX_MESA_DEBUG": "shaders", **shim("asahi")}),
 ]
 
 
@@ -124,7 +134,7 @@ def count_aco(code):
         return len(re.findall(r"v_dual_(?:fma|fmac|fmamk|fmaak)_f32", code)), 1
     if re.match(r"v_pk_fma_f32", code):
         return 2, 1
-    return int(bool(re.match(r"v_(?:fma|fmac|fmamk|fmaak)_f32", code))), 1
+    return int(bool(re.match(r"v_(?:fma|fmac|fmamk|fmaak|fma_mix)_f32", code))), 1
 
 
 def count_nak(code):
@@ -208,6 +218,136 @@ def fmas_of_tiled(c):
     return scores + columns * c["KEYS"] * c["KEY_LANES"] + columns
 
 
+# ---- assembly of `split`: what is loaded of a key, instructions for it
+
+
+class Dialect:
+    """How lines of a driver's assembly are read. `load` has the bits of a load from buffers at an address of its own in its
+    first group, `label` and `back` name the target of a jump."""
+
+    def __init__(self, text, barrier, load, bits, fmas, label, back):
+        self.text, self.barrier, self.load, self.bits, self.fmas, self.label, self.back = text, barrier, load, bits, fmas, label, back
+
+
+DIALECTS = [
+    Dialect("NAK assembly", r"\bbar\.sync", r"ld\.global\S*\.b(\d+)", int, lambda code: count_nak(code)[0], r"block(?:\.u)? (\d+) ", r"^\} -> \[(.*)\]"),
+    Dialect("Assembly", r"\bs_barrier\b", r"(?<!s_)buffer_load_[a-z]*(\d+)", int, lambda code: count_aco(code)[0], r"(BB\d+):", r"\b(BB\d+)\b"),
+    # an address in uniform registers, du, alone is one of the parameters
+    Dialect("AGX assembly", r"\bbarrier$", r"load +\S+ du\d+, \$?r\d+, .*(i(?:8|16|32)(?:, [xyzw]+)?),", lambda form: int(re.match(r"i(\d+)", form)[1]) * len((form.split(", ") + ["x"])[1]), lambda code: int("ffma" in code), None, None),
+]  # fmt: skip
+
+
+class Part:
+    """Of the code between two barriers: FMAs, instructions, and the bits of each load, inner loops by their trips."""
+
+    def __init__(self, lines, dialect):
+        self.lines, self.dialect = lines, dialect
+        self.inner = self.inner_loop()
+
+    def inner_loop(self):
+        """First and last line of the innermost loop with the most FMAs, if there is one."""
+        place, found = {}, []
+        for n, line in enumerate(self.lines):
+            if self.dialect.label is None:
+                place[line.split(":")[0].strip()] = n
+                if jump := re.search(r"jmp_any +(-\d+)", line):
+                    target = int(line.split(":")[0], 16) + int(jump[1])
+                    found.append((place.get(f"{target:x}"), n))
+            elif label := re.match(self.dialect.label, line):
+                place[label[1]] = n
+            else:
+                targets = [target.strip() for jump in re.findall(self.dialect.back, line) for target in jump.split(",")]
+                found += [(place.get(target), n) for target in targets]
+        found = [(a, b) for a, b in found if a is not None and self.fmas(a, b)]
+        inner = [one for one in found if not any(other != one and one[0] <= other[0] and other[1] <= one[1] for other in found)]
+        return max(inner, key=lambda one: self.fmas(*one), default=None)
+
+    def code(self, start, end):
+        for line in self.lines[start : end + 1]:
+            code = re.split(r"//|;", line)[0].strip()
+            if code and not code.startswith(("}", "@", "block")) and not code.endswith(":"):
+                yield code
+
+    def fmas(self, start, end):
+        return sum(self.dialect.fmas(code) for code in self.code(start, end))
+
+    def instructions(self, start, end):
+        return sum(1 for _ in self.code(start, end))
+
+    def loads(self, start, end):
+        return [self.dialect.bits(load[1]) for code in self.code(start, end) if (load := re.search(self.dialect.load, code))]
+
+    def whole(self):
+        return 0, len(self.lines) - 1
+
+    def weighted(self, count, trips):
+        """Of all lines, the inner loop so many times."""
+        outside = count(*self.whole())
+        return outside + count(*self.inner) * (trips - 1) if self.inner else outside
+
+
+def split_by_format(stats, shader):
+    """A row's cells: loads of a key for the scores, instructions for them, and the same of a value's vec4."""
+    dialect = next(dialect for dialect in DIALECTS if dialect.text in stats["texts"])
+    parts, lines = [], []
+    for line in stats["texts"][dialect.text].splitlines() + ["end"]:
+        if re.search(dialect.barrier, re.split(r"//|;", line)[0].strip()) or line == "end":
+            parts.append(Part(lines, dialect))
+            lines = []
+        else:
+            lines.append(line)
+    parts.sort(key=lambda part: len(part.loads(*part.whole())) and part.fmas(*part.whole()), reverse=True)
+    scores, values = parts[:2] if shader["constants"]["KEYS"] * STORED_DIM > 8 else parts[1::-1]
+    keys, wanted = shader["constants"]["KEYS"], shader["constants"]["KEYS"] * STORED_DIM
+    # the first product of a chain has nothing to be added to
+    trips = 1
+    if scores.inner and scores.fmas(*scores.whole()) < 0.8 * wanted:
+        outside = scores.fmas(*scores.whole()) - scores.fmas(*scores.inner)
+        trips = round((wanted - outside) / scores.fmas(*scores.inner))
+    counted = scores.weighted(scores.fmas, trips)
+    if not 0.8 * wanted <= counted <= 1.1 * wanted:
+        raise SystemExit(f"split: {counted} FMAs counted for scores, there must be {wanted}")
+    key_loads = scores.weighted(scores.loads, 1) + (trips - 1) * (scores.loads(*scores.inner) if scores.inner else [])
+    instructions = round(scores.weighted(scores.instructions, trips) / keys)
+    # an invocation of the second product goes over keys with one vec4 of each; a compiler may take several at once
+    at_once = max(1, values.fmas(*values.inner) // 4)
+    value_loads = values.loads(*values.inner)
+    return [
+        loads_in_words(key_loads, keys),
+        str(instructions),
+        loads_in_words(value_loads, at_once),
+        str(round(values.instructions(*values.inner) / at_once)),
+    ]
+
+
+def loads_in_words(loads, keys):
+    """As 4 x 128 + 1 x 32 bits, 68 bytes; of each of so many keys."""
+    words = [f"{loads.count(bits) / keys:g} x {bits}" for bits in sorted(set(loads), reverse=True)]
+    return f"{' + '.join(words)} bits, {sum(loads) / 8 / keys:g} bytes"
+
+
+def resources(stats):
+    """Registers and spills."""
+    s = stats["statistics"]
+    spilled = [s[name] for name in ["Spilled VGPRs", "Spills to memory", "Spills"] if name in s]
+    registers = next(f"{s[name]} {unit}" for name, unit in [("VGPRs", "VGPRs"), ("Number of GPRs", "GPRs"), ("GPRs", "GPRs")] if name in s)
+    return registers, str(sum(spilled))
+
+
+def stored_table(args, folder):
+    head = ["GPU", "stored", "loads of a key", "instructions", "loads of a value's vec4", "instructions", "registers", "spills"]
+    lines = ["", f"**`split` by how keys and values are stored, 1 x 1500, head_dim {STORED_DIM}**", ""]
+    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    shaders = {}
+    for kv in STORED:
+        shaders[kv] = shader_of(args, "split", "discrete", STORED_DIM, 1, 1500, folder / f"stored-{kv}", ["--kv", kv])
+    for gpu in (gpu for gpu in GPUS if gpu.name in STORED_GPUS):
+        for kv, (shader, spirv) in shaders.items():
+            stats = gpu.compile(args, spirv)
+            lines.append("| " + " | ".join([gpu.name, kv, *split_by_format(stats, shader), *resources(stats)]) + " |")
+    return lines
+
+
 def percent(part, whole):
     return f"{round(100 * part / whole)} %"
 
@@ -242,11 +382,11 @@ def cell(stats, shader):
     return ", ".join(words)
 
 
-def shader_of(args, kernel, device_class, head_dim, q_len, kv_len, folder):
+def shader_of(args, kernel, device_class, head_dim, q_len, kv_len, folder, more=()):
     """The list's entry and the file of a kernel's first shader."""
     command = [
         args.program, "shaders", "--kernel", kernel, "--device-class", device_class, "--workgroup-memory", "32768",
-        "--q-heads", "8", "--q-len", q_len, "--kv-len", kv_len, "--head-dim", head_dim, "--target", "spirv", "-o", folder,
+        "--q-heads", "8", "--q-len", q_len, "--kv-len", kv_len, "--head-dim", head_dim, "--target", "spirv", "-o", folder, *more,
     ]  # fmt: skip
     subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
     listed = json.loads((folder / "manifest.json").read_text())["shaders"]
@@ -275,6 +415,7 @@ def tables(args, folder):
         for gpu in GPUS:
             cells = [cell(found[gpu.name, (title, d)], shaders[title, d][0]) for d in HEAD_DIMS]
             lines.append(f"| {gpu.name} | " + " | ".join(cells) + " |")
+    lines += stored_table(args, folder)
     return "\n".join(["", *lines, "", ""])
 
 
