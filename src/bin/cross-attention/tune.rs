@@ -154,7 +154,8 @@ impl Args {
     fn problems(&self, terminal: &Terminal) -> Result<Vec<(String, AttentionProblem)>, Error> {
         let element = self.shape.element.unwrap_or(Element::F32);
         if self.workloads.is_empty() {
-            let problem = self.shape.problem(self.kv, &self.options, self.output_type.unwrap_or(element), false, terminal)?;
+            let problem =
+                self.shape.problem(self.kv, &self.options, self.output_type.unwrap_or(element), false, terminal)?;
             return Ok(vec![("problem".to_owned(), problem)]);
         }
         let workloads = self.workloads.iter().filter_map(|name| workload::find(name));
