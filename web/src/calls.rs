@@ -146,12 +146,15 @@ impl Prepared {
         let held = Terms {
             bias: get("bias"),
             mask: get("mask"),
+            key_scale: None,
+            value_scale: None,
             q_lens: get("qLens"),
             kv_lens: get("kvLens"),
             row_start: get("rowStart"),
             row_end: get("rowEnd"),
             alibi_slopes: get("alibiSlopes"),
             sinks: get("sinks"),
+            block_table: None,
         };
         let (lse, scores) = (get("lse"), get("scores"));
         let buffers = AttentionBuffers {

@@ -106,12 +106,15 @@ pub(crate) fn read(options: &Options, problem: &AttentionProblem, laid: &[&str])
         terms: OwnedTerms {
             bias: tensor(options, "bias")?,
             mask: mask(options)?,
+            key_scale: None,
+            value_scale: None,
             q_lens: lengths(options, "qLens")?,
             kv_lens: lengths(options, "kvLens")?,
             row_start: positions(options, "rowStart")?,
             row_end: positions(options, "rowEnd")?,
             alibi_slopes: floats(options, "alibiSlopes")?,
             sinks: floats(options, "sinks")?,
+            block_table: None,
         },
     };
     let spec = problem.spec();
