@@ -15,7 +15,7 @@ async function package_() {
   // the list of kinds stands in Rust, in JavaScript and in the types
   const read = (file) => fs.readFileSync(at(file), "utf8");
   const types = new Set(/export type ErrorKind =([^;]*);/.exec(read("js/index.d.ts"))[1].match(/\w+/g));
-  const rust = ["src/fail.rs", "src/lib.rs", "src/data.rs", "src/calls.rs", "src/context.rs", "src/request.rs"].map(read).join("\n");
+  const rust = ["src/fail.rs", "src/lib.rs", "src/data.rs", "src/elements.rs", "src/calls.rs", "src/context.rs", "src/request.rs"].map(read).join("\n");
   const used = new Set([
     ...[...rust.matchAll(/=> "(\w+)",/g)].map(([, kind]) => kind),
     ...[...rust.matchAll(/Fail::new\(\s*"(\w+)"/g)].map(([, kind]) => kind),
@@ -29,6 +29,13 @@ async function package_() {
   const page = await browser.page(`${server.origin}/test/index.html${filter ? `?only=${filter}` : ""}`);
   const outcome = await page.until("globalThis.outcome?.done && globalThis.outcome", 900);
   problems.push(...outcome.failed, ...page.errors.map((error) => `console: ${error}`));
+  // what the README shows runs as it stands there
+  for (const [, block] of read("README.md").matchAll(/```js\n([^]*?)```/g)) {
+    const opens = block.includes("await open(") ? "" : "const device = await open();";
+    const text = `const { open } = await import("/pkg/index.js"); ${opens} ${block.replace(/^import .*$/m, "")}; return output.length`;
+    const length = await page.evaluate(`(async () => { ${text} })()`).catch((error) => error);
+    if (!(length > 0)) problems.push(`an example of README.md: ${length}`);
+  }
   const notes = Object.entries(outcome.notes).map(([name, value]) => `${name} ${value.toFixed(3)}`);
   console.log(`package: ${outcome.passed.length} tests passed, ${outcome.failed.length} failed; ${notes.join(", ")}`);
 }
