@@ -144,7 +144,8 @@ impl Variant {
 
     /// A tensor that is read four elements at a time where its rows allow it, else one by one.
     fn vectors(&mut self, names: &Names, tensor: &TensorSpec, scale: Option<TensorSpec>) -> &mut Self {
-        let whole_blocks = scale.is_none_or(|scale| tensor.layout.shape[3] / scale.layout.shape[3].max(1) % 4 == 0);
+        let whole_blocks =
+            scale.is_none_or(|scale| (tensor.layout.shape[3] / scale.layout.shape[3].max(1)).is_multiple_of(4));
         if tensor.layout.has_vec4_rows() && whole_blocks {
             self.element(tensor.element, &names.vec4)
         } else {

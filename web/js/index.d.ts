@@ -3,10 +3,22 @@
 /** `[batch, heads, length, width]`. */
 export type Shape = readonly [number, number, number, number];
 
-export type Element = "f32" | "f16";
+/** What a query, a bias and an output may be stored as. */
+export type FloatElement = "f32" | "f16" | "bf16";
 
-/** f16 as its bits; a `Float16Array` is taken too, where the browser has it. */
+/** What keys and values may be stored as: signed bytes too, each times the scale of its block of the row. */
+export type Element = FloatElement | "i8";
+
+export type ScaleElement = "f32" | "f16";
+
+/**
+ * f16 and bf16 as their bits. A `Uint16Array` is f16 unless `element` says bf16; a `Float16Array` is taken too, where the browser
+ * has it.
+ */
 export type Numbers = Float32Array | Uint16Array;
+
+/** Numbers, or signed bytes beside their scales. */
+export type Stored = Numbers | Int8Array;
 
 /** What tells errors apart. `message` says what was asked, what was found and what would do. */
 export type ErrorKind =
@@ -64,21 +76,47 @@ export type Layout = "bhld" | "blhd" | { strides?: Shape; offset?: number };
 /** Which key the first row stands on, for causal masks, windows and ALiBi; a number is an offset in tokens. */
 export type Diagonal = "topLeft" | "bottomRight" | "endOfKeys" | number;
 
+export interface Elements {
+  query?: FloatElement;
+  key?: Element;
+  value?: Element;
+  keyScale?: ScaleElement;
+  valueScale?: ScaleElement;
+  bias?: FloatElement;
+}
+
 interface Terms {
   shape: {
     query: Shape;
+    /** Beside a `blockTable`, `[pages, heads, page length, width]`; so the value's. */
     key: Shape;
     /** As the key's where left out. */
     value?: Shape;
+    /**
+     * `[batch, heads, keys, blocks]`, of pages as the key: a scale for each block of neighbouring columns of a row. Where left out
+     * as many blocks as the array has for each row; a prepared call needs it.
+     */
+    keyScale?: Shape;
+    valueScale?: Shape;
+    /** `[batch, pages of each entry]`; found in the array where there is one. A prepared call needs it, or `keys`. */
+    blockTable?: readonly [number, number];
+    /** Keys of each entry of the batch, beside a `blockTable`; all that the table reaches over where left out. */
+    keys?: number;
     /** `[batch, heads, queries, keys]` where left out; each axis may be 1. */
     bias?: Shape;
     mask?: Shape;
   };
-  layout?: "bhld" | "blhd" | Partial<Record<"query" | "key" | "value" | "output" | "bias" | "mask", Layout>>;
-  /** Of query, key and value; found in the arrays where there are any. */
-  element?: Element;
+  layout?:
+    | "bhld"
+    | "blhd"
+    | Partial<Record<"query" | "key" | "value" | "output" | "bias" | "mask" | "keyScale" | "valueScale", Layout>>;
+  /**
+   * One name for query, key and value, or one for each tensor. Found in the arrays where there are any, but for bf16: a
+   * `Uint16Array` is f16 where nothing is said. A prepared call is one of f32 where nothing is said.
+   */
+  element?: FloatElement | Elements;
   /** As the query's where left out. */
-  outputElement?: Element;
+  outputElement?: FloatElement;
   /** `1 / sqrt(width)` where left out. */
   scale?: number;
   softcap?: number;
@@ -101,8 +139,13 @@ interface Terms {
 
 export interface Arrays {
   query: Numbers;
-  key: Numbers;
-  value: Numbers;
+  key: Stored;
+  value: Stored;
+  /** What the bytes of an `Int8Array` are to be multiplied by, f32 or f16; needed beside one, and refused without. */
+  keyScale?: Numbers;
+  valueScale?: Numbers;
+  /** `[batch, pages of each entry]`: which of the pages that `key` and `value` are hold the keys of each entry, in order. */
+  blockTable?: Int32Array;
   /** Added to the scores; -Infinity forbids a key. */
   bias?: Numbers;
   /** 0: not allowed. */
@@ -136,9 +179,12 @@ export interface AttentionOptions extends Arrays, Terms {
   weights?: WeightsOptions | true;
 }
 
-/** The same without data: each field says that it will be there, the bias also in which type. */
+/** The same without data: each field says that it will be there, bias and scales also in which type. */
 export interface PrepareOptions extends Terms {
-  bias?: Element;
+  keyScale?: ScaleElement;
+  valueScale?: ScaleElement;
+  blockTable?: boolean;
+  bias?: FloatElement;
   mask?: boolean;
   qLens?: boolean;
   kvLens?: boolean;
@@ -149,7 +195,7 @@ export interface PrepareOptions extends Terms {
 }
 
 export interface Result {
-  /** `[batch, heads, queries, value width]`; f16 as its bits. */
+  /** `[batch, heads, queries, value width]`; f16 and bf16 as their bits. */
   output: Numbers;
   /** `[batch, heads, queries]`, natural logarithm; -Infinity where a row sees no key. */
   lse?: Float32Array;
@@ -203,13 +249,16 @@ export interface Device {
   attention(options: AttentionOptions): Promise<Result>;
   prepare(options: PrepareOptions): Promise<Prepared>;
   context(options: ContextOptions): Promise<Context>;
-  tensor(data: TensorArray | { element?: TensorElement; length: number }): Tensor;
+  /** A copy of an array; a `Uint16Array` is f16 where `element` does not say bf16. */
+  tensor(data: TensorArray, options?: { element?: TensorElement }): Tensor;
+  /** Zeros. */
+  tensor(data: { element?: TensorElement; length: number }): Tensor;
   tensorFrom(buffer: GPUBuffer, options: { element?: TensorElement; length?: number; offset?: number }): Tensor;
   free(): void;
 }
 
-export type TensorElement = "f32" | "f16" | "u32" | "i32" | "u8";
-export type TensorArray = Float32Array | Uint16Array | Uint32Array | Int32Array | Uint8Array;
+export type TensorElement = Element | "u32" | "i32" | "u8";
+export type TensorArray = Float32Array | Uint16Array | Int8Array | Uint32Array | Int32Array | Uint8Array;
 
 /** Elements on the GPU. */
 export interface Tensor {
@@ -257,10 +306,16 @@ export interface Bound {
 export interface ContextOptions {
   key: Numbers;
   value: Numbers;
+  /** Of the arrays, as in a call. */
+  element?: FloatElement | { key?: FloatElement; value?: FloatElement };
   /** `[contexts, heads, length, width]`. */
   shape: Shape;
   valueWidth?: number;
-  storage?: "f32" | "f16" | "q8_0";
+  /**
+   * `"q8_0"`: signed bytes with a scale in f16 for 32 columns, of widths that are multiples of 32. `"int8"`: signed bytes with a
+   * scale in f32 for each row, of any width. f32 where left out.
+   */
+  storage?: "f32" | "f16" | "bf16" | "q8_0" | "int8";
   kvLens?: Uint32Array | readonly number[];
 }
 
@@ -269,6 +324,9 @@ export interface Context {
   readonly bytes: number;
   attend(options: {
     query: Numbers;
+    element?: FloatElement | { query?: FloatElement };
+    /** As the query's where left out. */
+    outputElement?: FloatElement;
     shape: Shape;
     /** The context of each entry of the batch. */
     contextIndex?: Uint32Array | readonly number[];

@@ -13,10 +13,18 @@ export class AttentionError extends Error {
   }
 }
 
-const DATA = ["query", "key", "value", "bias", "mask", "qLens", "kvLens", "rowStart", "rowEnd", "alibiSlopes", "sinks"];
+const DATA = [
+  "query", "key", "value", "keyScale", "valueScale", "blockTable", "bias", "mask", "qLens", "kvLens", "rowStart", "rowEnd", "alibiSlopes", "sinks",
+];
 const WRITTEN = ["output", "lse", "scores"];
 const TENSOR_USAGE = 0x80 | 0x08 | 0x04; // STORAGE, COPY_DST, COPY_SRC
-const SIZES = { f32: 4, f16: 2, u32: 4, i32: 4, u8: 1 };
+const SIZES = { f32: 4, f16: 2, bf16: 2, i8: 1, u32: 4, i32: 4, u8: 1 };
+/** What is read back; bits where there is no array of such numbers. */
+const ARRAYS = { f32: Float32Array, f16: Uint16Array, bf16: Uint16Array, i8: Int8Array, u32: Uint32Array, i32: Int32Array, u8: Uint8Array };
+/** Tensors that are of one type always. */
+const ALWAYS = {
+  mask: "u8", qLens: "u32", kvLens: "u32", rowStart: "i32", rowEnd: "i32", blockTable: "i32", alibiSlopes: "f32", sinks: "f32", lse: "f32", scores: "f32",
+};
 
 let loading;
 /** Why wasm can no longer be used, if so. */
@@ -90,16 +98,6 @@ function oneOf(value, what, possible) {
   if (!possible.includes(value)) {
     throw new AttentionError("option", `${what} must be one of ${possible.join(", ")}, found ${JSON.stringify(value) ?? String(value)}`);
   }
-}
-
-/** f16 as its bits, as wasm takes it. */
-function withBits(options) {
-  if (typeof Float16Array === "undefined" || typeof options !== "object" || options === null || Array.isArray(options)) return options;
-  const out = { ...options };
-  for (const [name, value] of Object.entries(out)) {
-    if (value instanceof Float16Array) out[name] = new Uint16Array(value.buffer, value.byteOffset, value.length);
-  }
-  return out;
 }
 
 /** Opens a device. */
@@ -315,7 +313,7 @@ class Device {
   }
 
   async attention(options) {
-    return (await this.#shared.call((owner) => this.#engine.attention(withBits(options), owner))).value;
+    return (await this.#shared.call((owner) => this.#engine.attention(options, owner))).value;
   }
 
   async prepare(options) {
@@ -324,19 +322,22 @@ class Device {
   }
 
   async context(options) {
-    const { value, owner } = await this.#shared.call((owner) => this.#engine.context(withBits(options), owner), 0, true);
+    const { value, owner } = await this.#shared.call((owner) => this.#engine.context(options, owner), 0, true);
     return new Context(value, this.#shared, owner);
   }
 
   /** A tensor on the GPU: a copy of an array, or zeros. */
-  tensor(data) {
+  tensor(data, options = {}) {
     this.#shared.check();
     const gpuDevice = this.#needGpu("tensor");
     const array = ArrayBuffer.isView(data);
     if (!array) only(data, "a tensor without data", ["element", "length"]);
-    const element = array ? elementOf(data) : data.element ?? "f32";
-    if (!Object.hasOwn(SIZES, element)) {
-      throw new AttentionError("option", `element must be one of ${Object.keys(SIZES).join(", ")}, found ${JSON.stringify(element)}`);
+    only(options, "the options of tensor", array ? ["element"] : []);
+    const possible = array ? elementsOf(data) : Object.keys(SIZES);
+    const element = (array ? options : data).element ?? possible[0];
+    oneOf(element, "element", Object.keys(SIZES));
+    if (!possible.includes(element)) {
+      throw new AttentionError("input", `the array holds ${possible.join(" or ")}, element says ${element}`);
     }
     const length = whole(data.length, "length");
     const bytes = length * SIZES[element];
@@ -397,14 +398,20 @@ function whole(value, what) {
   return value;
 }
 
-function elementOf(array) {
-  if (array instanceof Float32Array) return "f32";
-  if (array instanceof Uint16Array || (typeof Float16Array !== "undefined" && array instanceof Float16Array)) return "f16";
-  if (array instanceof Uint32Array) return "u32";
-  if (array instanceof Int32Array) return "i32";
-  if (array instanceof Uint8Array) return "u8";
+/** What an array may hold, the usual first. */
+function elementsOf(array) {
+  if (array instanceof Float32Array) return ["f32"];
+  if (array instanceof Uint16Array) return ["f16", "bf16"];
+  if (typeof Float16Array !== "undefined" && array instanceof Float16Array) return ["f16"];
+  if (array instanceof Int8Array) return ["i8"];
+  if (array instanceof Uint32Array) return ["u32"];
+  if (array instanceof Int32Array) return ["i32"];
+  if (array instanceof Uint8Array) return ["u8"];
   const name = array?.constructor?.name;
-  throw new AttentionError("input", `no tensor is made of a ${name}; needs a Float32Array, Float16Array, Uint16Array (f16), Uint32Array, Int32Array or Uint8Array`);
+  throw new AttentionError(
+    "input",
+    `no tensor is made of a ${name}; needs a Float32Array, Float16Array, Uint16Array (f16 or bf16), Int8Array, Uint32Array, Int32Array or Uint8Array`,
+  );
 }
 
 /** Elements on the GPU. */
@@ -441,8 +448,10 @@ class Tensor {
 
   write(array) {
     this.#check();
-    const element = elementOf(array);
-    if (element !== this.element) throw new AttentionError("input", `the array holds ${element}, the tensor ${this.element}`);
+    const possible = elementsOf(array);
+    if (!possible.includes(this.element)) {
+      throw new AttentionError("input", `the array holds ${possible.join(" or ")}, the tensor ${this.element}`);
+    }
     if (array.length !== this.length) {
       throw new AttentionError("input", `the array has ${array.length} elements, the tensor ${this.length}`);
     }
@@ -471,8 +480,7 @@ class Tensor {
         throw new AttentionError("readBack", `a tensor could not be read: ${error.message}`, { cause: error });
       }
       const bytes = staging.getMappedRange().slice(0);
-      const Type = { f32: Float32Array, f16: Uint16Array, u32: Uint32Array, i32: Int32Array, u8: Uint8Array }[this.element];
-      return new Type(bytes, 0, this.length);
+      return new ARRAYS[this.element](bytes, 0, this.length);
     });
     return value;
   }
@@ -522,7 +530,7 @@ class Prepared {
 
   async run(arrays) {
     const inner = this.#held.check();
-    const { value } = await this.#held.shared.call((owner) => inner.run(withBits(arrays), owner));
+    const { value } = await this.#held.shared.call((owner) => inner.run(arrays, owner));
     return { ...value, plan: this.plan, kernel: this.kernel };
   }
 
@@ -535,16 +543,21 @@ class Prepared {
       throw new AttentionError("input", `tensors are bound on a GPU only, this device is the ${shared.kind}; call run() with arrays`);
     }
     const all = {};
+    const elements = { ...ALWAYS, ...inner.elements() };
     for (const [name, tensor] of Object.entries(tensors)) {
       if (tensor === undefined) continue;
       if (!(tensor instanceof Tensor)) throw new AttentionError("input", `${name} must be a tensor; make one with device.tensor()`);
+      // of what is not asked for wasm tells
+      if (elements[name] !== undefined && tensor.element !== elements[name]) {
+        throw new AttentionError("input", `${name} is a tensor of ${tensor.element}, this attention was prepared for ${elements[name]}`);
+      }
       all[name] = tensor;
     }
     const made = [];
     const lens = inner.written();
     WRITTEN.forEach((name, n) => {
       if (all[name] || (name !== "output" && lens[n] === 0)) return;
-      const element = name === "output" ? inner.output_element() : "f32";
+      const element = elements[name];
       const size = Math.max(4, Math.ceil((lens[n] * SIZES[element]) / 4) * 4);
       const buffer = shared.gpuDevice.createBuffer({ size, usage: TENSOR_USAGE, label: name });
       shared.ledger.add(shared.ledger.deviceOwner, buffer);
@@ -617,7 +630,7 @@ class Context {
 
   async attend(options) {
     const inner = this.#held.check();
-    return (await this.#held.shared.call((owner) => inner.attend(withBits(options), owner), this.#held.owner)).value;
+    return (await this.#held.shared.call((owner) => inner.attend(options, owner), this.#held.owner)).value;
   }
 
   free() {
@@ -641,7 +654,7 @@ export async function workloadInputs(name) {
 /** Compares a result with the oracle on so many rows (default 64). */
 export async function verify(options, result, rows = 64) {
   await load();
-  return guarded(() => wasm.verify_rows(withBits(options), withBits(result), whole(rows, "rows")));
+  return guarded(() => wasm.verify_rows(options, result, whole(rows, "rows")));
 }
 
 /** The version of the crate inside. */

@@ -118,6 +118,8 @@ export function benchmark() {
       software: current.software,
       browser: navigator.userAgent,
       element: "f32",
+      kv: "f32",
+      page_len: null,
       batch,
       q_heads: qHeads,
       kv_heads: kvHeads,

@@ -6,7 +6,6 @@ use cross_attention::{AttentionOutput, AttentionProblem, RowState};
 use js_sys::{Array, Object};
 use wasm_bindgen::prelude::*;
 
-use crate::calls::output_of;
 use crate::data;
 use crate::fail::Fail;
 use crate::options::{Options, set};
@@ -79,8 +78,10 @@ pub fn verify_rows(options: JsValue, result: JsValue, rows: u32) -> Result<Objec
             (Some(row_max), Some(row_sum)) => Some(RowState { row_max, row_sum }),
             _ => None,
         };
+        let element = request.problem.spec().output.element;
+        let given = data::tensor(&result, "output", Some(element))?;
         let output = AttentionOutput {
-            output: output_of(&result)?,
+            output: given.ok_or_else(|| Fail::option("the result.output is missing"))?,
             lse: data::floats(&result, "lse")?,
             row_state,
             scores: data::floats(&result, "scores")?,

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 
 use cross_attention::gpu::{AttentionBuffers, BoundSteps, Gpu, GpuAttention};
-use cross_attention::{PreparedAttention, TensorData, Terms, wgpu};
-use js_sys::{Array, Float32Array, Promise};
+use cross_attention::{PreparedAttention, Terms, wgpu};
+use js_sys::{Array, Float32Array, Object, Promise};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
@@ -107,9 +107,25 @@ impl Prepared {
         lens.iter().map(|&n| JsValue::from_f64(n as f64)).collect()
     }
 
-    /// The element type of the output.
-    pub fn output_element(&self) -> String {
-        self.on.problem().spec().output.element.name().to_owned()
+    /// The element types of the tensors that may be of several.
+    pub fn elements(&self) -> Object {
+        let spec = self.on.problem().spec();
+        let tensors = [
+            ("query", Some(&spec.query)),
+            ("key", Some(&spec.key)),
+            ("value", Some(&spec.value)),
+            ("output", Some(&spec.output)),
+            ("bias", spec.bias.as_ref()),
+            ("keyScale", spec.key_scale.as_ref()),
+            ("valueScale", spec.value_scale.as_ref()),
+        ];
+        let object = Object::new();
+        for (name, tensor) in tensors {
+            if let Some(tensor) = tensor {
+                set(&object, name, tensor.element.name());
+            }
+        }
+        object
     }
 
     /// One call from arrays to arrays.
@@ -146,12 +162,15 @@ impl Prepared {
         let held = Terms {
             bias: get("bias"),
             mask: get("mask"),
+            key_scale: get("keyScale"),
+            value_scale: get("valueScale"),
             q_lens: get("qLens"),
             kv_lens: get("kvLens"),
             row_start: get("rowStart"),
             row_end: get("rowEnd"),
             alibi_slopes: get("alibiSlopes"),
             sinks: get("sinks"),
+            block_table: get("blockTable"),
         };
         let (lse, scores) = (get("lse"), get("scores"));
         let buffers = AttentionBuffers {
@@ -220,9 +239,4 @@ impl Bound {
         let mut encoder = adopt_encoder(self.prepared.gpu(), &self.ledger, &encoder);
         self.bound.encode(&mut encoder);
     }
-}
-
-/// An output from arrays, as the oracle compares it.
-pub(crate) fn output_of(options: &Options) -> Result<TensorData, Fail> {
-    data::tensor(options, "output")?.ok_or_else(|| Fail::option("output is missing"))
 }

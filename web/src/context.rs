@@ -1,13 +1,14 @@
 //! Contexts: keys and values that are stored once and attended to by many calls.
 
 use cross_attention::context::{ContextInputs, ContextSpec, ContextStorage, PreparedContext};
-use cross_attention::{AttentionProblem, Layout, TensorSpec};
+use cross_attention::{AttentionProblem, Element, Layout, TensorSpec};
 use js_sys::{Object, Promise};
 use wasm_bindgen::prelude::*;
 
 use crate::Engine;
 use crate::calls::promise;
 use crate::data;
+use crate::elements::{self, Elements};
 use crate::fail::Fail;
 use crate::ledger::Ledger;
 use crate::options::{Options, set};
@@ -18,7 +19,8 @@ impl Engine {
     pub fn context(&self, options: JsValue, owner: u32) -> Promise {
         let (device, ledger) = (self.device.clone(), self.ledger.clone());
         let work = async move {
-            let options = Options::new(&options, "", &["key", "value", "shape", "valueWidth", "storage", "kvLens"])?;
+            let known = ["key", "value", "element", "shape", "valueWidth", "storage", "kvLens"];
+            let options = Options::new(&options, "", &known)?;
             let shape = options.four("shape")?;
             let shape =
                 shape.ok_or_else(|| Fail::option("shape is missing; needs [contexts, heads, length, width]"))?;
@@ -37,8 +39,16 @@ impl Engine {
                     return Err(options.wrong("storage", possible, &options.needed("storage")?));
                 }
             };
-            let needed =
-                |name: &str| data::tensor(&options, name)?.ok_or_else(|| Fail::option(format!("{name} is missing")));
+            let elements = Elements::new(&options, &["key", "value"])?;
+            let needed = |name: &str| {
+                let element = elements.of_data(&options, name)?;
+                if element == Some(Element::I8) {
+                    let numbers = "a Float32Array, a Float16Array or a Uint16Array: a context makes signed bytes and their \
+                                   scales itself, with the storage \"int8\" or \"q8_0\"";
+                    return Err(options.wrong(name, numbers, &options.needed(name)?));
+                }
+                data::tensor(&options, name, element)?.ok_or_else(|| Fail::option(format!("{name} is missing")))
+            };
             let (key, value) = (needed("key")?, needed("value")?);
             let kv_lens = data::lengths(&options, "kvLens")?;
             let held = PreparedContext::new(&device, spec, key.as_ref(), value.as_ref(), kv_lens.as_deref()).await?;
@@ -66,13 +76,18 @@ impl Held {
     pub fn attend(&self, options: JsValue, owner: u32) -> Promise {
         let held = self.held.clone();
         let work = async move {
-            let known = ["query", "shape", "contextIndex", "scale", "softcap", "lse", "rowState"];
+            let known =
+                ["query", "element", "outputElement", "shape", "contextIndex", "scale", "softcap", "lse", "rowState"];
             let options = Options::new(&options, "", &known)?;
-            let query = data::tensor(&options, "query")?.ok_or_else(|| Fail::option("query is missing"))?;
+            let element = Elements::new(&options, &["query"])?.of_data(&options, "query")?;
+            let query = data::tensor(&options, "query", element)?.ok_or_else(|| Fail::option("query is missing"))?;
             let shape = options.four("shape")?;
             let shape = shape.ok_or_else(|| Fail::option("shape is missing; needs [batch, heads, length, width]"))?;
             let element = query.as_ref().element();
             let mut spec = held.attention(TensorSpec { element, layout: Layout::bhld(shape) });
+            if let Some(element) = elements::of_output(&options)? {
+                spec.output.element = element;
+            }
             spec.scale = options.f32("scale")?;
             spec.softcap = options.f32("softcap")?;
             spec.lse = options.flag("lse")?.unwrap_or(true);

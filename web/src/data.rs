@@ -1,17 +1,32 @@
 //! Typed arrays to vectors and back.
 
-use cross_attention::{AttentionData, AttentionOutput, AttentionProblem, Element, Layout, OwnedTerms, TensorData, f16};
-use js_sys::{Array, Float32Array, Int32Array, Object, Uint8Array, Uint16Array, Uint32Array};
+use cross_attention::{
+    AttentionData, AttentionOutput, AttentionProblem, Element, OwnedTerms, TensorData, TensorSpec, bf16, f16,
+};
+use js_sys::{Array, Float32Array, Int8Array, Int32Array, Object, Uint8Array, Uint16Array, Uint32Array};
 use wasm_bindgen::{JsCast, JsValue};
 
+use crate::elements::Numbers;
 use crate::fail::Fail;
 use crate::options::{Options, count, set};
 
 /// The fields that hold data of a call.
-pub(crate) const DATA: [&str; 11] =
-    ["query", "key", "value", "bias", "mask", "qLens", "kvLens", "rowStart", "rowEnd", "alibiSlopes", "sinks"];
-
-const NUMBERS: &str = "a Float32Array, or a Uint16Array or Float16Array for f16";
+pub(crate) const DATA: [&str; 14] = [
+    "query",
+    "key",
+    "value",
+    "keyScale",
+    "valueScale",
+    "blockTable",
+    "bias",
+    "mask",
+    "qLens",
+    "kvLens",
+    "rowStart",
+    "rowEnd",
+    "alibiSlopes",
+    "sinks",
+];
 
 /// Room for so many elements, or an error where wasm's memory has none left.
 fn room<T: Clone + Default>(what: &str, len: u32) -> Result<Vec<T>, Fail> {
@@ -30,31 +45,34 @@ fn room<T: Clone + Default>(what: &str, len: u32) -> Result<Vec<T>, Fail> {
     Ok(data)
 }
 
-/// The element type of a typed array of numbers.
-pub(crate) fn element(options: &Options, name: &str) -> Result<Option<Element>, Fail> {
-    let Some(value) = options.get(name) else { return Ok(None) };
-    if value.is_instance_of::<Float32Array>() {
-        Ok(Some(Element::F32))
-    } else if value.is_instance_of::<Uint16Array>() {
-        Ok(Some(Element::F16))
-    } else {
-        Err(options.wrong(name, NUMBERS, &value))
-    }
-}
-
-pub(crate) fn tensor(options: &Options, name: &str) -> Result<Option<TensorData>, Fail> {
-    let Some(value) = options.get(name) else { return Ok(None) };
-    if let Some(array) = value.dyn_ref::<Float32Array>() {
-        let mut data = room(&options.name(name), array.length())?;
-        array.copy_to(&mut data);
-        return Ok(Some(TensorData::F32(data)));
-    }
-    if let Some(array) = value.dyn_ref::<Uint16Array>() {
-        let mut data: Vec<f16> = room(&options.name(name), array.length())?;
+/// Numbers of a tensor. `element` tells bits of f16 and of bf16 apart; what else an array holds it says itself.
+pub(crate) fn tensor(options: &Options, name: &str, element: Option<Element>) -> Result<Option<TensorData>, Fail> {
+    let full = options.name(name);
+    let bits = |array: Uint16Array, element: Option<Element>| -> Result<TensorData, Fail> {
+        if element == Some(Element::Bf16) {
+            let mut data: Vec<bf16> = room(&full, array.length())?;
+            array.copy_to(bytemuck::cast_slice_mut(&mut data));
+            return Ok(TensorData::Bf16(data));
+        }
+        let mut data: Vec<f16> = room(&full, array.length())?;
         array.copy_to(bytemuck::cast_slice_mut(&mut data));
-        return Ok(Some(TensorData::F16(data)));
-    }
-    Err(options.wrong(name, NUMBERS, &value))
+        Ok(TensorData::F16(data))
+    };
+    let Some(numbers) = Numbers::of(options, name)? else { return Ok(None) };
+    Ok(Some(match numbers {
+        Numbers::F32(array) => {
+            let mut data = room(&full, array.length())?;
+            array.copy_to(&mut data);
+            TensorData::F32(data)
+        }
+        Numbers::F16(array) => bits(array, None)?,
+        Numbers::Bits(array) => bits(array, element)?,
+        Numbers::I8(array) => {
+            let mut data = room(&full, array.length())?;
+            array.copy_to(&mut data);
+            TensorData::I8(data)
+        }
+    }))
 }
 
 fn mask(options: &Options) -> Result<Option<Vec<bool>>, Fail> {
@@ -79,7 +97,7 @@ pub(crate) fn lengths(options: &Options, name: &str) -> Result<Option<Vec<u32>>,
         .ok_or_else(|| options.wrong(name, "a Uint32Array or an array of whole numbers from 0 to 4294967295", &value))
 }
 
-fn positions(options: &Options, name: &str) -> Result<Option<Vec<i32>>, Fail> {
+pub(crate) fn positions(options: &Options, name: &str) -> Result<Option<Vec<i32>>, Fail> {
     let Some(value) = options.get(name) else { return Ok(None) };
     match value.dyn_ref::<Int32Array>() {
         Some(array) => Ok(Some(array.to_vec())),
@@ -97,31 +115,40 @@ pub(crate) fn floats(options: &Options, name: &str) -> Result<Option<Vec<f32>>, 
 
 /// All data of a call. `laid`: tensors whose layout was given, which may reach over a part of a longer array.
 pub(crate) fn read(options: &Options, problem: &AttentionProblem, laid: &[&str]) -> Result<AttentionData, Fail> {
-    let needed =
-        |name: &str| tensor(options, name)?.ok_or_else(|| Fail::option(format!("{} is missing", options.name(name))));
+    let spec = problem.spec();
+    let given = |name: &str, of: Option<&TensorSpec>| tensor(options, name, of.map(|of| of.element));
+    let needed = |name: &str, of: &TensorSpec| {
+        given(name, Some(of))?.ok_or_else(|| Fail::option(format!("{} is missing", options.name(name))))
+    };
     let data = AttentionData {
-        query: needed("query")?,
-        key: needed("key")?,
-        value: needed("value")?,
+        query: needed("query", &spec.query)?,
+        key: needed("key", &spec.key)?,
+        value: needed("value", &spec.value)?,
         terms: OwnedTerms {
-            bias: tensor(options, "bias")?,
+            bias: given("bias", spec.bias.as_ref())?,
             mask: mask(options)?,
+            key_scale: given("keyScale", spec.key_scale.as_ref())?,
+            value_scale: given("valueScale", spec.value_scale.as_ref())?,
             q_lens: lengths(options, "qLens")?,
             kv_lens: lengths(options, "kvLens")?,
             row_start: positions(options, "rowStart")?,
             row_end: positions(options, "rowEnd")?,
             alibi_slopes: floats(options, "alibiSlopes")?,
             sinks: floats(options, "sinks")?,
+            block_table: positions(options, "blockTable")?,
         },
     };
-    let spec = problem.spec();
-    let extent = |layout: Option<Layout>| layout.and_then(|layout| layout.extent());
+    let len = |data: &TensorData| data.as_ref().len();
+    let extent = |of: &TensorSpec| of.layout.extent();
+    let terms = &data.terms;
     let lengths = [
-        ("query", Some(data.query.as_ref().len()), extent(Some(spec.query.layout))),
-        ("key", Some(data.key.as_ref().len()), extent(Some(spec.key.layout))),
-        ("value", Some(data.value.as_ref().len()), extent(Some(spec.value.layout))),
-        ("bias", data.terms.bias.as_ref().map(|bias| bias.as_ref().len()), extent(spec.bias.map(|bias| bias.layout))),
-        ("mask", data.terms.mask.as_ref().map(Vec::len), extent(spec.mask)),
+        ("query", Some(len(&data.query)), extent(&spec.query)),
+        ("key", Some(len(&data.key)), extent(&spec.key)),
+        ("value", Some(len(&data.value)), extent(&spec.value)),
+        ("keyScale", terms.key_scale.as_ref().map(len), spec.key_scale.as_ref().and_then(extent)),
+        ("valueScale", terms.value_scale.as_ref().map(len), spec.value_scale.as_ref().and_then(extent)),
+        ("bias", terms.bias.as_ref().map(len), spec.bias.as_ref().and_then(extent)),
+        ("mask", terms.mask.as_ref().map(Vec::len), spec.mask.and_then(|mask| mask.extent())),
     ];
     for (name, found, wanted) in lengths {
         // a shorter one is refused by the crate, in its words
@@ -138,12 +165,12 @@ pub(crate) fn read(options: &Options, problem: &AttentionProblem, laid: &[&str])
 }
 
 pub(crate) fn to_js(data: &TensorData) -> JsValue {
+    let bits = |bits: &[u16]| Uint16Array::from(bits).into();
     match data {
         TensorData::F32(data) => Float32Array::from(&data[..]).into(),
-        TensorData::F16(data) => {
-            let bits: &[u16] = bytemuck::cast_slice(data);
-            Uint16Array::from(bits).into()
-        }
+        TensorData::F16(data) => bits(bytemuck::cast_slice(data)),
+        TensorData::Bf16(data) => bits(bytemuck::cast_slice(data)),
+        TensorData::I8(data) => Int8Array::from(&data[..]).into(),
         other => Float32Array::from(&other.to_f32()[..]).into(),
     }
 }

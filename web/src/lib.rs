@@ -7,6 +7,7 @@ pub mod bench;
 mod calls;
 mod context;
 mod data;
+mod elements;
 mod fail;
 mod ledger;
 mod options;

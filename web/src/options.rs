@@ -74,11 +74,21 @@ impl Options {
 
     /// Four whole numbers.
     pub(crate) fn four(&self, name: &str) -> Result<Option<[usize; 4]>, Fail> {
+        self.some(name, "four")
+    }
+
+    /// Two whole numbers.
+    pub(crate) fn two(&self, name: &str) -> Result<Option<[usize; 2]>, Fail> {
+        self.some(name, "two")
+    }
+
+    fn some<const N: usize>(&self, name: &str, how_many: &str) -> Result<Option<[usize; N]>, Fail> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        let numbers = Array::is_array(&value).then(|| Array::from(&value)).filter(|array| array.length() == 4);
+        let numbers = Array::is_array(&value).then(|| Array::from(&value)).filter(|array| array.length() as usize == N);
         let numbers: Option<Vec<usize>> = numbers.and_then(|array| array.iter().map(|number| count(&number)).collect());
-        let four = numbers.and_then(|numbers| numbers.try_into().ok());
-        four.map(Some).ok_or_else(|| self.wrong(name, "an array of four whole numbers from 0 to 4294967295", &value))
+        let some = numbers.and_then(|numbers| numbers.try_into().ok());
+        let wanted = || format!("an array of {how_many} whole numbers from 0 to 4294967295");
+        some.map(Some).ok_or_else(|| self.wrong(name, &wanted(), &value))
     }
 
     /// A list of whole numbers, in an array or a `Uint32Array`.

@@ -1,13 +1,14 @@
 //! What is asked of an attention: options to a spec.
 
 use cross_attention::{
-    AlibiSlopes, AttentionData, AttentionProblem, AttentionSpec, Diagonal, Element, KernelChoice, Layout, ScoreStage,
-    TensorSpec,
+    AlibiSlopes, AttentionData, AttentionProblem, AttentionSpec, Diagonal, Element, KernelChoice, Layout, Paged,
+    ScoreStage, TensorSpec,
 };
 use js_sys::{Float32Array, Object};
 use wasm_bindgen::{JsCast, JsValue};
 
 use crate::data::{self, DATA};
+use crate::elements::{self, Elements, Numbers};
 use crate::fail::Fail;
 use crate::options::{Options, shown};
 
@@ -29,6 +30,9 @@ const TERMS: [&str; 15] = [
     "kernel",
     "weights",
 ];
+
+/// What may have a shape.
+const SHAPES: [&str; 9] = ["query", "key", "value", "keyScale", "valueScale", "blockTable", "keys", "bias", "mask"];
 
 pub(crate) struct Request {
     pub(crate) options: Options,
@@ -66,7 +70,7 @@ impl Request {
     fn new(options: &Object, prepared: bool) -> Result<Self, Fail> {
         let known: Vec<_> = DATA.into_iter().chain(TERMS).collect();
         let options = Options::new(options, "", &known)?;
-        let shape = options.part("shape", &["query", "key", "value", "bias", "mask"])?;
+        let shape = options.part("shape", &SHAPES)?;
         let shape = shape.ok_or_else(|| {
             Fail::option("shape is missing; needs { query: [batch, heads, length, width], key: [..] }")
         })?;
@@ -76,18 +80,12 @@ impl Request {
         };
         let (query_shape, key_shape) = (needed("query")?, needed("key")?);
         let value_shape = shape.four("value")?.unwrap_or(key_shape);
-        let everywhere = element_named(&options, "element")?;
+        let elements = Elements::new(&options, &["query", "key", "value", "keyScale", "valueScale", "bias"])?;
         let element = |name: &'static str| -> Result<Element, Fail> {
             if prepared {
-                return Ok(everywhere.unwrap_or(Element::F32));
+                return elements.to_come(name);
             }
-            let found = data::element(&options, name)?.unwrap_or(Element::F32);
-            match everywhere {
-                Some(wanted) if wanted != found => {
-                    Err(Fail::new("input", format!("{name} holds {found}, element says {wanted}")))
-                }
-                _ => Ok(found),
-            }
+            Ok(elements.of_data(&options, name)?.unwrap_or(Element::F32))
         };
         let layouts = Layouts::new(&options)?;
         let of = |name: &'static str, shape| -> Result<TensorSpec, Fail> {
@@ -98,22 +96,37 @@ impl Request {
         let [batch, heads, q_len, _] = query_shape;
         let output = [batch, heads, q_len, value_shape[3]];
         spec.output.layout = layouts.of("output", output)?;
-        if let Some(element) = element_named(&options, "outputElement")? {
+        if let Some(element) = elements::of_output(&options)? {
             spec.output.element = element;
         }
-        let whole = [batch, heads, q_len, key_shape[2]];
-        if let Some(bias) = options.get("bias") {
-            let element = if prepared {
-                named(&bias).ok_or_else(|| options.wrong("bias", "\"f32\" or \"f16\"", &bias))?
-            } else {
-                element_of_bias(&options)?
-            };
+        spec.paged = paged(&options, &shape, (batch, key_shape[2]), prepared)?;
+        let kv_len = spec.paged.map_or(key_shape[2], |paged| paged.kv_len);
+        // tensors that stand beside the three
+        let beside = |name: &str| {
+            if prepared { elements.announced(&options, name) } else { elements.of_data(&options, name) }
+        };
+        let blocks = Blocks { options: &options, shape: &shape, layouts: &layouts, prepared };
+        for (name, of, spec) in [
+            ("keyScale", ("key", key_shape), &mut spec.key_scale),
+            ("valueScale", ("value", value_shape), &mut spec.value_scale),
+        ] {
+            if let Some(element) = beside(name)? {
+                *spec = Some(TensorSpec { element, layout: layouts.of(name, blocks.shape(name, of)?)? });
+            }
+        }
+        let whole = [batch, heads, q_len, kv_len];
+        if let Some(element) = beside("bias")? {
             spec.bias = Some(TensorSpec { element, layout: layouts.of("bias", shape.four("bias")?.unwrap_or(whole))? });
         }
         if given(&options, "mask", prepared)? {
             spec.mask = Some(layouts.of("mask", shape.four("mask")?.unwrap_or(whole))?);
         }
-        for (name, there) in [("bias", spec.bias.is_some()), ("mask", spec.mask.is_some())] {
+        for (name, there) in [
+            ("bias", spec.bias.is_some()),
+            ("mask", spec.mask.is_some()),
+            ("keyScale", spec.key_scale.is_some()),
+            ("valueScale", spec.value_scale.is_some()),
+        ] {
             if !there && shape.get(name).is_some() {
                 return Err(Fail::option(format!("shape.{name} is given, {name} is not")));
             }
@@ -161,7 +174,7 @@ struct Layouts {
     given: Vec<&'static str>,
 }
 
-const LAID: [&str; 6] = ["query", "key", "value", "output", "bias", "mask"];
+const LAID: [&str; 8] = ["query", "key", "value", "output", "bias", "mask", "keyScale", "valueScale"];
 const LAYOUT: &str =
     "\"bhld\" ([batch, heads, length, width]), \"blhd\" ([batch, length, heads, width]) or { strides, offset }";
 
@@ -212,17 +225,78 @@ fn given(options: &Options, name: &str, prepared: bool) -> Result<bool, Fail> {
     Ok(options.flag(name)?.unwrap_or(false))
 }
 
-fn named(value: &JsValue) -> Option<Element> {
-    value.as_string()?.parse().ok()
+/// Which pages hold the keys, where a table says so.
+fn paged(
+    options: &Options,
+    shape: &Options,
+    (batch, page_len): (usize, usize),
+    prepared: bool,
+) -> Result<Option<Paged>, Fail> {
+    if !given(options, "blockTable", prepared)? {
+        return match ["blockTable", "keys"].into_iter().find(|name| shape.get(name).is_some()) {
+            Some(name) => Err(Fail::option(format!("shape.{name} is given, blockTable is not"))),
+            None => Ok(None),
+        };
+    }
+    let keys = shape.count("keys")?;
+    let table_len = match (shape.two("blockTable")?, keys) {
+        (Some([rows, table_len]), _) if rows == batch => table_len,
+        (Some([rows, _]), _) => {
+            let text =
+                format!("shape.blockTable has {rows} rows, needs one for each of the {batch} entries of the batch");
+            return Err(Fail::option(text));
+        }
+        (None, Some(keys)) if prepared => keys.div_ceil(page_len.max(1)),
+        (None, None) if prepared => {
+            let text =
+                "shape.blockTable is missing; without the table itself needs [batch, pages of an entry], or shape.keys";
+            return Err(Fail::option(text));
+        }
+        (None, _) => {
+            let table = data::positions(options, "blockTable")?.map_or(0, |table| table.len());
+            if table % batch.max(1) != 0 {
+                let text = format!(
+                    "blockTable has {table} elements, needs as many pages for each of the {batch} entries of the batch"
+                );
+                return Err(Fail::new("input", text));
+            }
+            table / batch.max(1)
+        }
+    };
+    Ok(Some(Paged { table_len, kv_len: keys.unwrap_or_else(|| table_len.saturating_mul(page_len)) }))
 }
 
-fn element_named(options: &Options, name: &str) -> Result<Option<Element>, Fail> {
-    let Some(value) = options.get(name) else { return Ok(None) };
-    named(&value).map(Some).ok_or_else(|| options.wrong(name, "\"f32\" or \"f16\"", &value))
+/// How many blocks with a scale each a row has.
+struct Blocks<'a> {
+    options: &'a Options,
+    shape: &'a Options,
+    layouts: &'a Layouts,
+    prepared: bool,
 }
 
-fn element_of_bias(options: &Options) -> Result<Element, Fail> {
-    Ok(data::element(options, "bias")?.unwrap_or(Element::F32))
+impl Blocks<'_> {
+    /// The shape of the scales: as it is given, or as many blocks as the array has for each row.
+    fn shape(&self, name: &str, (of, [batch, heads, len, _]): (&str, [usize; 4])) -> Result<[usize; 4], Fail> {
+        if let Some(shape) = self.shape.four(name)? {
+            return Ok(shape);
+        }
+        let missing = |why: &str| {
+            Fail::option(format!("shape.{name} is missing; {why}, needs [batch, heads, length, blocks of a row]"))
+        };
+        if self.prepared {
+            return Err(missing("without the scales themselves"));
+        }
+        if self.layouts.given.contains(&name) {
+            return Err(missing("where the scales have a layout of their own"));
+        }
+        let rows = Layout::bhld([batch, heads, len, 1]).elements().unwrap_or(usize::MAX);
+        let scales = Numbers::of(self.options, name)?.map_or(0, |scales| scales.len());
+        if rows > 0 && (scales == 0 || scales % rows != 0) {
+            let text = format!("{name} has {scales} elements, needs as many for each of the {rows} rows of {of}");
+            return Err(Fail::new("input", text));
+        }
+        Ok([batch, heads, len, scales.checked_div(rows).unwrap_or(1)])
+    }
 }
 
 const DIAGONAL: &str =

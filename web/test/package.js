@@ -54,6 +54,63 @@ function half(values) {
   return bits;
 }
 
+/** The upper halves of f32. */
+const brain = (values) => Uint16Array.from(new Uint32Array(Float32Array.from(values).buffer), (bits) => bits >>> 16);
+
+/** Numbers out of stored elements. */
+function widened(array, element = "f16") {
+  if (!(array instanceof Uint16Array)) return Float32Array.from(array);
+  if (element === "bf16") return new Float32Array(Uint32Array.from(array, (bits) => (bits << 16) >>> 0).buffer);
+  return Float32Array.from(array, (bits) => {
+    const [exponent, fraction] = [(bits >>> 10) & 31, bits & 1023];
+    return (bits & 0x8000 ? -1 : 1) * (exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15));
+  });
+}
+
+/** Bytes of any value, and scales. */
+const bytes = (length, seed) => Int8Array.from(numbers(length, seed), (x) => Math.round(x * 63));
+const scales = (length, seed) => numbers(length, seed).map((x) => (Math.abs(x) + 0.1) / 100);
+
+/** The same problem in f32, with keys and values side by side, made by plain loops. */
+function inPlainNumbers({ shape, element = {}, key, value, keyScale, valueScale, blockTable, query, ...rest }) {
+  const of = (name) => (typeof element === "string" ? element : element[name]);
+  const [batch] = shape.query;
+  const [pages, heads, length] = shape.key;
+  const tableLength = blockTable ? blockTable.length / batch : 1;
+  const keys = shape.keys ?? tableLength * length;
+  const rows = (name, data, scale, width) => {
+    const [stored, factors] = [widened(data, of(name)), scale && widened(scale)];
+    const block = factors && width / (factors.length / (pages * heads * length));
+    const out = new Float32Array((blockTable ? batch : pages) * heads * keys * width);
+    let n = 0;
+    for (let b = 0; b < (blockTable ? batch : pages); b += 1) for (let h = 0; h < heads; h += 1) for (let j = 0; j < keys; j += 1) {
+      const [page, token] = blockTable ? [blockTable[b * tableLength + Math.floor(j / length)], j % length] : [b, j];
+      const row = (page * heads + h) * length + token;
+      for (let d = 0; d < width; d += 1, n += 1) {
+        out[n] = stored[row * width + d] * (factors ? factors[(row * width + d) / block | 0] : 1);
+      }
+    }
+    return out;
+  };
+  const [width, valueWidth] = [shape.key[3], (shape.value ?? shape.key)[3]];
+  const lay = (width) => [blockTable ? batch : pages, heads, keys, width];
+  return {
+    ...rest,
+    shape: { query: shape.query, key: lay(width), value: lay(valueWidth), bias: shape.bias, mask: shape.mask },
+    query: widened(query, of("query")),
+    key: rows("key", key, keyScale, width),
+    value: rows("value", value, valueScale, valueWidth),
+    ...(rest.bias && { bias: widened(rest.bias, of("bias")) }),
+    outputElement: undefined,
+  };
+}
+
+function near(found, wanted, share, what) {
+  is(found.length, wanted.length, `length of ${what}`);
+  const largest = Math.max(...wanted.filter(Number.isFinite).map(Math.abs), 0);
+  wanted.forEach((x, n) => truly(found[n] === x || Math.abs(found[n] - x) <= share * largest, `${what}[${n}] is ${found[n]}, not ${x}`));
+}
+
 /** A problem with its arrays. */
 function problem([batch, heads, kvHeads, queries, keys, width, valueWidth], more = {}) {
   const shape = { query: [batch, heads, queries, width], key: [batch, kvHeads, keys, width], value: [batch, kvHeads, keys, valueWidth] };
@@ -152,6 +209,214 @@ tests.takes_f16_and_strides = async () => {
     query: base.query, key: packed, value: packed,
     layout: { key: { strides }, value: { strides, offset: 32 } },
   });
+};
+
+/** Stored formats, each by what it is in plain numbers. */
+function storedProblems() {
+  const base = [2, 4, 2, 9, 21, 8, 12];
+  const plain = problem(base);
+  const [keyRows, valueRows] = [2 * 2 * 21, 2 * 2 * 21];
+  const coded = { ...plain, key: bytes(keyRows * 8, 4), value: bytes(valueRows * 12, 5) };
+  // 7 pages of 8 tokens; 3 make an entry
+  const paged = (more) => ({
+    shape: { query: [2, 4, 9, 8], key: [7, 2, 8, 8], value: [7, 2, 8, 12] },
+    query: plain.query, key: numbers(7 * 2 * 8 * 8, 6), value: numbers(7 * 2 * 8 * 12, 7),
+    blockTable: Int32Array.of(5, 0, 3, 1, 6, 0), ...more,
+  });
+  const shaped = (options, more) => ({ ...options, shape: { ...options.shape, ...more } });
+  return {
+    bf16: { ...plain, element: "bf16", query: brain(plain.query), key: brain(plain.key), value: brain(plain.value) },
+    bf16_to_f32: { ...plain, element: "bf16", query: brain(plain.query), key: brain(plain.key), value: brain(plain.value), outputElement: "f32" },
+    f32_to_bf16: { ...plain, outputElement: "bf16" },
+    f16_to_bf16: { ...plain, query: half(plain.query), key: half(plain.key), value: half(plain.value), outputElement: "bf16" },
+    mixed: {
+      ...plain, element: { key: "bf16", value: "f16", bias: "bf16" }, key: brain(plain.key), value: half(plain.value),
+      bias: brain(numbers(2 * 4 * 9 * 21, 8)),
+    },
+    bytes_by_row: { ...coded, keyScale: scales(keyRows, 1), valueScale: scales(valueRows, 2) },
+    bytes_by_blocks: { ...coded, keyScale: scales(keyRows * 2, 1), valueScale: half(scales(valueRows * 3, 2)) },
+    bytes_by_element: { ...coded, keyScale: scales(keyRows * 8, 1), valueScale: scales(valueRows * 12, 2) },
+    bytes_with_shapes: shaped(
+      { ...coded, keyScale: half(scales(keyRows * 4, 1)), valueScale: scales(valueRows, 2), element: { key: "i8", keyScale: "f16" } },
+      { keyScale: [2, 2, 21, 4], valueScale: [2, 2, 21, 1] },
+    ),
+    bytes_as_keys_alone: { ...plain, key: coded.key, keyScale: scales(keyRows, 1), softcap: 3, kvLens: [21, 4] },
+    bytes_as_values_alone: { ...plain, query: half(plain.query), key: half(plain.key), value: coded.value, valueScale: scales(valueRows, 2), causal: "bottomRight" },
+    pages: paged(),
+    pages_in_part: shaped(paged({ kvLens: [19, 3], blockTable: Int32Array.of(5, 0, 3, 1, -1, 99), causal: "endOfKeys" }), { keys: 19 }),
+    pages_with_shapes: shaped(paged({ bias: numbers(2 * 4 * 9 * 17, 9) }), { keys: 17, blockTable: [2, 3] }),
+    pages_of_bf16: paged({ element: { key: "bf16", value: "bf16" }, key: brain(numbers(7 * 2 * 8 * 8, 6)), value: brain(numbers(7 * 2 * 8 * 12, 7)) }),
+    pages_of_bytes: paged({
+      key: bytes(7 * 2 * 8 * 8, 6), value: bytes(7 * 2 * 8 * 12, 7), keyScale: half(scales(7 * 2 * 8 * 2, 3)), valueScale: scales(7 * 2 * 8, 4),
+    }),
+    // one page each, of any length: which context an entry attends to
+    pages_as_contexts: {
+      shape: { query: [3, 2, 4, 8], key: [2, 2, 21, 8] }, query: numbers(3 * 2 * 4 * 8, 1), key: numbers(2 * 2 * 21 * 8, 2), value: numbers(2 * 2 * 21 * 8, 3),
+      blockTable: Int32Array.of(1, 0, 1),
+    },
+  };
+}
+
+tests.stored_formats_are_right = async () => {
+  const [cpu, oracle] = [await open({ prefer: "cpu" }), await open({ prefer: "oracle" })];
+  for (const [name, options] of Object.entries(storedProblems())) {
+    const wanted = await oracle.attention(inPlainNumbers(options));
+    const asQuery = typeof options.element === "string" ? options.element : options.query instanceof Uint16Array ? "f16" : "f32";
+    const element = options.outputElement ?? asQuery;
+    for (const [on, kernel] of [[device], [device, "plain"], [cpu], [oracle]]) {
+      try {
+        const result = await right({ ...options, kernel }, on);
+        is(result.output instanceof Uint16Array, element !== "f32", "bits");
+        near(widened(result.output, element), wanted.output, element === "f32" ? 1e-5 : element === "f16" ? 1e-3 : 5e-3, "output");
+        near(result.lse, wanted.lse, 1e-5, "lse");
+      } catch (error) {
+        throw new Error(`${name} on the ${on.kind} with ${kernel ?? "the plan's kernel"}: ${error.message}`);
+      }
+    }
+  }
+  // heads within tokens, for scales as for bytes
+  const swapped = (array, [batch, heads, length, width]) => array.map((_, n) => {
+    const [d, h, j, b] = [n % width, Math.floor(n / width) % heads, Math.floor(n / width / heads) % length, Math.floor(n / width / heads / length)];
+    return array[((b * heads + h) * length + j) * width + d];
+  });
+  const options = storedProblems().bytes_by_blocks;
+  const by = { query: 8, key: 8, value: 12, keyScale: 2, valueScale: 3 };
+  const tokensFirst = { ...options, layout: "blhd" };
+  for (const [name, width] of Object.entries(by)) {
+    tokensFirst[name] = swapped(options[name], name === "query" ? options.shape.query : [2, 2, 21, width]);
+  }
+  const [one, other] = [await oracle.attention(options), await right(tokensFirst)];
+  near(other.output, swapped(one.output, [2, 4, 9, 12]), 1e-5, "output of heads within tokens");
+  // a scale for all rows, by strides of 0
+  const { shape, ...data } = options;
+  await right({
+    ...data, keyScale: Float32Array.of(0.01), valueScale: new Float32Array(2 * 2 * 21).fill(0.02), shape: { ...shape, keyScale: [2, 2, 21, 1] },
+    layout: { keyScale: { strides: [0, 0, 0, 0] } },
+  });
+  // the same bits are f16 where nothing is said, and a Float16Array is nothing else
+  const { element, ...bits } = storedProblems().bf16;
+  const read = await right(bits);
+  truly(read.output.some((x, n) => x !== brain(one.output)[n]) && (await right({ ...bits, element: "f16" })).output.every((x, n) => x === read.output[n]), "f16 by default");
+  if (typeof Float16Array !== "undefined") {
+    const floats = { ...bits, query: Float16Array.from(widened(bits.query)) };
+    is([...(await right(floats)).output], [...read.output], "output");
+    await refuses("input", "query holds f16, element says bf16", () => device.attention({ ...floats, element }));
+  }
+  cpu.free();
+  oracle.free();
+};
+
+tests.stored_formats_are_prepared = async () => {
+  for (const name of ["bf16", "mixed", "bytes_by_blocks", "pages_of_bytes", "pages_in_part"]) {
+    const { shape, query, key, value, element, layout, outputElement, causal, ...data } = storedProblems()[name];
+    const typeOf = (array) => (array instanceof Float32Array ? "f32" : array instanceof Int8Array ? "i8" : "f16");
+    const of = (tensor, array) => (typeof element === "string" ? element : element?.[tensor]) ?? typeOf(array);
+    const announced = { shape: { ...shape }, element: { query: of("query", query), key: of("key", key), value: of("value", value) }, causal };
+    for (const term of Object.keys(data)) announced[term] = ["bias", "keyScale", "valueScale"].includes(term) ? of(term, data[term]) : true;
+    for (const [term, rows] of [["keyScale", shape.key], ["valueScale", shape.value]]) {
+      if (data[term]) announced.shape[term] = [...rows.slice(0, 3), data[term].length / product(rows.slice(0, 3))];
+    }
+    if (data.blockTable && !shape.keys) announced.shape.blockTable = [2, 3];
+    truly(device.explain(announced).includes("kernel"), "a plan");
+    const prepared = await device.prepare(announced);
+    const wanted = await device.attention({ ...storedProblems()[name], kernel: prepared.kernel });
+    const found = await prepared.run({ query, key, value, ...data });
+    is([...found.output], [...wanted.output], `output of ${name}`);
+    is([...found.lse], [...wanted.lse], `lse of ${name}`);
+    // and from tensors
+    const tensors = {};
+    for (const [tensor, array] of Object.entries({ query, key, value, ...data })) {
+      const type = array instanceof Uint16Array ? of(tensor, array) : undefined;
+      tensors[tensor] = device.tensor(Array.isArray(array) ? Uint32Array.from(array) : array, { element: type });
+      if (type) is(tensors[tensor].element, type, "element");
+      is([...(await tensors[tensor].read())], [...array], "what was written");
+    }
+    const bound = prepared.bind(tensors);
+    await bound.run();
+    is(bound.output.element, announced.element.query, "element of the output");
+    is([...(await bound.output.read())], [...wanted.output], `output of ${name}, bound`);
+    if (name === "bf16") {
+      const other = device.tensor(query);
+      await refuses("input", "query is a tensor of f16, this attention was prepared for bf16", () => prepared.bind({ ...tensors, query: other }));
+      await refuses("input", "the array holds f32, the tensor bf16", () => tensors.query.write(new Float32Array(query.length)));
+      tensors.query.write(query);
+      other.free();
+    }
+    if (name === "bytes_by_blocks") {
+      const { keyScale, ...less } = tensors;
+      await refuses("buffer", "key_scale", () => prepared.bind(less));
+      await refuses("input", "key_scale is missing", () => prepared.run({ query, key, value, valueScale: data.valueScale }));
+      await refuses("input", "key holds f32, the spec says i8", () => prepared.run({ query, key: Float32Array.from(key), value, ...data }));
+      is(keyScale.element, "f32", "element");
+    }
+    bound.free();
+    prepared.free();
+    for (const tensor of Object.values(tensors)) tensor.free();
+  }
+  const { shape } = small();
+  const prepare = (more) => () => device.explain({ shape, ...more });
+  await refuses("option", "shape.keyScale is missing", prepare({ element: { key: "i8" }, keyScale: "f32" }));
+  await refuses("option", "keyScale must be \"f32\" or \"f16\"", prepare({ element: { key: "i8" }, keyScale: "bf16" }));
+  await refuses("option", "bias must be", prepare({ bias: "i8" }));
+  await refuses("option", "blockTable must be true or false", prepare({ blockTable: new Int32Array(4) }));
+  await refuses("option", "shape.blockTable is missing", prepare({ blockTable: true }));
+  await refuses("input", "bias is announced as f16, element.bias says bf16", prepare({ bias: "f16", element: { bias: "bf16" } }));
+  await refuses("option", "element.bias is given, bias is not", prepare({ element: { bias: "bf16" } }));
+  await refuses("problem", "key holds i8 and needs key_scale", prepare({ element: { key: "i8" } }));
+};
+
+tests.bad_stored_formats_are_refused = async () => {
+  const { bytes_by_blocks: coded, pages, bf16, mixed } = storedProblems();
+  const call = (options, more = {}, shape = {}) => () => device.attention({ ...options, ...more, shape: { ...options.shape, ...shape } });
+  await refuses("problem", ["key holds i8 and needs key_scale", "blocks"], call(coded, { keyScale: undefined }));
+  await refuses("problem", ["value holds i8 and needs value_scale"], call(coded, { valueScale: undefined }));
+  await refuses("problem", "key_scale is given, but key holds f32", call(coded, { key: numbers(coded.key.length) }));
+  await refuses("input", ["keyScale has 85 elements", "84 rows of key"], call(coded, { keyScale: scales(85) }));
+  await refuses("input", ["valueScale has 0 elements", "84 rows of value"], call(coded, { valueScale: new Float32Array(0) }));
+  await refuses("problem", "key_scale has 3 blocks a row, which does not divide the width of 8", call(coded, { keyScale: scales(84 * 3) }));
+  await refuses("problem", "key_scale has 3 blocks a row", call(coded, { keyScale: scales(84 * 3) }, { keyScale: [2, 2, 21, 3] }));
+  await refuses("problem", "key_scale has shape", call(coded, {}, { keyScale: [2, 2, 42, 1] }));
+  await refuses("input", "key_scale has 168 elements, its layout reaches over 336", call(coded, {}, { keyScale: [2, 2, 21, 4] }));
+  await refuses("input", "keyScale has 168 elements, its shape has 84", call(coded, {}, { keyScale: [2, 2, 21, 1] }));
+  await refuses("option", "shape.keyScale is missing; where the scales have a layout", call(coded, { layout: { keyScale: "blhd" } }));
+  await refuses("option", "shape.keyScale is given, keyScale is not", call(pages, {}, { keyScale: [7, 2, 8, 1] }));
+  await refuses("problem", "key_scale holds i8, needs f32 or f16", call(coded, { keyScale: bytes(84) }));
+  await refuses("problem", "key_scale holds bf16, needs f32 or f16", call(coded, { keyScale: brain(scales(84)), element: { keyScale: "bf16" } }));
+  await refuses("problem", "query holds i8", call(small(), { query: bytes(576) }));
+  await refuses("problem", "bias holds i8", call(small(), { bias: bytes(2 * 4 * 9 * 21) }));
+  await refuses("option", "outputElement must be \"f32\", \"f16\" or \"bf16\"", call(small(), { outputElement: "i8" }));
+  await refuses("option", ["element must be", "an object", "f64"], call(small(), { element: "f64" }));
+  await refuses("option", "element.key must be", call(small(), { element: { key: "f64" } }));
+  await refuses("option", "element has no field \"mask\"", call(small(), { element: { mask: "f32" } }));
+  await refuses("option", "element.keyScale is given, keyScale is not", call(small(), { element: { keyScale: "f32" } }));
+  await refuses("input", "query holds f32, element says bf16", call(small(), { element: "bf16" }));
+  await refuses("input", "key holds i8, element says bf16", call(bf16, { key: coded.key }));
+  await refuses("input", "key holds f16 or bf16, element.key says i8", call(mixed, { element: { key: "i8" } }));
+  await refuses("option", ["bias is a Uint16Array", "say of each"], call(bf16, { bias: mixed.bias }));
+  await refuses("option", ["key must be a Float32Array", "Int8Array", "Uint8Array"], call(coded, { key: new Uint8Array(coded.key) }));
+
+  await refuses("input", ["block_table[1][2] is 7", "7 pages"], call(pages, { blockTable: Int32Array.of(5, 0, 3, 1, 6, 7) }));
+  await refuses("input", ["block_table[0][0] is -1", "7 pages"], call(pages, { blockTable: Int32Array.of(-1, 0, 3, 1, 6, 0) }));
+  await refuses("input", ["blockTable has 5 elements", "2 entries of the batch"], call(pages, { blockTable: Int32Array.of(5, 0, 3, 1, 6) }));
+  await refuses("option", "blockTable must be an Int32Array", call(pages, { blockTable: [5, 0, 3, 1, 6, 0] }));
+  await refuses("problem", "does not reach over kv_len 25", call(pages, {}, { keys: 25 }));
+  await refuses("option", "shape.keys is given, blockTable is not", call(small(), {}, { keys: 21 }));
+  await refuses("option", "shape.blockTable is given, blockTable is not", call(small(), {}, { blockTable: [2, 1] }));
+  await refuses("option", "shape.blockTable has 3 rows", call(pages, {}, { blockTable: [3, 2] }));
+  await refuses("option", "shape.blockTable must be an array of two", call(pages, {}, { blockTable: 3 }));
+  await refuses("input", "block_table has 6 elements, needs 4", call(pages, {}, { blockTable: [2, 2] }));
+  await refuses("problem", "page_len is 7", call(pages, {}, { key: [8, 2, 7, 8], value: [8, 2, 7, 12] }));
+  await refuses("problem", "value has shape", call(pages, {}, { value: [6, 2, 8, 12] }));
+
+  await refuses("option", "the options of tensor has no field", () => device.tensor(new Uint16Array(4), { type: "bf16" }));
+  await refuses("input", "the array holds f16 or bf16, element says i8", () => device.tensor(new Uint16Array(4), { element: "i8" }));
+  await refuses("option", "element must be one of", () => device.tensor(new Uint16Array(4), { element: "half" }));
+  await refuses("option", "has no field \"element\"", () => device.tensor({ length: 4 }, { element: "i8" }));
+  const context = (more) => () => device.context({ key: numbers(64), value: numbers(64), shape: [1, 1, 2, 32], ...more });
+  await refuses("option", ["key must be", "Int8Array", "int8"], context({ key: bytes(64) }));
+  await refuses("option", ["storage must be", "bf16", "i8"], context({ storage: "i8" }));
+  await refuses("context", ["value[3] is NaN", "int8"], context({ storage: "int8", value: numbers(64).fill(NaN, 3, 4) }));
+  await refuses("input", "key holds f32, element says bf16", context({ element: "bf16" }));
 };
 
 tests.the_cpu_and_the_oracle_agree = async () => {
@@ -311,7 +576,8 @@ tests.contexts_are_stored_once = async () => {
   const key = numbers(3 * 2 * 7 * 32, 1);
   const value = numbers(3 * 2 * 7 * 32, 2);
   const query = numbers(4 * 4 * 5 * 32, 3);
-  for (const storage of ["f32", "f16", "q8_0"]) {
+  const off = { f32: 1e-5, f16: 5e-3, bf16: 3e-2, q8_0: 0.05, int8: 0.05 };
+  for (const [storage, most] of Object.entries(off)) {
     const before = device.memory().buffers;
     const context = await device.context({ key, value, shape: [3, 2, 7, 32], storage, kvLens: [7, 4, 1] });
     const index = [2, 0, 0, 1];
@@ -326,14 +592,27 @@ tests.contexts_are_stored_once = async () => {
         shape: { query: [1, 4, 5, 32], key: [1, 2, 7, 32] },
         query: query.subarray(entry * 640, (entry + 1) * 640), key: part(key, n), value: part(value, n), kvLens: [[7, 4, 1][n]],
       });
-      const near = storage === "q8_0" ? 0.05 : storage === "f16" ? 5e-3 : 1e-5;
-      plain.output.forEach((x, at) => truly(Math.abs(once.output[entry * 640 + at] - x) < near, `${storage}, entry ${entry}: ${once.output[entry * 640 + at]}, not ${x}`));
+      plain.output.forEach((x, at) => truly(Math.abs(once.output[entry * 640 + at] - x) < most, `${storage}, entry ${entry}: ${once.output[entry * 640 + at]}, not ${x}`));
     }
     await refuses("context", "3", () => context.attend({ query, shape: [4, 4, 5, 32], contextIndex: [0, 1, 2, 3] }));
     context.free();
     is(device.memory().buffers, before, "buffers after free");
     await refuses("freed", "freed", () => context.attend({ query, shape: [4, 4, 5, 32], contextIndex: index }));
   }
+  // what is stored as bf16 is bf16 again, and a query may be as well
+  const shape = [3, 2, 7, 32];
+  const halves = await device.context({ key: brain(key), value: brain(value), element: "bf16", shape, storage: "bf16" });
+  is(halves.bytes, 2 * 3 * 1024, "bytes");
+  const found = await halves.attend({ query: brain(query), element: "bf16", outputElement: "f32", shape: [4, 4, 5, 32], contextIndex: [1, 1, 1, 1] });
+  const same = await device.attention({
+    shape: { query: [4, 4, 5, 32], key: [1, 2, 7, 32] }, query: widened(brain(query), "bf16"),
+    key: widened(brain(key), "bf16").slice(448, 896), value: widened(brain(value), "bf16").slice(448, 896),
+  });
+  near(found.output, same.output, 1e-5, "output");
+  halves.free();
+  const narrow = await device.context({ key: numbers(24), value: numbers(24), shape: [1, 1, 1, 24], storage: "int8" });
+  truly(narrow.bytes < 24 * 4 * 2 + 1024, "a byte an element");
+  narrow.free();
   await refuses("context", "multiple", () => device.context({ key: numbers(24), value: numbers(24), shape: [1, 1, 1, 24], storage: "q8_0" }));
 };
 

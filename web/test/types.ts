@@ -1,6 +1,6 @@
 // Never run: what the types must allow, and what they must not.
 import { AttentionError, fromDevice, open, verify, version, workloadInputs, workloads } from "cross-attention";
-import type { AttentionOptions, Device, ErrorKind, Result } from "cross-attention";
+import type { AttentionOptions, Device, ErrorKind, PrepareOptions, Result } from "cross-attention";
 
 export async function allowed(): Promise<void> {
   const device: Device = await open({ prefer: "gpu", powerPreference: "high-performance", required: false });
@@ -22,6 +22,20 @@ export async function allowed(): Promise<void> {
   const read = await bound.output.read();
   const context = await device.context({ key: new Float32Array(1), value: new Float32Array(1), shape: [1, 1, 1, 1], storage: "q8_0" });
   await context.attend({ query: new Float32Array(1), shape: [1, 1, 1, 1], contextIndex: [0] });
+  const stored: AttentionOptions = {
+    shape: { query: [2, 8, 1, 64], key: [9, 8, 16, 64], keyScale: [9, 8, 16, 2], keys: 40, blockTable: [2, 3] },
+    element: { query: "bf16", key: "i8", value: "bf16", keyScale: "f16" }, outputElement: "bf16", layout: { keyScale: "blhd" },
+    query: new Uint16Array(1), key: new Int8Array(1), value: new Uint16Array(1), keyScale: new Uint16Array(1), blockTable: new Int32Array(6),
+  };
+  await device.attention(stored);
+  const announced: PrepareOptions = {
+    shape: stored.shape, element: { key: "i8", value: "i8" }, keyScale: "f32", valueScale: "f16", blockTable: true, bias: "bf16",
+  };
+  const bytes = device.tensor(new Int8Array(4));
+  const bits = device.tensor(new Uint16Array(4), { element: "bf16" });
+  (await device.prepare(announced)).bind({ query: tensor, key: bytes, value: bytes, keyScale: tensor, valueScale: bits, blockTable: tensor });
+  const halves = await device.context({ key: new Uint16Array(1), value: new Uint16Array(1), element: "bf16", shape: [1, 1, 1, 1], storage: "int8" });
+  await halves.attend({ query: new Uint16Array(1), element: "bf16", outputElement: "f32", shape: [1, 1, 1, 1] });
   const shared = await fromDevice(device.gpuDevice!);
   shared.tensorFrom(tensor.buffer, { length: 4, offset: 0 }).free();
   const report = await verify(options, result, 10);
@@ -47,6 +61,12 @@ export async function refused(device: Device, options: AttentionOptions): Promis
   await device.attention({ ...options, casual: "topLeft" });
   // @ts-expect-error data of another type
   await device.attention({ ...options, query: new Float64Array(4) });
+  // @ts-expect-error a query has no scales
+  await device.attention({ ...options, query: new Int8Array(4) });
+  // @ts-expect-error nor has an output
+  await device.attention({ ...options, outputElement: "i8" });
+  // @ts-expect-error scales are f32 or f16
+  await device.prepare({ shape: options.shape, keyScale: "bf16" });
   // @ts-expect-error a prepared call has no data yet
   await device.prepare({ shape: options.shape, mask: new Uint8Array(4) });
   // @ts-expect-error arrays are no tensors

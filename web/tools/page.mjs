@@ -9,7 +9,7 @@ import { Browser, serve } from "./browser.mjs";
 
 const web = path.resolve(path.dirname(new URL(import.meta.url).pathname), "..");
 const root = path.dirname(web);
-const pictures = path.resolve(process.argv[2] ?? fs.mkdtempSync(path.join(os.tmpdir(), "cross-attention-page-")));
+const pictures = path.resolve(process.argv[2] || fs.mkdtempSync(path.join(os.tmpdir(), "cross-attention-page-")));
 fs.mkdirSync(pictures, { recursive: true });
 
 const started = Date.now();

@@ -9,8 +9,7 @@ use std::cell::{Cell, RefCell};
 
 use cross_attention::gpu::{AdapterRequest, Gpu, choose};
 use cross_attention::{
-    AttentionData, AttentionInputs, AttentionOutput, AttentionProblem, DeviceClass, Error, Kernel, PlanError,
-    TensorData, TensorRef, wgpu,
+    AttentionData, AttentionInputs, AttentionOutput, AttentionProblem, DeviceClass, Error, Kernel, PlanError, wgpu,
 };
 use js_sys::Promise;
 use wasm_bindgen::prelude::*;
@@ -115,14 +114,9 @@ fn is_known(context: &Gpu, case: &str, error: &str) -> bool {
 }
 
 fn owned(inputs: &AttentionInputs<'_>) -> AttentionData {
-    let tensor = |data: TensorRef<'_>| match data {
-        TensorRef::F32(data) => TensorData::F32(data.to_vec()),
-        TensorRef::F16(data) => TensorData::F16(data.to_vec()),
-        other => panic!("{:?}", other.element()),
-    };
-    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(tensor);
+    let [query, key, value] = [inputs.query, inputs.key, inputs.value].map(|data| data.to_owned());
     let terms = inputs.terms.by_kind(
-        |&data| tensor(data),
+        |data| data.to_owned(),
         |bools| bools.to_vec(),
         |lens| lens.to_vec(),
         |positions| positions.to_vec(),
