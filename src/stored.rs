@@ -78,6 +78,31 @@ impl<'a, 'p> StoredRows<'a, 'p> {
         RowPlace { start: self.layout.index([b, h, j, 0]), scale }
     }
 
+    /// Where the row `n` behind one of the same piece lies.
+    pub(crate) fn next(&self, place: RowPlace, n: usize) -> RowPlace {
+        let scale = self.scale.map_or(0, |scale| place.scale + n * scale.layout.strides[2]);
+        RowPlace { start: place.start + n * self.layout.strides[2], scale }
+    }
+
+    /// The scales from a row of a piece on, `len` of them, where those of its rows lie side by side.
+    pub(crate) fn scale_run(&self, place: RowPlace, len: usize) -> Option<TensorRef<'a>> {
+        let scale = self.scale?;
+        let ([_, _, _, blocks], [_, _, row_stride, stride]) = (scale.layout.shape, scale.layout.strides);
+        let side_by_side = stride == 1 && (row_stride == blocks || len == blocks);
+        side_by_side.then(|| scale.data.cut(place.scale..place.scale + len))
+    }
+
+    /// The scales of `n` rows of one piece, those of a row side by side.
+    pub(crate) fn scales(&self, place: RowPlace, n: usize, out: &mut [f32]) {
+        let Some(scale) = self.scale else { return out.fill(1.0) };
+        let [_, _, row_stride, stride] = scale.layout.strides;
+        let blocks = out.len() / n.max(1);
+        for (r, out) in out.chunks_exact_mut(blocks.max(1)).enumerate() {
+            let start = place.scale + r * row_stride;
+            out.iter_mut().enumerate().for_each(|(block, x)| *x = scale.data.get(start + block * stride));
+        }
+    }
+
     /// The scale of a block of a row.
     pub(crate) fn scale_of(&self, place: RowPlace, block: usize) -> f32 {
         self.scale.map_or(1.0, |scale| scale.data.get(place.scale + block * scale.layout.strides[3]))
@@ -96,6 +121,17 @@ impl<'a, 'p> StoredRows<'a, 'p> {
     pub(crate) fn row(&self, at: [usize; 3]) -> impl Iterator<Item = f32> + use<'a, 'p> {
         let (rows, place) = (*self, self.place(at));
         (0..self.width()).map(move |d| rows.get(place, d))
+    }
+
+    /// The tokens in runs that lie one stride apart.
+    pub(crate) fn pieces(&self, tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let page_len = self.pages.as_ref().map_or(usize::MAX, |pages| pages.page_len);
+        let mut start = tokens.start;
+        std::iter::from_fn(move || {
+            let piece = start..((start / page_len + 1).saturating_mul(page_len)).min(tokens.end);
+            start = piece.end;
+            (!piece.is_empty()).then_some(piece)
+        })
     }
 
     /// Whether tokens lie one stride apart: side by side, or in one page.

@@ -47,6 +47,8 @@ pub struct CpuPlan {
 const TASKS: usize = 32;
 /// Most keys of a block.
 const BLOCK_KV: usize = 128;
+/// Most f32 of a block of keys that are not stored as such, where a few rows read it.
+const CONVERTED: usize = 4096;
 /// Most keys for which turning the queries costs more than it saves.
 const HANDFUL: usize = 16;
 /// Most rows of a tile whose rows are not turned.
@@ -64,6 +66,11 @@ impl CpuPlan {
         let group_rows = RowMap::new(problem, 1).group_rows();
         // keys and values of a block are 128 KiB at most, and stay in the second cache
         let mut block_kv = (BLOCK_KV * 128 / width.max(128)).next_multiple_of(16).max(16);
+        // what is converted for a few rows is read but once or twice: in blocks of 16 KiB it stays in the first cache
+        let converted = problem.spec().key.element != Element::F32 || problem.spec().value.element != Element::F32;
+        if converted && group_rows <= 2 * level.lanes() && kv_len > block_kv {
+            block_kv = (CONVERTED / width.max(1) / 16 * 16).clamp(16, block_kv);
+        }
         // below this, most lanes would be empty
         let few_queries = group_rows <= level.lanes() / 2;
         let strategy = if few_queries {

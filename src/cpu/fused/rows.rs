@@ -65,32 +65,79 @@ pub(super) fn block<'a>(
             }
         }
     } else {
-        for (r, row) in buffer.chunks_exact_mut(width).take(n).enumerate() {
-            load_stored(level, stored, [b, h, tokens.start + r], row);
+        let mut rest = &mut buffer[..n * width];
+        for piece in stored.pieces(tokens) {
+            let (rows, behind) = rest.split_at_mut(piece.len() * width);
+            load_piece(level, stored, [b, h, piece.start], rows);
+            rest = behind;
         }
     }
     Strided { data: buffer, stride: width }
 }
 
-/// The row of a token in f32.
-fn load_stored(level: SimdLevel, stored: &StoredRows<'_, '_>, at: [usize; 3], row: &mut [f32]) {
+/// The rows of tokens that lie one stride apart, from one on, in f32.
+fn load_piece(level: SimdLevel, stored: &StoredRows<'_, '_>, at: [usize; 3], rows: &mut [f32]) {
+    let width = stored.width();
+    let n = rows.len() / width.max(1);
     let place = stored.place(at);
-    let start = place.start;
-    match (stored.data, stored.layout.strides[3]) {
-        (TensorRef::Bf16(data), 1) => {
-            simd::widen_bf16(level, bytemuck::cast_slice(&data[start..start + row.len()]), row);
+    let [_, _, row_stride, stride] = stored.layout.strides;
+    let data = stored.data;
+    if n == 0 {
+        return;
+    }
+    if stride != 1 {
+        for (r, row) in rows.chunks_exact_mut(width).enumerate() {
+            let place = stored.next(place, r);
+            row.iter_mut().enumerate().for_each(|(d, x)| *x = stored.get(place, d));
         }
-        (TensorRef::I8(data), 1) => {
-            let block = stored.scale.map_or(row.len(), |scale| scale.block);
-            let quants = data[start..start + row.len()].chunks_exact(block);
-            for (n, (quants, row)) in quants.zip(row.chunks_exact_mut(block)).enumerate() {
-                simd::widen_i8(level, quants, stored.scale_of(place, n), row);
+        return;
+    }
+    // what lies side by side is one long row
+    let side_by_side = row_stride == width || n == 1;
+    let [long_n, long_width] = if side_by_side { [1, n * width] } else { [n, width] };
+    match data {
+        TensorRef::F32(data) => {
+            for (r, row) in rows.chunks_exact_mut(width).enumerate() {
+                row.copy_from_slice(&data[place.start + r * row_stride..][..width]);
             }
         }
-        (TensorRef::I8(_), _) => row.iter_mut().enumerate().for_each(|(d, x)| *x = stored.get(place, d)),
-        (data, stride) => load_row(data, start, stride, row),
+        TensorRef::F16(data) => {
+            let bits = bytemuck::cast_slice(&data[place.start..]);
+            simd::widen_f16(level, bits, row_stride, long_n, long_width, rows);
+        }
+        TensorRef::Bf16(data) => {
+            let bits = bytemuck::cast_slice(&data[place.start..]);
+            simd::widen_bf16(level, bits, row_stride, long_n, long_width, rows);
+        }
+        TensorRef::I8(data) => {
+            let blocks = stored.scale.map_or(1, |scale| width / scale.block);
+            let mut scales = [0.0; SCALES];
+            // so many rows at once as there is room for their scales
+            let most = (SCALES / blocks).max(1);
+            for (part, rows) in rows.chunks_mut(most * width).enumerate() {
+                let (first, n) = (part * most, rows.len() / width);
+                if blocks > SCALES {
+                    let place = stored.next(place, first);
+                    rows.iter_mut().enumerate().for_each(|(d, x)| *x = stored.get(place, d));
+                    continue;
+                }
+                let (place_of_first, scales) = (stored.next(place, first), &mut scales[..n * blocks]);
+                match stored.scale_run(place_of_first, scales.len()) {
+                    Some(TensorRef::F32(run)) => scales.copy_from_slice(run),
+                    Some(TensorRef::F16(run)) => {
+                        simd::widen_f16(level, bytemuck::cast_slice(run), 0, 1, scales.len(), scales);
+                    }
+                    _ => stored.scales(place_of_first, n, scales),
+                }
+                let bytes = &data[place.start + first * row_stride..];
+                simd::widen_i8(level, bytes, row_stride, n, width, scales, width / blocks, rows);
+            }
+        }
     }
 }
+
+/// Scales that are made f32 at once.
+const SCALES: usize = 256;
 
 fn load_row(data: TensorRef<'_>, start: usize, stride: usize, row: &mut [f32]) {
     match data {

@@ -39,7 +39,7 @@ pub(super) use softmax::{
 };
 pub(super) use tiles::{accumulate, scores};
 pub(super) use turn::{turn_in, turn_out};
-pub(super) use widen::{widen_bf16, widen_i8};
+pub(super) use widen::{widen_bf16, widen_f16, widen_i8};
 
 /// Rows of a matrix, each a run of f32, `stride` apart.
 #[derive(Clone, Copy, Debug)]
@@ -88,8 +88,10 @@ impl SimdLevel {
             (std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512dq"))
                 .then_some(Self(Kind::Avx512)),
             #[cfg(target_arch = "x86_64")]
-            (std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma"))
-                .then_some(Self(Kind::Avx2)),
+            (std::arch::is_x86_feature_detected!("avx2")
+                && std::arch::is_x86_feature_detected!("fma")
+                && std::arch::is_x86_feature_detected!("f16c"))
+            .then_some(Self(Kind::Avx2)),
             #[cfg(target_arch = "aarch64")]
             std::arch::is_aarch64_feature_detected!("neon").then_some(Self(Kind::Neon)),
             Some(Self::SCALAR),
@@ -162,6 +164,42 @@ trait Simd: Copy {
     fn splat(self, x: f32) -> Self::V;
     /// `LANES` elements at `from`, which must be readable.
     unsafe fn load(self, from: *const f32) -> Self::V;
+    /// `LANES` f16 at `from`, which must be readable.
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u16) -> Self::V {
+        let mut lanes = [0.0; 16];
+        // SAFETY: no vector has more than 16 lanes; the caller speaks for `from`
+        unsafe {
+            for l in 0..Self::LANES {
+                lanes[l] = half::f16::from_bits(*from.add(l)).to_f32();
+            }
+            self.load(lanes.as_ptr())
+        }
+    }
+    /// `LANES` bf16 at `from`, which must be readable.
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u16) -> Self::V {
+        let mut lanes = [0.0; 16];
+        // SAFETY: as above
+        unsafe {
+            for l in 0..Self::LANES {
+                lanes[l] = f32::from_bits(u32::from(*from.add(l)) << 16);
+            }
+            self.load(lanes.as_ptr())
+        }
+    }
+    /// `LANES` signed bytes at `from`, which must be readable.
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const i8) -> Self::V {
+        let mut lanes = [0.0; 16];
+        // SAFETY: as above
+        unsafe {
+            for l in 0..Self::LANES {
+                lanes[l] = f32::from(*from.add(l));
+            }
+            self.load(lanes.as_ptr())
+        }
+    }
     /// `LANES` elements at `to`, which must be writable.
     unsafe fn store(self, to: *mut f32, x: Self::V);
     /// The first `n < LANES` elements at `from`, which must be readable, then zeros.
@@ -224,7 +262,7 @@ macro_rules! dispatch {
                 $generic($crate::cpu::simd::x86::Avx512, $($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,fma")]
+            #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2($($arg: $ty),*) $(-> $ret)? {
                 $generic($crate::cpu::simd::x86::Avx2, $($arg),*)
             }
