@@ -291,6 +291,7 @@ impl Job<'_> {
         let seen = union(&scratch.keys[..plan.map.rows(chunk)]);
         let (first_key, end) = (seen[0].max(part.start), seen[1].min(part.end));
 
+        let in_place = [all_keys.data, all_values.data].iter().all(|data| matches!(data, TensorRef::F32(_)));
         let mut loaded = 0u64;
         for start in (first_key / plan.block_kv * plan.block_kv..end).step_by(plan.block_kv) {
             let block = start.max(first_key)..(start + plan.block_kv).min(end);
@@ -309,8 +310,8 @@ impl Job<'_> {
                     self.load_tile(chunk, tile, &mut scratch.query, scoring.lines);
                     loaded |= 1 << tile.number;
                 }
-                // what comes next is asked for by the first tile, on behalf of all
-                let first = |of| if tile.number == 0 { of } else { NONE };
+                // what comes next is asked for by the first tile, on behalf of all; what is converted is in the cache
+                let first = |of| if tile.number == 0 && in_place { of } else { NONE };
                 let skip = keys.start - block.start;
                 let original = value.from(skip);
                 let key = key.from(skip);

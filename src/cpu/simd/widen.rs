@@ -75,6 +75,23 @@ fn widen_i8_on<S: Simd>(
 ) {
     assert!(block > 0 && width.is_multiple_of(block) && scales.len() == n * (width / block));
     let mut of_blocks = scales.iter();
+    if block.is_multiple_of(S::LANES) {
+        assert!(n == 0 || (n - 1) * stride + width <= bytes.len() && n * width <= out.len());
+        for r in 0..n {
+            for first in (0..width).step_by(block) {
+                let Some(&scale) = of_blocks.next() else { return };
+                let scale = s.splat(scale);
+                for d in (first..first + block).step_by(S::LANES) {
+                    // SAFETY: the lengths were compared above; blocks are whole vectors and end within their row
+                    unsafe {
+                        let x = s.mul(s.load_i8(bytes.as_ptr().add(r * stride + d)), scale);
+                        s.store(out.as_mut_ptr().add(r * width + d), x);
+                    }
+                }
+            }
+        }
+        return;
+    }
     for r in 0..n {
         let (from, to) = (&bytes[r * stride..][..width], &mut out[r * width..][..width]);
         for (from, to) in from.chunks_exact(block).zip(to.chunks_exact_mut(block)) {
