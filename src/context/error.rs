@@ -117,6 +117,14 @@ pub enum ContextError {
         /// The type of the elements.
         element: Element,
     },
+    /// Signed bytes are given without what they are to be multiplied by.
+    #[error(
+        "{name} is given in i8, which has no scale here; give f32, f16 or bf16, and storage int8 or q8_0 makes the bytes"
+    )]
+    NoScale {
+        /// `key` or `value`.
+        name: &'static str,
+    },
     /// Contexts that grow are not stored like that.
     #[error("contexts that grow are stored in f32, f16 or bf16, not in {found}: tokens are copied as they come")]
     Storage {

@@ -158,7 +158,7 @@ impl PreparedContext {
     /// gaps, and a key length for each context, where they differ.
     ///
     /// # Errors
-    /// [`ContextError::Zero`], [`ContextError::Blocks`], [`ContextError::Len`], [`ContextError::KvLen`],
+    /// [`ContextError::Zero`], [`ContextError::NoScale`], [`ContextError::Blocks`], [`ContextError::Len`], [`ContextError::KvLen`],
     /// [`ContextError::NotStorable`], [`ContextError::Overflow`]; [`Error::Gpu`].
     pub async fn new<'a>(
         device: &Device,
@@ -177,6 +177,9 @@ impl PreparedContext {
         for (name, data, width, name_of_width) in
             [("key", key, head_dim, "head_dim"), ("value", value, v_head_dim, "v_head_dim")]
         {
+            if data.element() == Element::I8 {
+                return Err(ContextError::NoScale { name }.into());
+            }
             if storage == ContextStorage::Q8_0 && !width.is_multiple_of(Q8_0_BLOCK) {
                 return Err(ContextError::Blocks { name: name_of_width, found: width }.into());
             }

@@ -40,17 +40,22 @@ fn bf16_goes_in_and_out() {
     near(&f32, &result, 0.1);
 }
 
+/// A number from -128 to 127 for each place.
+fn byte(n: usize) -> i8 {
+    u8::try_from(n * 37 % 255).expect("below 255").cast_signed()
+}
+
 #[test]
 fn bytes_need_scales() {
     let folder = Folder::new();
-    let key = bytes("key", &[2, 2, 5, 8], |n| (n * 37 % 255) as i8);
+    let key = bytes("key", &[2, 2, 5, 8], byte);
     let with = |more: &[Tensor]| [&[small()[0].clone(), key.clone(), small()[2].clone()], more].concat();
     let scale = |shape: &[usize]| f32s("key_scale", shape, |n| 0.01 + n as f32 * 1e-4);
     let result = folder.run(&with(&[scale(&[2, 2, 5, 4])]), &[], &["--verify"]);
     // the same numbers in f32
     let expanded = |n: usize| {
         let scale = 0.01 + (n / 2) as f32 * 1e-4;
-        f32::from((n * 37 % 255) as i8) * scale
+        f32::from(byte(n)) * scale
     };
     let same = [small()[0].clone(), f32s("key", &[2, 2, 5, 8], expanded), small()[2].clone()];
     near(&result, &folder.run(&same, &[], &[]), 1e-5);

@@ -266,6 +266,9 @@ pub(crate) fn refusals(device: &Device) -> Result<(), String> {
     refused(new(good, &key, &value, Some(&[21, 22, 23])), long)?;
     let blocks = ContextSpec { head_dim: 48, storage: ContextStorage::Q8_0, ..good };
     refused(new(blocks, &key, &value, None), ContextError::Blocks { name: "head_dim", found: 48 })?;
+    let bytes = vec![1i8; key.len()];
+    let given = PreparedContext::new_blocking(device, good, &bytes[..], &value, None).map(drop);
+    refused(given, ContextError::NoScale { name: "key" })?;
     let huge = ContextSpec { kv_len: usize::MAX / 8, ..good };
     if !matches!(new(huge, &key, &value, None), Err(Error::Context(ContextError::Overflow { .. }))) {
         return Err("more than can be counted is taken".to_owned());

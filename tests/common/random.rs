@@ -110,7 +110,7 @@ impl Storage {
             }
         }
         // sizes that a scale in f16 does not hold
-        let extreme = case.recipe.value_size != 1.0 || matches!(case.recipe.scores, Scores::Shifted(_));
+        let extreme = (case.recipe.value_size - 1.0).abs() > 0.0 || matches!(case.recipe.scores, Scores::Shifted(_));
         let blocks = |width: usize, n: usize| {
             let divisors: Vec<usize> = (1..=width).filter(|blocks| width.is_multiple_of(*blocks)).collect();
             divisors[n % divisors.len()]
