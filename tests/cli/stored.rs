@@ -42,7 +42,7 @@ fn bf16_goes_in_and_out() {
 
 /// A number from -128 to 127 for each place.
 fn byte(n: usize) -> i8 {
-    u8::try_from(n * 37 % 255).expect("below 255").cast_signed()
+    u8::try_from(n * 37 % 255).unwrap_or(0).cast_signed()
 }
 
 #[test]
