@@ -4,5 +4,6 @@
 
 // Without its scale.
 fn load_TENSOR(index: u32) -> f32 {
-    return f32(extractBits(bitcast<i32>(TENSOR[index >> 2u]), (index & 3u) * 8u, 8u));
+    // up to the sign, and down again
+    return f32(bitcast<i32>(TENSOR[index >> 2u] << (24u - (index & 3u) * 8u)) >> 24u);
 }
