@@ -51,7 +51,7 @@ pub struct PoolSpec {
     /// How keys and values are stored. [`Element::I8`]: passages are given in f32, and stored as signed bytes with one f32 scale
     /// for each row ([`Quantized`]).
     pub element: Element,
-    /// Tokens of a page, a power of two up to [`MAX_PAGE_LEN`](crate::MAX_PAGE_LEN). A passage takes whole pages.
+    /// Tokens of a page, a power of two up to [`MAX_PAGE_LEN`]. A passage takes whole pages.
     pub page_len: usize,
     /// Where pages are kept.
     pub storage: Storage,
