@@ -141,8 +141,15 @@ export function speech() {
  * frames by their median, averaged over the heads; as the model's authors do. */
 function alignment(heads, rows, frames) {
   const mean = new Float64Array((rows - PROMPT) * frames);
-  for (const head of heads) {
-    const normal = Float64Array.from(head);
+  for (const weights of heads) {
+    const head = Float64Array.from(weights);
+    // what lies behind the speech is left out of the softmax
+    for (let i = 0; i < rows; i += 1) {
+      const row = head.subarray(i * frames, (i + 1) * frames);
+      const sum = row.reduce((sum, weight) => sum + weight, 0);
+      row.forEach((weight, frame) => (row[frame] = weight / sum));
+    }
+    const normal = head.slice();
     for (let frame = 0; frame < frames; frame += 1) {
       let [sum, squares] = [0, 0];
       for (let i = 0; i < rows; i += 1) sum += head[i * frames + frame];
