@@ -6,6 +6,7 @@ pub(crate) mod check;
 #[cfg(feature = "native")]
 pub(crate) mod contexts;
 mod golden;
+#[cfg(feature = "native")]
 #[allow(dead_code, reason = "each test binary drives these in its own way")]
 pub(crate) mod growing;
 #[cfg(feature = "native")]
