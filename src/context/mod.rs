@@ -362,8 +362,6 @@ impl PreparedContext {
             tensor
         }
         let at = [first, count];
-        spec.key.layout.shape[0] = count;
-        spec.value.layout.shape[0] = count;
         let query = cut(query, &mut spec.query.layout, at);
         let (mut of_run, whole_terms) = (terms.clone(), whole.terms());
         for (term, of) in of_run.row_data_mut().into_iter().zip(whole_terms.row_data()) {
@@ -381,7 +379,7 @@ impl PreparedContext {
         let (output, before) = to.output.cut_to_bind(first * per_entry..run.entries.end * per_entry);
         spec.output.layout.offset = before;
         let one_context = run.one_context();
-        let [key, value, key_scale, value_scale] = self.inner.store.tensors(run.shelf, one_context, &mut spec);
+        let [key, value, key_scale, value_scale] = self.inner.store.tensors(run.shelf, one_context, count, &mut spec);
         (of_run.key_scale, of_run.value_scale) = (key_scale, value_scale);
         spec.kv_lens = self.inner.kv_lens.is_some();
         let first_context = run.shelf * self.inner.store.per_shelf;

@@ -83,11 +83,13 @@ impl Store {
         self.shelves.iter().flat_map(|shelf| &shelf.tensors).flatten().map(Tensor::bytes).sum()
     }
 
-    /// Tensors of one shelf, and in the spec where they lie there: those of one context for every entry, or as pages by a table.
+    /// Tensors of one shelf, and in the spec where they lie there: those of one context for each of so many entries, or as
+    /// pages by a table.
     pub(super) fn tensors(
         &self,
         shelf: usize,
         one_context: Option<usize>,
+        entries: usize,
         spec: &mut AttentionSpec,
     ) -> [Option<Tensor<'static>>; 4] {
         let contexts = self.contexts_of(shelf);
@@ -96,7 +98,7 @@ impl Store {
             let (Some(held), Some(of)) = (tensor.as_mut(), of) else { continue };
             match one_context {
                 Some(context) => {
-                    of.layout.strides[0] = 0;
+                    (of.layout.shape[0], of.layout.strides[0]) = (entries, 0);
                     *held = held.cut(context * stride..(context + 1) * stride);
                 }
                 None => (of.layout.shape[0], of.layout.strides[0]) = (contexts, stride),
