@@ -4,10 +4,10 @@
 use half::slice::HalfFloatSliceExt;
 
 use crate::cpu::simd::shared::RowMap;
-use crate::cpu::simd::{self, SimdLevel, Strided, turn_in};
+use crate::cpu::simd::{self, Rows, SimdLevel, Strided, turn_in};
 use crate::inputs::AttentionInputs;
 use crate::problem::AttentionProblem;
-use crate::stored::StoredRows;
+use crate::stored::{RowPlace, StoredRows};
 use crate::tensor::TensorRef;
 
 use super::scratch::borrowed;
@@ -75,6 +75,51 @@ pub(super) fn block<'a>(
     Strided { data: buffer, stride: width }
 }
 
+/// Rows of a block as they are stored, and what each is to be multiplied by (empty: nothing).
+pub(super) struct InPlace<'a> {
+    pub(super) rows: Rows<'a>,
+    pub(super) scales: &'a [f32],
+}
+
+/// Scales that may go into scores and weights: from the smallest weight that counts (2^-24 of the largest, itself no less than
+/// 2^-24) to the largest sum of bytes, nothing leaves the normal range of f32 that `byte * scale` would not.
+const MULTIPLIED: std::ops::RangeInclusive<f32> = 1e-18..=1e18;
+
+/// Keys or values of `tokens` of head `[b, h]` where they lie, if they lie in one piece with columns side by side and have at most
+/// one scale a row. `scales` has room for one of each token.
+pub(super) fn in_place<'a>(
+    level: SimdLevel,
+    stored: &StoredRows<'a, '_>,
+    [b, h]: [usize; 2],
+    tokens: std::ops::Range<usize>,
+    scales: &'a mut [f32],
+) -> Option<InPlace<'a>> {
+    let [_, _, row_stride, stride] = stored.layout.strides;
+    let one_scale = stored.scale.is_none_or(|scale| scale.block == stored.width());
+    if !stored.in_one_piece(&tokens) || stride != 1 || !one_scale {
+        return None;
+    }
+    let place = stored.place([b, h, tokens.start]);
+    let scales: &[f32] = match stored.scale {
+        Some(_) => {
+            let scales = scales.get_mut(..tokens.len())?;
+            load_scales(level, stored, place, tokens.len(), scales);
+            if !scales.iter().all(|scale| MULTIPLIED.contains(&scale.abs()) || scale.abs() == 0.0) {
+                return None;
+            }
+            scales
+        }
+        None => &[],
+    };
+    let rows = match stored.data {
+        TensorRef::F32(data) => Rows::F32(Strided { data: &data[place.start..], stride: row_stride }),
+        TensorRef::F16(data) => Rows::F16(Strided { data: &data[place.start..], stride: row_stride }),
+        TensorRef::Bf16(data) => Rows::Bf16(Strided { data: &data[place.start..], stride: row_stride }),
+        TensorRef::I8(data) => Rows::I8(Strided { data: &data[place.start..], stride: row_stride }),
+    };
+    Some(InPlace { rows, scales })
+}
+
 /// The rows of tokens that lie one stride apart, from one on, in f32.
 fn load_piece(level: SimdLevel, stored: &StoredRows<'_, '_>, at: [usize; 3], rows: &mut [f32]) {
     let width = stored.width();
@@ -122,17 +167,22 @@ fn load_piece(level: SimdLevel, stored: &StoredRows<'_, '_>, at: [usize; 3], row
                     continue;
                 }
                 let (place_of_first, scales) = (stored.next(place, first), &mut scales[..n * blocks]);
-                match stored.scale_run(place_of_first, scales.len()) {
-                    Some(TensorRef::F32(run)) => scales.copy_from_slice(run),
-                    Some(TensorRef::F16(run)) => {
-                        simd::widen_f16(level, bytemuck::cast_slice(run), 0, 1, scales.len(), scales);
-                    }
-                    _ => stored.scales(place_of_first, n, scales),
-                }
+                load_scales(level, stored, place_of_first, n, scales);
                 let bytes = &data[place.start + first * row_stride..];
                 simd::widen_i8(level, bytes, row_stride, n, width, scales, width / blocks, rows);
             }
         }
+    }
+}
+
+/// The scales of `n` rows of one piece in f32, those of a row side by side.
+fn load_scales(level: SimdLevel, stored: &StoredRows<'_, '_>, first: RowPlace, n: usize, scales: &mut [f32]) {
+    match stored.scale_run(first, scales.len()) {
+        Some(TensorRef::F32(run)) => scales.copy_from_slice(run),
+        Some(TensorRef::F16(run)) => {
+            simd::widen_f16(level, bytemuck::cast_slice(run), 0, 1, scales.len(), scales);
+        }
+        _ => stored.scales(first, n, scales),
     }
 }
 

@@ -3,13 +3,19 @@
 use std::mem::MaybeUninit;
 
 use super::shared::Fresh;
-use super::{Simd, SimdLevel, Strided, array, dispatch};
+use super::{Lane, Rows, Simd, SimdLevel, Strided, array, dispatch};
 
 dispatch! {
     /// `out[i][j] = scale * dot(a[i], b[j])` for `rows` rows of `a` and `n` of `b`; rows of `out` are `width` apart. The rows
     /// of `a` are few and read again and again. The next rows of `b`, and as many of `ahead`, are asked for on the way.
     fn products(a: Strided<'_>, rows: usize, b: Strided<'_>, n: usize, dim: usize, scale: f32, out: &mut [f32],
         width: usize, ahead: Strided<'_>) = products_on
+}
+
+dispatch! {
+    /// [`products`] with rows of `b` as they are stored; nothing is asked for.
+    fn products_stored(a: Strided<'_>, rows: usize, b: Rows<'_>, n: usize, dim: usize, scale: f32, out: &mut [f32],
+        width: usize) = products_stored_on
 }
 
 /// `out[row] = by[row] * sum over keys of weights[key][row] * value` for `n` keys and `rows` rows, which are all of `out`; rows
@@ -37,11 +43,32 @@ dispatch! {
 }
 
 #[inline(always)]
-fn products_on<S: Simd>(
+fn products_stored_on<S: Simd>(
     s: S,
     a: Strided<'_>,
     rows: usize,
-    b: Strided<'_>,
+    b: Rows<'_>,
+    n: usize,
+    dim: usize,
+    scale: f32,
+    out: &mut [f32],
+    width: usize,
+) {
+    let none = Strided { data: &[], stride: 0 };
+    match b {
+        Rows::F32(b) => products_on(s, a, rows, b, n, dim, scale, out, width, none),
+        Rows::F16(b) => products_on(s, a, rows, b, n, dim, scale, out, width, none),
+        Rows::Bf16(b) => products_on(s, a, rows, b, n, dim, scale, out, width, none),
+        Rows::I8(b) => products_on(s, a, rows, b, n, dim, scale, out, width, none),
+    }
+}
+
+#[inline(always)]
+fn products_on<S: Simd, E: Lane>(
+    s: S,
+    a: Strided<'_>,
+    rows: usize,
+    b: Strided<'_, E>,
     n: usize,
     dim: usize,
     scale: f32,
@@ -73,7 +100,7 @@ fn products_on<S: Simd>(
                             let b = b.wrapping_add(k.wrapping_mul(stride));
                             let next = next.wrapping_add(k.wrapping_mul(ahead.stride));
                             for d in (0..width).step_by(16) {
-                                s.prefetch(b.wrapping_add(d));
+                                s.prefetch(b.wrapping_add(d).cast());
                                 s.prefetch(next.wrapping_add(d));
                             }
                         }
@@ -83,7 +110,7 @@ fn products_on<S: Simd>(
                         // not three of four: one row left would wait for its sums
                         while rows - i >= $rows && ($rows != 3 || rows - i != 4) {
                             let (x, y, o) = (x.add(i * a.stride), y.add(j * b.stride), o.add(i * width + j));
-                            product_tile::<S, $rows, $columns>(s, x, a.stride, y, b.stride, dim, scale, o, width);
+                            product_tile::<S, E, $rows, $columns>(s, x, a.stride, y, b.stride, dim, scale, o, width);
                             i += $rows;
                         }
                     )*
@@ -101,11 +128,11 @@ fn products_on<S: Simd>(
 
 /// `B` is 1 or a multiple of four.
 #[inline(always)]
-unsafe fn product_tile<S: Simd, const A: usize, const B: usize>(
+unsafe fn product_tile<S: Simd, E: Lane, const A: usize, const B: usize>(
     s: S,
     a: *const f32,
     a_stride: usize,
-    b: *const f32,
+    b: *const E,
     b_stride: usize,
     dim: usize,
     scale: f32,
@@ -120,7 +147,7 @@ unsafe fn product_tile<S: Simd, const A: usize, const B: usize>(
         while dim - d >= S::LANES {
             let x = array![A; i => s.load(a[i].add(d))];
             for j in 0..B {
-                let y = s.load(b[j].add(d));
+                let y = E::load(s, b[j].add(d));
                 for i in 0..A {
                     acc[i][j] = s.fma(x[i], y, acc[i][j]);
                 }
@@ -130,7 +157,7 @@ unsafe fn product_tile<S: Simd, const A: usize, const B: usize>(
         if d < dim {
             let x = array![A; i => s.load_first(a[i].add(d), dim - d)];
             for j in 0..B {
-                let y = s.load_first(b[j].add(d), dim - d);
+                let y = E::load_first(s, b[j].add(d), dim - d);
                 for i in 0..A {
                     acc[i][j] = s.fma(x[i], y, acc[i][j]);
                 }

@@ -1,7 +1,7 @@
 //! The two products of attention for a few rows: columns along the lanes, each row of keys and values read once for all
 //! query rows.
 
-use super::{Simd, Strided, array, dispatch};
+use super::{Lane, Rows, Simd, Strided, array, dispatch};
 
 dispatch! {
     /// `out[key][row] = scale * dot(query[row], key)` for `n` keys; rows of `out` are `width` apart. The next
@@ -15,6 +15,12 @@ dispatch! {
     /// `acc_stride`, and these are padded with anything to whole vectors.
     fn weigh(weights: &[f32], strides: [usize; 2], rows: usize, value: Strided<'_>, n: usize, dim: usize, acc: &mut [f32],
         acc_stride: usize) = weigh_on
+}
+
+dispatch! {
+    /// [`weigh`] with values as they are stored.
+    fn weigh_stored(weights: &[f32], strides: [usize; 2], rows: usize, value: Rows<'_>, n: usize, dim: usize,
+        acc: &mut [f32], acc_stride: usize) = weigh_stored_on
 }
 
 /// `acc[row] *= by[row]`.
@@ -133,12 +139,32 @@ unsafe fn dot_tile<S: Simd, const ROWS: usize, const KEYS: usize>(
 }
 
 #[inline(always)]
-fn weigh_on<S: Simd>(
+fn weigh_stored_on<S: Simd>(
     s: S,
     weights: &[f32],
     strides: [usize; 2],
     rows: usize,
-    value: Strided<'_>,
+    value: Rows<'_>,
+    n: usize,
+    dim: usize,
+    acc: &mut [f32],
+    acc_stride: usize,
+) {
+    match value {
+        Rows::F32(value) => weigh_on(s, weights, strides, rows, value, n, dim, acc, acc_stride),
+        Rows::F16(value) => weigh_on(s, weights, strides, rows, value, n, dim, acc, acc_stride),
+        Rows::Bf16(value) => weigh_on(s, weights, strides, rows, value, n, dim, acc, acc_stride),
+        Rows::I8(value) => weigh_on(s, weights, strides, rows, value, n, dim, acc, acc_stride),
+    }
+}
+
+#[inline(always)]
+fn weigh_on<S: Simd, E: Lane>(
+    s: S,
+    weights: &[f32],
+    strides: [usize; 2],
+    rows: usize,
+    value: Strided<'_, E>,
     n: usize,
     dim: usize,
     acc: &mut [f32],
@@ -161,12 +187,12 @@ fn weigh_on<S: Simd>(
                     $(
                         while dim - d >= $vectors * S::LANES {
                             let (x, a) = (x.add(d), a.add(d));
-                            weigh_tile::<S, $rows, $vectors, $chains>(s, w, strides, x, value.stride, n, a, acc_stride);
+                            weigh_tile::<S, E, $rows, $vectors, $chains>(s, w, strides, x, value.stride, n, a, acc_stride);
                             d += $vectors * S::LANES;
                         }
                     )*
                     if d < dim {
-                        weigh_rest::<S, $rows>(s, w, strides, x.add(d), value.stride, n, dim - d, a.add(d), acc_stride);
+                        weigh_rest::<S, E, $rows>(s, w, strides, x.add(d), value.stride, n, dim - d, a.add(d), acc_stride);
                     }
                     r += $rows;
                 }
@@ -183,11 +209,11 @@ fn weigh_on<S: Simd>(
 
 /// Keys go to `CHAINS` sums in turn: one chain of additions would be waited for.
 #[inline(always)]
-unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize, const CHAINS: usize>(
+unsafe fn weigh_tile<S: Simd, E: Lane, const ROWS: usize, const VECTORS: usize, const CHAINS: usize>(
     s: S,
     weights: *const f32,
     [of_key, of_row]: [usize; 2],
-    value: *const f32,
+    value: *const E,
     value_stride: usize,
     n: usize,
     out: *mut f32,
@@ -199,7 +225,7 @@ unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize, const CHA
         let mut j = 0;
         macro_rules! take {
             ($chain:expr, $key:expr) => {
-                let x = array![VECTORS; v => s.load(value.add($key * value_stride + v * S::LANES))];
+                let x = array![VECTORS; v => E::load(s, value.add($key * value_stride + v * S::LANES))];
                 for m in 0..ROWS {
                     let w = s.splat(*weights.add($key * of_key + m * of_row));
                     for v in 0..VECTORS {
@@ -236,11 +262,11 @@ unsafe fn weigh_tile<S: Simd, const ROWS: usize, const VECTORS: usize, const CHA
 
 /// The last columns, fewer than a vector.
 #[inline(always)]
-unsafe fn weigh_rest<S: Simd, const ROWS: usize>(
+unsafe fn weigh_rest<S: Simd, E: Lane, const ROWS: usize>(
     s: S,
     weights: *const f32,
     [of_key, of_row]: [usize; 2],
-    value: *const f32,
+    value: *const E,
     value_stride: usize,
     n: usize,
     columns: usize,
@@ -250,7 +276,7 @@ unsafe fn weigh_rest<S: Simd, const ROWS: usize>(
     unsafe {
         let mut acc = [s.splat(0.0); ROWS];
         for j in 0..n {
-            let x = s.load_first(value.add(j * value_stride), columns);
+            let x = E::load_first(s, value.add(j * value_stride), columns);
             for m in 0..ROWS {
                 acc[m] = s.fma(s.splat(*weights.add(j * of_key + m * of_row)), x, acc[m]);
             }

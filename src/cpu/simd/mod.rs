@@ -11,6 +11,8 @@
 #![allow(clippy::needless_range_loop, reason = "what is indexed are registers, by a number that the compiler knows")]
 #![allow(clippy::inline_always, reason = "instructions are switched on in the caller")]
 
+use half::{bf16, f16};
+
 mod direct;
 mod exp;
 mod few;
@@ -28,9 +30,9 @@ mod widen;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(super) use direct::{products, weigh_rows};
+pub(super) use direct::{products, products_stored, weigh_rows};
 pub(super) use exp::Exponents;
-pub(super) use few::{dots, rescale_rows, weigh};
+pub(super) use few::{dots, rescale_rows, weigh, weigh_stored};
 pub(super) use masks::{all_finite, ask_for, count, forbid, permit, row_bits};
 #[cfg(feature = "native")]
 pub(super) use peak::{flops_per_round, fma_chains, read_all};
@@ -41,17 +43,26 @@ pub(super) use tiles::{accumulate, scores};
 pub(super) use turn::{turn_in, turn_out};
 pub(super) use widen::{widen_bf16, widen_f16, widen_i8};
 
-/// Rows of a matrix, each a run of f32, `stride` apart.
+/// Rows of a matrix, each a run of elements, `stride` apart.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Strided<'a> {
-    pub(super) data: &'a [f32],
+pub(super) struct Strided<'a, E = f32> {
+    pub(super) data: &'a [E],
     pub(super) stride: usize,
 }
 
-impl<'a> Strided<'a> {
+/// Rows of a matrix in any element.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rows<'a> {
+    F32(Strided<'a>),
+    F16(Strided<'a, f16>),
+    Bf16(Strided<'a, bf16>),
+    I8(Strided<'a, i8>),
+}
+
+impl<'a, E> Strided<'a, E> {
     /// The same without the first `row` rows; without any, if they are not all there.
     pub(super) fn from(self, row: usize) -> Self {
-        let rest: Option<&'a [f32]> = row.checked_mul(self.stride).and_then(|start| self.data.get(start..));
+        let rest: Option<&'a [E]> = row.checked_mul(self.stride).and_then(|start| self.data.get(start..));
         Self { data: rest.unwrap_or_default(), stride: self.stride }
     }
 
@@ -171,7 +182,7 @@ trait Simd: Copy {
         // SAFETY: no vector has more than 16 lanes; the caller speaks for `from`
         unsafe {
             for l in 0..Self::LANES {
-                lanes[l] = half::f16::from_bits(*from.add(l)).to_f32();
+                lanes[l] = f16::from_bits(*from.add(l)).to_f32();
             }
             self.load(lanes.as_ptr())
         }
@@ -246,6 +257,55 @@ trait Simd: Copy {
     }
     /// The sum of the lanes of each.
     fn sums(self, x: [Self::V; 4]) -> [f32; 4];
+}
+
+/// An element of which a vector unit makes f32.
+trait Lane: Copy {
+    /// `LANES` elements at `from`, which must be readable.
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V;
+    /// The first `n < LANES` elements at `from`, which must be readable, then zeros.
+    unsafe fn load_first<S: Simd>(s: S, from: *const Self, n: usize) -> S::V;
+}
+
+impl Lane for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V {
+        // SAFETY: the caller speaks for `from`
+        unsafe { s.load(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_first<S: Simd>(s: S, from: *const Self, n: usize) -> S::V {
+        // SAFETY: as above
+        unsafe { s.load_first(from, n) }
+    }
+}
+
+macro_rules! lanes {
+    ($($element:ty: $zero:expr, $load:ident as $stored:ty;)*) => {$(
+        impl Lane for $element {
+            #[inline(always)]
+            unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::V {
+                // SAFETY: the caller speaks for `from`; the element is a number of its bits
+                unsafe { s.$load(from.cast::<$stored>()) }
+            }
+            #[inline(always)]
+            unsafe fn load_first<S: Simd>(s: S, from: *const Self, n: usize) -> S::V {
+                let mut first = [$zero; 16];
+                // SAFETY: as above; no vector has more than 16 lanes
+                unsafe {
+                    for l in 0..n {
+                        first[l] = *from.add(l);
+                    }
+                    s.$load(first.as_ptr().cast::<$stored>())
+                }
+            }
+        }
+    )*};
+}
+lanes! {
+    f16: f16::ZERO, load_f16 as u16;
+    bf16: bf16::ZERO, load_bf16 as u16;
+    i8: 0, load_i8 as i8;
 }
 
 /// [`Simd::AHEAD`] where no instruction adds to an exponent: half of the way down to 2^-152.
