@@ -89,6 +89,7 @@
     )
 )]
 
+pub mod backward;
 mod caps;
 pub mod context;
 pub mod cpu;

@@ -15,7 +15,7 @@ mod terms;
 mod trials;
 mod weights;
 
-pub use fused::{CpuAttention, CpuOutputs, CpuPlan, CpuStrategy, TensorMut};
+pub use fused::{CpuAttention, CpuBackward, CpuOutputs, CpuPlan, CpuStrategy, GradientsMut, TensorMut};
 #[cfg(feature = "layer")]
 pub(crate) use linear::linear;
 pub(crate) use merge::check_parts;
@@ -28,6 +28,7 @@ pub use weights::weights;
 
 use half::{bf16, f16};
 
+use crate::backward::{BackwardInputs, BackwardProblem, Gradients};
 use crate::inputs::{AttentionInputs, AttentionOutput, CheckedInputs, InputError, RowState};
 use crate::problem::AttentionProblem;
 use crate::tensor::{Element, Layout, TensorData};
@@ -120,6 +121,16 @@ pub fn attention_at(
     inputs: &AttentionInputs<'_>,
 ) -> Result<AttentionOutput, InputError> {
     CpuAttention::for_one_call(problem, level).run(inputs)
+}
+
+/// Computes the gradients of one attention, on all cores (feature `native`) or on one.
+///
+/// The same inputs give the same bits, whatever the number of threads. An example stands at [`backward`](crate::backward).
+///
+/// # Errors
+/// An [`InputError`] if the data is not what the problem asks for.
+pub fn backward(problem: &BackwardProblem, inputs: &BackwardInputs<'_>) -> Result<Gradients, InputError> {
+    CpuBackward::new(problem, SimdLevel::best()).run(inputs)
 }
 
 /// Plans a problem for the fused kernel and the best instructions of this machine; any number of calls can follow.

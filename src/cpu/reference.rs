@@ -2,7 +2,12 @@
 //!
 //! It takes the stored (rounded) inputs as exact, and shares no code with the kernels that it judges.
 
+mod backward;
+
 use half::{bf16, f16};
+
+pub use backward::{Gradient, ReferenceGradients, backward};
+pub(crate) use backward::backward_of;
 
 use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
 use crate::problem::{AlibiSlopes, AttentionProblem, Diagonal, ScoreStage};

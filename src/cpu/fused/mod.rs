@@ -4,21 +4,22 @@
 //! problem is cut up is in [`plan`] and depends on its shape and the vector unit alone, so the bits do not depend on the
 //! threads.
 
+mod backward;
 mod handful;
 mod plan;
+mod pool;
 mod rows;
 mod scratch;
 mod stages;
 mod store;
 mod task;
 
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-#[cfg(feature = "native")]
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 
+pub use backward::{CpuBackward, GradientsMut};
 pub use plan::{CpuPlan, CpuStrategy};
 
 use crate::inputs::{AttentionInputs, AttentionOutput, CheckedInputs, InputError, RowState};
@@ -28,6 +29,7 @@ use crate::tensor::{Element, TensorData};
 use super::simd::SimdLevel;
 use super::simd::shared::{Consecutive, Shared, TensorRows, written};
 use super::simd::{self};
+use pool::Pool;
 use scratch::{Buffer, Scratch};
 use stages::RowEnd;
 use store::Store;
@@ -45,7 +47,7 @@ pub struct CpuAttention {
     plan: CpuPlan,
     /// Where the rows of the output go; `None` if they are gathered first, as their elements are no neighbours.
     rows: Option<TensorRows>,
-    scratch: Mutex<Vec<Scratch>>,
+    scratch: Pool<Scratch>,
     /// `None` where there was no memory for it.
     shared: Mutex<Option<SharedState>>,
     held_bytes: u64,
@@ -122,6 +124,18 @@ pub enum TensorMut<'a> {
     I8(&'a mut [i8]),
 }
 
+impl TensorMut<'_> {
+    /// The element, and how many there are.
+    const fn describe(&self) -> (Element, usize) {
+        match self {
+            Self::F32(data) => (Element::F32, data.len()),
+            Self::F16(data) => (Element::F16, data.len()),
+            Self::Bf16(data) => (Element::Bf16, data.len()),
+            Self::I8(data) => (Element::I8, data.len()),
+        }
+    }
+}
+
 impl CpuAttention {
     /// Plans a problem for the given instructions and makes a workspace for each thread of the current pool.
     #[must_use]
@@ -148,7 +162,7 @@ impl CpuAttention {
         let of_shared =
             shared.as_ref().map_or(0, |s| 4 * (s.partial.len() + s.gathered.len()) + size_of_val(s.ends.as_slice()));
         let held_bytes = most.saturating_mul(Scratch::bytes(&plan, problem)).saturating_add(of_shared) as u64;
-        let (scratch, shared) = (Mutex::new(pool), Mutex::new(shared));
+        let (scratch, shared) = (Pool::new(pool), Mutex::new(shared));
         Self { problem: problem.clone(), plan, rows, scratch, shared, held_bytes }
     }
 
@@ -245,12 +259,7 @@ impl CpuAttention {
 
     fn check(&self, outputs: &CpuOutputs<'_>) -> Result<(), InputError> {
         let (spec, rows) = (self.problem.spec(), self.problem.rows());
-        let (found, element) = match &outputs.output {
-            TensorMut::F32(data) => (data.len(), Element::F32),
-            TensorMut::F16(data) => (data.len(), Element::F16),
-            TensorMut::Bf16(data) => (data.len(), Element::Bf16),
-            TensorMut::I8(data) => (data.len(), Element::I8),
-        };
+        let (element, found) = outputs.output.describe();
         if element != spec.output.element {
             return Err(InputError::Element {
                 name: "output",
@@ -411,55 +420,7 @@ impl CpuAttention {
 
     /// Runs tasks `0..n`, each with a workspace, on the pool that this is called from.
     fn for_each(&self, n: usize, task: impl Fn(usize, &mut Scratch) + Send + Sync) {
-        let one = |number: usize| {
-            let held = self.lock_scratch().pop();
-            let mut scratch = held.unwrap_or_else(|| Scratch::new(&self.plan, &self.problem));
-            task(number, &mut scratch);
-            self.lock_scratch().push(scratch);
-        };
-        #[cfg(feature = "native")]
-        if !self.plan.serial && n > 1 {
-            let next = AtomicUsize::new(0);
-            let work = || {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= n {
-                        return;
-                    }
-                    one(number);
-                }
-            };
-            let helpers = rayon::current_num_threads().min(n) - 1;
-            // either way the thread that calls begins at once: waking another takes longer than many a task
-            if rayon::current_thread_index().is_some() {
-                share(helpers, &work);
-            } else {
-                rayon::in_place_scope(|scope| {
-                    for _ in 0..helpers {
-                        scope.spawn(|_| work());
-                    }
-                    work();
-                });
-            }
-            return;
-        }
-        (0..n).for_each(one);
-    }
-
-    fn lock_scratch(&self) -> std::sync::MutexGuard<'_, Vec<Scratch>> {
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Does work on this thread and offers it to `helpers` others. Within a pool this allocates nothing, and who finds that
-/// nobody came need not wait.
-#[cfg(feature = "native")]
-fn share(helpers: usize, work: &(impl Fn() + Sync)) {
-    match helpers {
-        0 => work(),
-        _ => {
-            rayon::join(work, || share(helpers - 1, work));
-        }
+        self.scratch.for_each(n, self.plan.serial, || Scratch::new(&self.plan, &self.problem), task);
     }
 }
 

@@ -122,6 +122,31 @@ impl CpuPlan {
         plan
     }
 
+    /// The plan by which a backward scores: rows along the lanes unless they are few, and blocks that leave room in the first
+    /// cache for the gradients beside the scores. `chunk_tiles` tiles read keys and values together.
+    pub(super) fn for_backward(problem: &AttentionProblem, level: SimdLevel, map: RowMap) -> Self {
+        /// Keys of a block.
+        const BLOCK: usize = 64;
+        /// Rows that read keys and values together, at most.
+        const CHUNK_ROWS: usize = 256;
+        let mut plan = Self::new(problem, level);
+        let group_rows = map.group_rows();
+        let few = group_rows <= level.lanes() / 2;
+        plan.strategy = if few { CpuStrategy::FewQueries } else { CpuStrategy::ManyQueries };
+        let most = if few { 1 } else { level.tile_vectors() };
+        plan.tile_rows = group_rows.div_ceil(level.lanes()).clamp(1, most) * level.lanes();
+        let most = if few { 1 } else { (CHUNK_ROWS / plan.tile_rows).max(1) };
+        plan.tiles = group_rows.div_ceil(plan.tile_rows).clamp(1, most);
+        plan.block_kv = BLOCK;
+        plan.map = map.with_chunks(plan.tiles * plan.tile_rows);
+        (plan.splits, plan.split_kv) = (1, problem.kv_len().max(1).next_multiple_of(BLOCK));
+        // of five products where the forward has two
+        plan.serial = problem.rows().saturating_mul(problem.kv_len()).saturating_mul(problem.head_dim()) < SERIAL / 2;
+        plan.workspace_bytes = super::scratch::Scratch::bytes(&plan, problem);
+        plan.partial_bytes = 0;
+        plan
+    }
+
     /// Which instructions.
     #[must_use]
     pub const fn level(&self) -> SimdLevel {

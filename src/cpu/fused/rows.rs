@@ -8,7 +8,7 @@ use crate::cpu::simd::{self, Rows, SimdLevel, Strided, turn_in};
 use crate::inputs::AttentionInputs;
 use crate::problem::AttentionProblem;
 use crate::stored::{RowPlace, StoredRows};
-use crate::tensor::TensorRef;
+use crate::tensor::{TensorRef, TensorSpec};
 
 use super::scratch::borrowed;
 
@@ -198,11 +198,11 @@ fn load_row(data: TensorRef<'_>, start: usize, stride: usize, row: &mut [f32]) {
     }
 }
 
-/// The query rows of a tile as `[head_dim][width]`, zero where there is no row.
+/// The rows of a tile of a tensor `[batch, q_heads, q_len, columns]` as `[columns][width]`, zero where there is no row.
 #[expect(clippy::too_many_arguments, reason = "sizes and workspace")]
-pub(super) fn turn_query(
+pub(super) fn turn_rows(
     level: SimdLevel,
-    problem: &AttentionProblem,
+    tensor: &TensorSpec,
     data: TensorRef<'_>,
     places: impl Fn(usize) -> [usize; 3],
     rows: usize,
@@ -210,7 +210,7 @@ pub(super) fn turn_query(
     out: &mut [f32],
     lines: &mut [f32],
 ) {
-    let (tensor, dim) = (&problem.spec().query, problem.head_dim());
+    let dim = tensor.layout.shape[3];
     if rows < width {
         out[..dim * width].fill(0.0);
     }
@@ -238,36 +238,50 @@ pub(super) fn turn_query(
     }
 }
 
-/// Query rows as they are, `[row][head_dim]`.
-pub(super) fn copy_query(
-    problem: &AttentionProblem,
+/// Rows of such a tensor as they are, `[row][columns]`.
+pub(super) fn copy_rows(
+    tensor: &TensorSpec,
     data: TensorRef<'_>,
     places: impl Fn(usize) -> [usize; 3],
     rows: usize,
     out: &mut [f32],
 ) {
-    let layout = &problem.spec().query.layout;
-    for (r, row) in out.chunks_exact_mut(problem.head_dim()).take(rows).enumerate() {
+    let layout = &tensor.layout;
+    for (r, row) in out.chunks_exact_mut(layout.shape[3]).take(rows).enumerate() {
         let [b, h, i] = places(r);
         load_row(data, layout.index([b, h, i, 0]), layout.strides[3], row);
     }
 }
 
-/// Query rows where they lie, or as they are in `buffer`.
-pub(super) fn query_rows<'a>(
-    problem: &AttentionProblem,
+/// Rows of such a tensor, at least one, where they lie, if they lie one stride apart and are f32.
+pub(super) fn rows_in_place<'a>(
+    tensor: &TensorSpec,
+    data: TensorRef<'a>,
+    places: impl Fn(usize) -> [usize; 3],
+    rows: usize,
+) -> Option<Strided<'a>> {
+    let [b, h, i] = places(0);
+    match data {
+        TensorRef::F32(data) if borrowed(tensor) && places(rows - 1) == [b, h, i + rows - 1] => {
+            Some(Strided { data: &data[tensor.layout.index([b, h, i, 0])..], stride: tensor.layout.strides[2] })
+        }
+        _ => None,
+    }
+}
+
+/// Rows of such a tensor where they lie, or as they are in `buffer`.
+pub(super) fn rows_of<'a>(
+    tensor: &TensorSpec,
     data: TensorRef<'a>,
     places: impl Fn(usize) -> [usize; 3],
     rows: usize,
     buffer: &'a mut [f32],
 ) -> Strided<'a> {
-    let tensor = &problem.spec().query;
-    let [b, h, i] = places(0);
-    if let (TensorRef::F32(data), true) = (data, borrowed(tensor) && places(rows - 1) == [b, h, i + rows - 1]) {
-        return Strided { data: &data[tensor.layout.index([b, h, i, 0])..], stride: tensor.layout.strides[2] };
+    if let Some(rows) = rows_in_place(tensor, data, &places, rows) {
+        return rows;
     }
-    copy_query(problem, data, places, rows, buffer);
-    Strided { data: buffer, stride: problem.head_dim() }
+    copy_rows(tensor, data, places, rows, buffer);
+    Strided { data: buffer, stride: tensor.layout.shape[3] }
 }
 
 /// Turns the first `n` of four lines of `len` into lanes `lane..lane + n` of `out`.

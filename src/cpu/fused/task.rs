@@ -83,7 +83,7 @@ impl Job<'_> {
         let rows = plan.map.rows(chunk);
         rows::fill_keys(problem, inputs, &plan.map, chunk, &mut scratch.keys[..rows]);
         if self.few() {
-            rows::copy_query(problem, inputs.query, |r| plan.map.place(chunk, r), rows, &mut scratch.query);
+            rows::copy_rows(&problem.spec().query, inputs.query, |r| plan.map.place(chunk, r), rows, &mut scratch.query);
         }
     }
 
@@ -93,7 +93,7 @@ impl Job<'_> {
         let of = plan.map.chunk(chunk);
         let places = |r| plan.map.place_in(of, tile.first_row + r);
         let out = &mut query[tile.number * plan.tile_rows * problem.head_dim()..];
-        rows::turn_query(plan.level(), problem, inputs.query, places, tile.rows, tile.width, out, lines);
+        rows::turn_rows(plan.level(), &problem.spec().query, inputs.query, places, tile.rows, tile.width, out, lines);
     }
 
     /// The queries of a tile as [`dots`](Self::dots) takes them: rows if they are few or keys are, else `[column][row]`.
@@ -105,7 +105,7 @@ impl Job<'_> {
             CpuStrategy::HandfulOfKeys => {
                 let of = plan.map.chunk(chunk);
                 let places = |r| plan.map.place_in(of, tile.first_row + r);
-                rows::query_rows(self.problem, self.inputs.query, places, tile.rows, buffer)
+                rows::rows_of(&self.problem.spec().query, self.inputs.query, places, tile.rows, buffer)
             }
             CpuStrategy::ManyQueries | CpuStrategy::FewKeys => {
                 Strided { data: &buffer[tile.number * plan.tile_rows * dim..], stride: 0 }
@@ -484,6 +484,14 @@ pub(super) struct Scoring<'a> {
     pub(super) far: &'a mut [f32],
     pub(super) near: &'a mut [f32],
     pub(super) lines: &'a mut Buffer,
+}
+
+impl Scoring<'_> {
+    /// The same places once more, for as long as the copy is used.
+    pub(super) fn again(&mut self) -> Scoring<'_> {
+        let Self { scale, scores, extra, bits, keys, low, high, slope, far, near, lines } = self;
+        Scoring { scale: *scale, scores, extra, bits, keys, low, high, slope, far, near, lines }
+    }
 }
 
 /// From the first key that any of the rows sees to the end of the last.

@@ -13,12 +13,14 @@
 
 use half::{bf16, f16};
 
+mod backward;
 mod direct;
 mod exp;
 mod few;
 mod masks;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod outer;
 #[cfg(feature = "native")]
 mod peak;
 mod portable;
@@ -30,10 +32,12 @@ mod widen;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(super) use backward::{RowsBefore, differentiate, differentiate_lines, lane_dots, uncap};
 pub(super) use direct::{products, products_stored, weigh_rows};
 pub(super) use exp::Exponents;
 pub(super) use few::{dots, rescale_rows, weigh, weigh_stored};
 pub(super) use masks::{all_finite, ask_for, count, forbid, permit, row_bits};
+pub(super) use outer::outer;
 #[cfg(feature = "native")]
 pub(super) use peak::{flops_per_round, fma_chains, read_all};
 pub(super) use softmax::{

@@ -55,6 +55,34 @@ unsafe impl Units for Consecutive {
     }
 }
 
+/// Slabs of one length that lie one behind the other, each cut into parts of one length but the last.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::cpu) struct Parts {
+    pub(in crate::cpu) slab_len: usize,
+    pub(in crate::cpu) part_len: usize,
+    /// Parts of a slab.
+    pub(in crate::cpu) parts: usize,
+}
+
+// SAFETY: parts begin at multiples of one length within a slab and end at its end at the latest
+unsafe impl Units for Parts {
+    type Origin = usize;
+
+    fn origin(&self, unit: usize) -> usize {
+        unit
+    }
+
+    fn rows(&self, _unit: usize) -> usize {
+        1
+    }
+
+    fn range(&self, unit: usize, _row: usize) -> Range<usize> {
+        let (slab, part) = (unit / self.parts, unit % self.parts);
+        let within = |part: usize| slab * self.slab_len + (part * self.part_len).min(self.slab_len);
+        within(part)..within(part + 1)
+    }
+}
+
 /// A buffer of units, each of which can be claimed once.
 pub(in crate::cpu) struct Shared<'a, T, U> {
     start: *mut T,
@@ -266,6 +294,26 @@ impl RowMap {
             group_rows,
             chunk_rows: chunk_rows.max(1),
         }
+    }
+
+    /// The same, but each entry of the batch has groups of its own, even if all read the same keys and values.
+    pub(in crate::cpu) fn per_entry(problem: &AttentionProblem) -> Self {
+        let (groups, group_rows) = (problem.kv_heads() * problem.batch(), problem.group_size() * problem.q_len());
+        Self { one_context: false, groups, group_rows, ..Self::new(problem, 1) }
+    }
+
+    /// The same groups in chunks of so many rows.
+    pub(in crate::cpu) fn with_chunks(self, chunk_rows: usize) -> Self {
+        Self { chunk_rows: chunk_rows.max(1), ..self }
+    }
+
+    pub(in crate::cpu) const fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Whether a group has the rows of the whole batch.
+    pub(in crate::cpu) const fn is_one_context(&self) -> bool {
+        self.one_context
     }
 
     /// Rows that read the same keys and values.

@@ -13,6 +13,15 @@ use super::{Simd, Strided, array, dispatch};
 const DOT_BLOCK: usize = 64;
 const ONE_BLOCK: usize = 128;
 
+/// Columns of a dot product of `dim` columns that are summed at once.
+pub(super) const fn sum_block(dim: usize) -> usize {
+    match dim {
+        0 => 1,
+        1..=ONE_BLOCK => dim,
+        _ => DOT_BLOCK,
+    }
+}
+
 dispatch! {
     /// `out[key][row] = scale * sum over d of query[d][row] * key[d]` for `n` keys. The next keys and the rows of
     /// `value`, if there are any, are asked for on the way.
@@ -82,7 +91,7 @@ unsafe fn score_tile<S: Simd, const KEYS: usize, const VECTORS: usize>(
     value: Strided<'_>,
 ) {
     let rows = VECTORS * S::LANES;
-    let block = if dim > ONE_BLOCK { DOT_BLOCK } else { dim };
+    let block = sum_block(dim);
     unsafe {
         let keys = array![KEYS; m => key.add(m * key_stride)];
         let mut acc = dot_block::<S, KEYS, VECTORS>(s, query, keys, key_stride, 0, block, value);
