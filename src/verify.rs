@@ -61,8 +61,11 @@
 //! places are counted, in [`Report::beyond_f32`]), and which of NaN and infinity an infinite value becomes whose weight is
 //! too small for f32.
 
+mod backward;
 mod floor;
 mod yardstick;
+
+pub use self::backward::{BackwardReport, GradientPlace, verify_backward, verify_backward_head};
 
 use self::floor::{Bound, Bounds};
 use self::yardstick::{Plain, Twin};

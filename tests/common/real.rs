@@ -20,9 +20,7 @@ pub(crate) fn all() -> Vec<Capture> {
     for layer in [1, 3] {
         captures.push(whisper(layer));
     }
-    for (layer, error) in [(0, 4.8e-6), (4, 2.0e-4)] {
-        captures.extend(lightglue(layer, error));
-    }
+    captures.extend(lightglue(4, 2.0e-4));
     captures.extend([0, 2].map(annalog));
     captures
 }

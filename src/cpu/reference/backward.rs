@@ -179,9 +179,9 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
             let d_lse = inputs.d_lse.map_or(0.0, |d_lse| f64::from(d_lse[(b * q_heads + h) * q_len + i]));
             let behind = given.terms.q_lens.is_some_and(|lens| i >= lens[b] as usize);
             let sink = given.terms.sinks.filter(|_| !behind).map(|sinks| f64::from(sinks[h]));
-            if keys_seen.is_empty() {
+            if keys_seen.is_empty() || forward_row.row_sum == 0.0 {
                 // the output does not move, and the log-sum-exp is the sink
-                if spec.d_sinks && sink.is_some() {
+                if spec.d_sinks && sink.is_some_and(|sink| sink > f64::NEG_INFINITY) {
                     all.d_sinks.add(h, d_lse, U * d_lse.abs(), q_len * batch);
                 }
                 continue;
