@@ -37,6 +37,13 @@ impl File {
         &self.bytes
     }
 
+    /// What stands beside the tensors.
+    pub(crate) fn metadata(&self) -> std::collections::HashMap<String, String> {
+        let (_, header) =
+            SafeTensors::read_metadata(&self.bytes).unwrap_or_else(|e| panic!("{}: {e}", self.path.display()));
+        header.metadata().clone().unwrap_or_default()
+    }
+
     pub(crate) fn tensor(&self, name: &str) -> Stored {
         self.find(name).unwrap_or_else(|| panic!("{} has no {name}", self.path.display()))
     }
@@ -56,6 +63,10 @@ impl File {
                 Numbers::Real(TensorData::F32(halves().map(|bits| f32::from_bits(u32::from(bits) << 16)).collect()))
             }
             Dtype::BOOL => Numbers::Bool(data.iter().map(|&byte| byte != 0).collect()),
+            Dtype::I32 => {
+                let four = |four: &[u8]| i64::from(i32::from_le_bytes(four.try_into().expect("chunks of four")));
+                Numbers::Int(data.chunks_exact(4).map(four).collect())
+            }
             Dtype::I64 => {
                 let eight = |eight: &[u8]| i64::from_le_bytes(eight.try_into().expect("chunks of eight"));
                 Numbers::Int(data.chunks_exact(8).map(eight).collect())

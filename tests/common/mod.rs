@@ -1,5 +1,7 @@
 //! The case table, the golden files and the checks that every implementation is put through.
 
+#[allow(dead_code, reason = "each test binary uses what it runs")]
+pub(crate) mod backward;
 pub(crate) mod case;
 pub(crate) mod cases;
 pub(crate) mod check;

@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod backward;
 #[cfg(feature = "native")]
 mod contexts;
 mod floors;
