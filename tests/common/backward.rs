@@ -26,7 +26,7 @@ impl BackwardCase {
     /// The gradients of a case: all that there are, from an output's gradient in some element, in some elements and layouts;
     /// `None` where the problem has none. Where the case is poisoned so are the gradients of rows that see no key.
     pub(crate) fn of(case: &Case) -> Option<Self> {
-        let mut random = fastrand::Rng::with_seed(case.name.bytes().fold(7, |seed, byte| seed * 31 + u64::from(byte)));
+        let mut random = fastrand::Rng::with_seed(case.name.bytes().fold(7u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte))));
         let mut attention = case.spec.clone();
         attention.scores = None;
         let mut spec = BackwardSpec::all(attention);

@@ -9,8 +9,8 @@
 //!
 //! - a score: `gamma` of its dot product, one rounding for each term, and for the softcap twelve of its cap (an exponential and a
 //!   division, by WGSL's accuracy);
-//! - a weight, relative: twice its score's error (itself and the row's maximum and sum, of which the mean over the row
-//!   counts), the exponential (WGSL: `3 + 2 |x|` ulp), the sum, and a division;
+//! - a weight: in its exponent twice its score's error and that of the row's maximum and sum, of which the mean over the row
+//!   counts, the exponential (WGSL: `3 + 2 |x|` ulp), the sum, and a division; but no weight leaves 0 to 1;
 //! - `delta`: `gamma` of its dot product, and what the saved output is off by, its rounding to the element it is stored in included;
 //! - `ds`: the weight's relative error of it, the errors of the product with the value and of `delta`, and a rounding of each;
 //! - each gradient: the errors of what it sums up, `gamma` of the sum, and the rounding of the element that it is stored in.
@@ -199,11 +199,19 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
             let e_score: Vec<f64> = (0..kv_len).map(|j| if allowed[j] { of_score(j) } else { 0.0 }).collect();
             let mean = keys_seen.iter().map(|&j| p[j] * e_score[j]).sum::<f64>();
             let size_of_max = forward_row.row_max.abs();
+            // by how much a weight may be off: in full, for where scores are large their errors are, up to all that a row has
             let of_weight = |j: usize| {
-                let x = (forward_row.scores[j] - forward_row.row_max).abs();
-                let exponential = if p[j] > 0.0 { 2.0 * U * (3.0 + 2.0 * x) } else { 0.0 };
-                let subtracted = U * x.min(200.0) + if attention.bias.is_some() { 0.0 } else { U * size_of_max.min(x) };
-                2.0 * e_score[j] + 2.0 * mean + exponential + subtracted + gamma(kv_len) + 6.0 * U
+                let x = forward_row.scores[j] - forward_row.row_max;
+                if x == f64::NEG_INFINITY {
+                    return 0.0;
+                }
+                let exponential = 2.0 * U * (3.0 + 2.0 * x.abs().min(200.0));
+                let subtracted = U * (x.abs() + size_of_max).min(200.0);
+                let relative = 2.0 * e_score[j] + 2.0 * mean + exponential + subtracted + gamma(kv_len) + 6.0 * U;
+                let most = (x + relative).exp() / forward_row.row_sum;
+                // a small difference of two numbers that are alike is told by its slope
+                let off = if relative < 1e-3 { p[j] * relative * (1.0 + relative) } else { most - p[j] };
+                off.min(1.0)
             };
             let dots: Vec<f64> = (0..kv_len)
                 .map(|j| if allowed[j] { d_output.iter().zip(&values[j]).map(|(g, v)| g * v).sum() } else { 0.0 })
@@ -220,7 +228,8 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
             let e_delta = {
                 let width = d_output.len();
                 let size: f64 = d_output.iter().zip(&forward_row.output).map(|(g, o)| (g * o).abs()).sum();
-                let own: f64 = keys_seen.iter().map(|&j| p[j] * (of_weight(j) + gamma(kv_len)) * (sizes[j] + d_weight(j).abs())).sum();
+                let of_key = |j: usize| (of_weight(j) + p[j] * gamma(kv_len)) * (sizes[j] + d_weight(j).abs());
+                let own: f64 = keys_seen.iter().map(|&j| of_key(j)).sum();
                 let kept: f64 = d_output
                     .iter()
                     .zip(&forward_row.output)
@@ -232,18 +241,20 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                 let weight = (sink - forward_row.row_max).exp() / forward_row.row_sum;
                 let x = (sink - forward_row.row_max).abs();
                 let relative = 2.0 * mean + 2.0 * U * (4.0 + 3.0 * x.min(200.0)) + gamma(kv_len) + 6.0 * U;
-                all.d_sinks.add(h, -weight * delta, weight * (e_delta + relative * delta.abs()), q_len * batch);
+                let e_weight = (weight * relative.min(700.0).exp_m1()).min(1.0);
+                let error = weight * e_delta + e_weight * (delta.abs() + e_delta);
+                all.d_sinks.add(h, -weight * delta, error, q_len * batch);
             }
             for &j in &keys_seen {
-                let (p, relative) = (p[j], of_weight(j));
+                let (p, e_weight) = (p[j], of_weight(j));
                 let inner = dots[j] + d_weight(j) - delta;
                 let ds2 = p * inner;
                 let e_inner = gamma(d_output.len()) * sizes[j]
                     + e_delta
                     + 3.0 * U * (dots[j].abs() + delta.abs() + d_weight(j).abs());
-                let e_ds2 = p * e_inner + relative * ds2.abs() + f64::from(f32::MIN_POSITIVE);
+                let e_ds2 = p * e_inner + e_weight * (inner.abs() + e_inner) + f64::from(f32::MIN_POSITIVE);
                 for (d, g) in d_output.iter().enumerate().filter(|_| spec.d_value.is_some()) {
-                    let error = p * relative * g.abs() + f64::from(f32::MIN_POSITIVE);
+                    let error = e_weight * g.abs() + f64::from(f32::MIN_POSITIVE);
                     all.d_value.add(at(of_value, [b, kv_head, j, d]), p * g, error, of_rows);
                 }
                 if spec.d_bias.is_some() {

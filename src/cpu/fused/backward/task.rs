@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use super::chosen::{Chosen, Line};
+use super::narrow;
 use super::plan::BackwardPlan;
 use crate::backward::{BackwardInputs, BackwardProblem};
 use crate::cpu::fused::plan::CpuStrategy;
 use crate::cpu::fused::rows;
 use crate::cpu::fused::scratch::{Buffer, Scratch};
-use crate::cpu::fused::task::{Job, NONE, Scoring, Tile, scoring, union};
+use crate::cpu::fused::task::{Job, NONE, Scoring, Tile, clean, scoring, union};
 use crate::cpu::simd::shared::Fresh;
 use crate::cpu::simd::{self, RowsBefore, Strided};
 use crate::problem::AttentionProblem;
@@ -77,16 +78,21 @@ pub(super) struct Workspace {
     ones: Buffer,
     /// A vector of rows of the gradient of the queries.
     lines: Buffer,
+    /// A block of keys, and the rows of a tile, without what is not finite.
+    clean_key: Buffer,
+    clean_query: Buffer,
+    clean_d_output: Buffer,
     /// `[tile]`: whether anything was added to the gradient of its queries.
     fresh: Vec<bool>,
 }
 
 impl Workspace {
-    fn sizes(plan: &BackwardPlan, problem: &BackwardProblem) -> [usize; 13] {
+    fn sizes(plan: &BackwardPlan, problem: &BackwardProblem) -> [usize; 16] {
         let (scores, forward, spec) = (&plan.scores, problem.forward(), problem.spec());
         let (rows, tile, block) = (scores.chunk_rows(), scores.tile_rows, scores.block_kv);
         let (dim, v_dim) = (forward.head_dim(), forward.v_head_dim());
         let lanes = scores.level().lanes();
+        let hides = rows::may_hide(forward);
         let has_raw = spec.attention.softcap.is_some() || spec.d_scale;
         [
             rows * dim.next_multiple_of(lanes),
@@ -102,12 +108,16 @@ impl Workspace {
             rows,
             tile,
             lanes * dim,
+            if hides { block * dim } else { 0 },
+            if hides { tile * dim } else { 0 },
+            if hides { tile * v_dim } else { 0 },
         ]
     }
 
     pub(super) fn new(plan: &BackwardPlan, problem: &BackwardProblem) -> Self {
-        let [d_query, d_output, query_rows, d_output_rows, output, products, dots, chosen, delta, shift, by, ones, lines] =
+        let [d_query, d_output, query_rows, d_output_rows, output, products, dots, chosen, delta, shift, by, rest @ ..] =
             Self::sizes(plan, problem).map(Buffer::new);
+        let [ones, lines, clean_key, clean_query, clean_d_output] = rest;
         let mut all = Self {
             scores: Scratch::new(&plan.scores, problem.forward()),
             d_query,
@@ -123,6 +133,9 @@ impl Workspace {
             by,
             ones,
             lines,
+            clean_key,
+            clean_query,
+            clean_d_output,
             fresh: vec![true; plan.scores.tiles],
         };
         all.ones.fill(1.0);
@@ -274,7 +287,7 @@ impl<'a> Backward<'a> {
         let spec = self.problem.spec();
         let asked = Asked::new(self.problem);
         let Workspace { scores: scratch, d_query, d_output, query_rows, d_output_rows, products, fresh, .. } = work;
-        let Workspace { dots, chosen: weights, delta, shift, by, .. } = work;
+        let Workspace { dots, chosen: weights, delta, shift, by, clean_key, clean_query, clean_d_output, .. } = work;
         for at in (start..end).step_by(plan.block_kv) {
             let block = at..(at + plan.block_kv).min(end);
             let key = rows::block(level, &all_keys, kv_head, block.clone(), &mut scratch.key_block);
@@ -359,50 +372,56 @@ impl<'a> Backward<'a> {
                 let first = empty && whole;
                 empty = false;
                 let (weights, gradients): (&[f32], &[f32]) = (scoring.scores, products);
+                // zeros in the places of what is not finite: 0 * NaN would carry it to what must not see it
+                let [mut key_of, mut queries_of, mut d_rows_of] = [key, queries, d_rows];
                 if hidden {
-                    if first {
-                        d_key.iter_mut().chain(&mut d_value).for_each(|sums| sums.fill(0.0));
-                    }
-                    let seen = |r: usize, j: usize| {
-                        let [start, end] = row_keys_of(scoring.keys, tile, r);
-                        (start..end).contains(&(keys.start + j)) && job.allows(places(r), keys.start + j)
-                    };
-                    for (r, j) in (0..tile.rows).flat_map(|r| (0..n).map(move |j| (r, j))).filter(|&(r, j)| seen(r, j)) {
-                        let (weight, gradient) = (weights[j * steps[0] + r * steps[1]], gradients[j * steps[0] + r * steps[1]]);
-                        if let Some(d_value) = &mut d_value {
-                            let to = &mut d_value[(skip + j) * v_dim..][..v_dim];
-                            to.iter_mut().zip(&d_rows.data[r * d_rows.stride..]).for_each(|(x, d)| *x += weight * d);
-                        }
-                        if let Some(d_key) = &mut d_key {
-                            let to = &mut d_key[(skip + j) * dim..][..dim];
-                            to.iter_mut().zip(&queries.data[r * queries.stride..]).for_each(|(x, q)| *x += gradient * q);
-                        }
-                        let key = &key.data[j * key.stride..];
-                        for d in (0..dim).filter(|_| asked.d_query) {
-                            let to = if self.few() { r * padded + d } else { (of_tile * dim) + d * tile.width + r };
-                            if !self.few() && fresh[tile.number] {
-                                d_query[of_tile * dim..][..dim * tile.width].fill(0.0);
-                                fresh[tile.number] = false;
-                            }
-                            d_query[to] += gradient * key[d];
-                        }
-                    }
-                    continue;
+                    key_of = clean(key, n, dim, clean_key);
+                    queries_of = clean(queries, tile.rows, dim, clean_query);
+                    d_rows_of = clean(d_rows, tile.rows, v_dim, clean_d_output);
                 }
                 if let Some(d_value) = &mut d_value {
                     let to = &mut d_value[skip * v_dim..];
-                    simd::outer(level, weights, steps, d_rows, tile.rows, n, v_dim, to, first);
+                    simd::outer(level, weights, steps, d_rows_of, tile.rows, n, v_dim, to, first);
                 }
                 if let Some(d_key) = &mut d_key {
                     let to = &mut d_key[skip * dim..];
-                    simd::outer(level, gradients, steps, queries, tile.rows, n, dim, to, first);
+                    simd::outer(level, gradients, steps, queries_of, tile.rows, n, dim, to, first);
                 }
                 if asked.d_query && self.few() {
-                    simd::weigh(level, gradients, steps, tile.rows, key, n, dim, d_query, padded);
+                    simd::weigh(level, gradients, steps, tile.rows, key_of, n, dim, d_query, padded);
                 } else if asked.d_query {
                     let fresh = std::mem::replace(&mut fresh[tile.number], false);
                     let to = &mut d_query[of_tile * dim..];
-                    simd::accumulate(level, tile.vectors, gradients, key, n, dim, to, fresh, NONE);
+                    simd::accumulate(level, tile.vectors, gradients, key_of, n, dim, to, fresh, NONE);
+                }
+                if !hidden {
+                    continue;
+                }
+                // what was left out, to those that see it; slow, and rare
+                let seen = |r: usize, j: usize| {
+                    let [start, end] = scoring.keys[tile.first_row + r];
+                    (start..end).contains(&(keys.start + j)) && job.allows(places(r), keys.start + j)
+                };
+                let not_finite = |row: &[f32]| row.iter().any(|x| !x.is_finite());
+                for (r, j) in (0..tile.rows).flat_map(|r| (0..n).map(move |j| (r, j))) {
+                    let key = &key.data[j * key.stride..][..dim];
+                    let query = &queries.data[r * queries.stride..][..dim];
+                    let d_row = &d_rows.data[r * d_rows.stride..][..v_dim];
+                    if ![key, query, d_row].into_iter().any(not_finite) || !seen(r, j) {
+                        continue;
+                    }
+                    let at = j * steps[0] + r * steps[1];
+                    let (weight, gradient) = (weights[at], gradients[at]);
+                    if let Some(d_value) = &mut d_value {
+                        add_not_finite(&mut d_value[(skip + j) * v_dim..][..v_dim], weight, d_row);
+                    }
+                    if let Some(d_key) = &mut d_key {
+                        add_not_finite(&mut d_key[(skip + j) * dim..][..dim], gradient, query);
+                    }
+                    for (d, &k) in key.iter().enumerate().filter(|(_, k)| asked.d_query && !k.is_finite()) {
+                        let to = if self.few() { r * padded + d } else { of_tile * dim + d * tile.width + r };
+                        d_query[to] += gradient * k;
+                    }
                 }
             }
             if empty {
@@ -456,7 +475,7 @@ impl<'a> Backward<'a> {
                 let (head, row) = (if heads == 1 { 0 } else { h % heads }, if rows == 1 { 0 } else { i });
                 let line = &mut d_bias[(head * rows + row) * columns..][..columns];
                 if columns == 1 && forward.kv_len() > 1 {
-                    line[0] += of_row(r).sum::<f32>();
+                    line[0] += narrow(of_row(r).map(|&d| f64::from(d)).sum());
                 } else {
                     let line = &mut line[keys.start - first_key..];
                     line.iter_mut().zip(of_row(r)).for_each(|(x, d)| *x += d);
@@ -580,8 +599,9 @@ impl Asked {
     }
 }
 
-fn row_keys_of(keys: &[[usize; 2]], tile: Tile, r: usize) -> [usize; 2] {
-    keys[tile.first_row + r]
+/// Adds the elements of a row that [`clean`] left out.
+fn add_not_finite(to: &mut [f32], by: f32, row: &[f32]) {
+    to.iter_mut().zip(row).filter(|(_, x)| !x.is_finite()).for_each(|(to, x)| *to += by * x);
 }
 
 fn row_of(problem: &AttentionProblem, [b, h, i]: [usize; 3]) -> usize {
