@@ -59,7 +59,7 @@ rounded!(f16, bf16);
 /// Puts rows without gaps where a layout says.
 pub(super) fn scatter(layout: &Layout, dense: &[f32], mut to: TensorMut<'_>) {
     let [_, heads, len, dim] = layout.shape;
-    for (row, values) in dense.chunks_exact(dim).enumerate() {
+    for (row, values) in dense.chunks_exact(dim.max(1)).enumerate() {
         let start = layout.index([row / (heads * len), row / len % heads, row % len, 0]);
         for (d, &value) in values.iter().enumerate() {
             let at = start + d * layout.strides[3];

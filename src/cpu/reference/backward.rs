@@ -168,12 +168,18 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
     let (of_rows, of_all) = (group * q_len * batch, batch * group * q_len * kv_len);
     for b in 0..batch {
         let token = |which, j| stored(forward, given, which, [b, kv_head, j]).collect::<Vec<f64>>();
-        let keys: Vec<Vec<f64>> = (0..kv_len).map(|j| token(Stored::Key, j)).collect();
-        let values: Vec<Vec<f64>> = (0..kv_len).map(|j| token(Stored::Value, j)).collect();
+        // those that some row sees: of others nothing may be looked at
+        let mut keys = vec![vec![]; kv_len];
+        let mut values = vec![vec![]; kv_len];
         for (h, i) in (kv_head * group..(kv_head + 1) * group).flat_map(|h| (0..q_len).map(move |i| (h, i))) {
             let forward_row = row(forward, given, b, h, i);
             let (allowed, p) = (&forward_row.allowed, &forward_row.probs);
             let keys_seen: Vec<usize> = (0..kv_len).filter(|&j| allowed[j]).collect();
+            for &j in &keys_seen {
+                if keys[j].is_empty() {
+                    (keys[j], values[j]) = (token(Stored::Key, j), token(Stored::Value, j));
+                }
+            }
             let query: Vec<f64> = load(given.query, &attention.query.layout, [b, h, i]).collect();
             let d_output: Vec<f64> = load(inputs.d_output, &spec.d_output.layout, [b, h, i]).collect();
             let d_lse = inputs.d_lse.map_or(0.0, |d_lse| f64::from(d_lse[(b * q_heads + h) * q_len + i]));
