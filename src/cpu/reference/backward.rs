@@ -13,6 +13,7 @@
 //!   counts, the exponential (WGSL: `3 + 2 |x|` ulp), the sum, and a division; but no weight leaves 0 to 1;
 //! - `delta`: `gamma` of its dot product, and what the saved output is off by, its rounding to the element it is stored in included;
 //! - `ds`: the weight's relative error of it, the errors of the product with the value and of `delta`, and a rounding of each;
+//! - what may be beyond the range of f32 on the way, or of an element that it is stored in, may become anything;
 //! - each gradient: the errors of what it sums up, `gamma` of the sum, and the rounding of the element that it is stored in.
 
 use super::{Stored, load, row, stored};
@@ -80,13 +81,20 @@ impl Gradient {
     /// Adds what storing costs.
     fn store(&mut self, element: Element) {
         for (value, bound) in self.values.iter().zip(&mut self.bounds) {
-            *bound += rounding(element, *value);
+            *bound += rounding(element, value.abs() + *bound);
         }
     }
 }
 
-/// What storing a number in an element may change it by.
+/// What storing a number in an element may change it by: anything, where it is out of the element's range.
 fn rounding(element: Element, value: f64) -> f64 {
+    let most = match element {
+        Element::F16 => 65_519.0,
+        Element::Bf16 | Element::F32 | Element::I8 => f64::from(f32::MAX),
+    };
+    if value.abs() > most {
+        return f64::INFINITY;
+    }
     let (relative, least): (f64, f64) = match element {
         Element::F16 => (2f64.powi(-11), 2f64.powi(-25)),
         Element::Bf16 => (2f64.powi(-8), f64::from(f32::MIN_POSITIVE)),
@@ -94,6 +102,11 @@ fn rounding(element: Element, value: f64) -> f64 {
         Element::F32 | Element::I8 => (U, f64::from(f32::MIN_POSITIVE)),
     };
     (relative * value.abs()).max(least)
+}
+
+/// The absolute sum of a dot product, infinite where a partial sum may be out of the range of f32: then anything may come of it.
+fn in_range(size: f64) -> f64 {
+    if size > f64::from(f32::MAX) { f64::INFINITY } else { size }
 }
 
 /// Position in a tensor without gaps, where axes of length 1 stand for all.
@@ -241,7 +254,7 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                     .zip(&forward_row.output)
                     .map(|(g, o)| g.abs() * rounding(attention.output.element, *o))
                     .sum();
-                gamma(width) * size + own + kept + 2.0 * U * (d_lse.abs() + delta.abs() + of_weights.abs())
+                gamma(width) * in_range(size) + own + kept + 2.0 * U * (d_lse.abs() + delta.abs() + of_weights.abs())
             };
             if spec.d_sinks && let Some(sink) = sink {
                 let weight = (sink - forward_row.row_max).exp() / forward_row.row_sum;
@@ -255,7 +268,7 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                 let (p, e_weight) = (p[j], of_weight(j));
                 let inner = dots[j] + d_weight(j) - delta;
                 let ds2 = p * inner;
-                let e_inner = gamma(d_output.len()) * sizes[j]
+                let e_inner = gamma(d_output.len()) * in_range(sizes[j])
                     + e_delta
                     + 3.0 * U * (dots[j].abs() + delta.abs() + d_weight(j).abs());
                 let e_ds2 = p * e_inner + e_weight * (inner.abs() + e_inner) + f64::from(f32::MIN_POSITIVE);
@@ -277,7 +290,7 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                         let t = (super::scaled(forward, given, b, h, i, j) / cap).tanh();
                         // the slope of t^2 by the score, and roundings of t and of its square
                         let dot = scale.abs() * query.iter().zip(&keys[j]).map(|(q, k)| (q * k).abs()).sum::<f64>();
-                        (1.0 - t * t, 2.0 * t.abs() * (1.0 - t * t) * gamma(query.len()) * dot / cap + 16.0 * U)
+                        (1.0 - t * t, 2.0 * t.abs() * (1.0 - t * t) * gamma(query.len()) * in_range(dot) / cap + 16.0 * U)
                     }
                     None => (1.0, 0.0),
                 };
@@ -294,7 +307,7 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                 if spec.d_scale {
                     let dot: f64 = query.iter().zip(&keys[j]).map(|(q, k)| q * k).sum();
                     let size: f64 = query.iter().zip(&keys[j]).map(|(q, k)| (q * k).abs()).sum();
-                    let error = e_ds * dot.abs() + ds.abs() * gamma(query.len()) * size;
+                    let error = e_ds * dot.abs() + ds.abs() * gamma(query.len()) * in_range(size);
                     all.d_scale.add(0, ds * dot, error, of_all);
                 }
             }

@@ -352,8 +352,10 @@ impl<'a> Backward<'a> {
                             simd::uncap(level, gradients, &dots[..len], forward.scale() / cap, 1.0);
                         }
                         if let Some(d_scale) = others.d_scale.as_deref_mut() {
-                            let pairs = gradients.iter().zip(&dots[..len]).filter(|(d, _)| **d != 0.0);
-                            d_scale[0] += pairs.map(|(&d, &dot)| f64::from(d) * f64::from(dot)).sum::<f64>();
+                            let rows = gradients.chunks_exact(tile.width).zip(dots.chunks_exact(tile.width));
+                            let pairs = rows.flat_map(|(d, dot)| d.iter().zip(dot).take(tile.rows));
+                            let seen = pairs.filter(|(d, _)| **d != 0.0);
+                            d_scale[0] += seen.map(|(&d, &dot)| f64::from(d) * f64::from(dot)).sum::<f64>();
                         }
                         gradients.iter_mut().for_each(|x| *x *= forward.scale());
                     }
