@@ -265,12 +265,27 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                 all.d_sinks.add(h, -weight * delta, error, q_len * batch);
             }
             for &j in &keys_seen {
+                if forward_row.scores[j] == f64::NEG_INFINITY {
+                    // no mass at all beside infinite numbers: nothing, or what 0 times these is
+                    let unknown = |gradient: &mut Gradient, at: usize| {
+                        if let Some(bound) = gradient.bounds.get_mut(at) {
+                            *bound = f64::INFINITY;
+                        }
+                    };
+                    (0..query.len()).for_each(|d| unknown(&mut all.d_query, at(of_query, [b, h, i, d])));
+                    (0..query.len()).for_each(|d| unknown(&mut all.d_key, at(of_key, [b, kv_head, j, d])));
+                    (0..d_output.len()).for_each(|d| unknown(&mut all.d_value, at(of_value, [b, kv_head, j, d])));
+                    unknown(&mut all.d_bias, at(of_bias, [b, h, i, j]));
+                    unknown(&mut all.d_scale, 0);
+                    (0..slopes).for_each(|n| unknown(&mut all.d_alibi_slopes, n));
+                    continue;
+                }
                 let (p, e_weight) = (p[j], of_weight(j));
                 let inner = dots[j] + d_weight(j) - delta;
                 let ds2 = p * inner;
                 let e_inner = gamma(d_output.len()) * in_range(sizes[j])
                     + e_delta
-                    + 3.0 * U * (dots[j].abs() + delta.abs() + d_weight(j).abs());
+                    + 3.0 * U * in_range(sizes[j] + delta.abs() + e_delta + d_weight(j).abs());
                 let e_ds2 = p * e_inner + e_weight * (inner.abs() + e_inner) + f64::from(f32::MIN_POSITIVE);
                 for (d, g) in d_output.iter().enumerate().filter(|_| spec.d_value.is_some()) {
                     let error = e_weight * g.abs() + f64::from(f32::MIN_POSITIVE);

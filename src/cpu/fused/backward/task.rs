@@ -509,7 +509,9 @@ impl<'a> Backward<'a> {
                 if sink == f32::NEG_INFINITY || sum == 0.0 {
                     continue;
                 }
-                let weight = (f64::from(sink) - f64::from(max)).exp() / f64::from(sum);
+                // a row that sees no key has its sink for a maximum, whatever that is
+                let alone = sum.to_bits() == 1f32.to_bits() && sink.to_bits() == max.to_bits();
+                let weight = if alone { 1.0 } else { (f64::from(sink) - f64::from(max)).exp() / f64::from(sum) };
                 let delta = work.delta[tile.number * job.plan.tile_rows + r];
                 d_sinks[place[1]] -= weight * f64::from(delta);
             }
