@@ -30,6 +30,8 @@ pub struct Gradient {
     pub values: Vec<f64>,
     /// How far a sound kernel may be off, the rounding of the stored element included.
     pub bounds: Vec<f64>,
+    /// Absolute sums of what was added up.
+    sizes: Vec<f64>,
 }
 
 /// The right gradients; empty where they are not asked for.
@@ -59,17 +61,19 @@ fn gamma(n: usize) -> f64 {
 
 impl Gradient {
     fn zeros(len: usize) -> Self {
-        Self { values: vec![0.0; len], bounds: vec![0.0; len] }
+        Self { values: vec![0.0; len], bounds: vec![0.0; len], sizes: vec![0.0; len] }
     }
 
     /// Adds a term that is off by `error`, one of about `n` terms.
     fn add(&mut self, at: usize, term: f64, error: f64, n: usize) {
         self.values[at] += term;
         self.bounds[at] += error + gamma(n) * term.abs();
+        self.sizes[at] += term.abs() + error;
     }
 
     fn merge(&mut self, other: &Self) {
-        for (to, from) in [(&mut self.values, &other.values), (&mut self.bounds, &other.bounds)] {
+        let own = [&mut self.values, &mut self.bounds, &mut self.sizes];
+        for (to, from) in own.into_iter().zip([&other.values, &other.bounds, &other.sizes]) {
             if to.is_empty() {
                 to.clone_from(from);
             } else {
@@ -80,7 +84,10 @@ impl Gradient {
 
     /// Adds what storing costs.
     fn store(&mut self, element: Element) {
-        for (value, bound) in self.values.iter().zip(&mut self.bounds) {
+        for ((value, bound), size) in self.values.iter().zip(&mut self.bounds).zip(&self.sizes) {
+            if in_range(*size).is_infinite() {
+                *bound = f64::INFINITY;
+            }
             *bound += rounding(element, value.abs() + *bound);
         }
     }
@@ -154,6 +161,28 @@ impl ReferenceGradients {
         [d_query, d_key, d_value, d_bias, d_alibi_slopes, d_sinks, d_scale]
     }
 
+    /// Takes note of a pair with a score of negative infinity, which comes of infinite numbers: it adds nothing, or what 0 times
+    /// these is.
+    fn unknown(&mut self, problem: &BackwardProblem, [b, h, i, j]: [usize; 4], shapes: [[usize; 4]; 4]) {
+        let mark = |gradient: &mut Gradient, at: usize| {
+            if let Some(bound) = gradient.bounds.get_mut(at) {
+                *bound = f64::INFINITY;
+            }
+        };
+        let forward = problem.forward();
+        let kv_head = h / forward.group_size();
+        let [of_query, of_key, of_value, of_bias] = shapes;
+        for d in 0..forward.head_dim() {
+            mark(&mut self.d_query, at(of_query, [b, h, i, d]));
+            mark(&mut self.d_key, at(of_key, [b, kv_head, j, d]));
+        }
+        (0..forward.v_head_dim()).for_each(|d| mark(&mut self.d_value, at(of_value, [b, kv_head, j, d])));
+        mark(&mut self.d_bias, at(of_bias, [b, h, i, j]));
+        mark(&mut self.d_scale, 0);
+        let slope = if self.d_alibi_slopes.bounds.len() > forward.q_heads() { b * forward.q_heads() + h } else { h };
+        mark(&mut self.d_alibi_slopes, slope);
+    }
+
     fn list_mut(&mut self) -> [&mut Gradient; 7] {
         let Self { d_query, d_key, d_value, d_bias, d_alibi_slopes, d_sinks, d_scale } = self;
         [d_query, d_key, d_value, d_bias, d_alibi_slopes, d_sinks, d_scale]
@@ -199,8 +228,9 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
             let behind = given.terms.q_lens.is_some_and(|lens| i >= lens[b] as usize);
             let sink = given.terms.sinks.filter(|_| !behind).map(|sinks| f64::from(sinks[h]));
             if keys_seen.is_empty() || forward_row.row_sum == 0.0 {
+                keys_seen.iter().for_each(|&j| all.unknown(problem, [b, h, i, j], shapes));
                 // the output does not move, and the log-sum-exp is the sink
-                if spec.d_sinks && sink.is_some_and(|sink| sink > f64::NEG_INFINITY) {
+                if spec.d_sinks && sink.is_some_and(|sink| sink.is_nan() || sink > f64::NEG_INFINITY) {
                     all.d_sinks.add(h, d_lse, U * d_lse.abs(), q_len * batch);
                 }
                 continue;
@@ -266,18 +296,7 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
             }
             for &j in &keys_seen {
                 if forward_row.scores[j] == f64::NEG_INFINITY {
-                    // no mass at all beside infinite numbers: nothing, or what 0 times these is
-                    let unknown = |gradient: &mut Gradient, at: usize| {
-                        if let Some(bound) = gradient.bounds.get_mut(at) {
-                            *bound = f64::INFINITY;
-                        }
-                    };
-                    (0..query.len()).for_each(|d| unknown(&mut all.d_query, at(of_query, [b, h, i, d])));
-                    (0..query.len()).for_each(|d| unknown(&mut all.d_key, at(of_key, [b, kv_head, j, d])));
-                    (0..d_output.len()).for_each(|d| unknown(&mut all.d_value, at(of_value, [b, kv_head, j, d])));
-                    unknown(&mut all.d_bias, at(of_bias, [b, h, i, j]));
-                    unknown(&mut all.d_scale, 0);
-                    (0..slopes).for_each(|n| unknown(&mut all.d_alibi_slopes, n));
+                    all.unknown(problem, [b, h, i, j], shapes);
                     continue;
                 }
                 let (p, e_weight) = (p[j], of_weight(j));
