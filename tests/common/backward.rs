@@ -111,7 +111,15 @@ pub(crate) fn case_with(case: &Case, run: &RunBackward<'_>) -> Result<(), String
         clean.forward = backward.forward.clone();
         let other = run(&clean.problem, &clean.inputs()).map_err(named)?;
         if bits(&other) != bits(&gradients) {
-            return Err(named("what is not allowed changes the gradients".to_owned()));
+            let tensors = |of: &Gradients| [&of.d_query, &of.d_key, &of.d_value, &of.d_bias].map(|d| d.as_ref().map(TensorData::to_f32));
+            let names = ["d_query", "d_key", "d_value", "d_bias"];
+            let same = |(a, b): (&Option<Vec<f32>>, &Option<Vec<f32>>)| {
+                let bits = |x: &Option<Vec<f32>>| x.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
+                bits(a) == bits(b)
+            };
+            let (a, b) = (tensors(&other), tensors(&gradients));
+            let changed: Vec<_> = a.iter().zip(&b).zip(names).filter(|(pair, _)| !same(*pair)).map(|(_, name)| name).collect();
+            return Err(named(format!("what is not allowed changes the gradients: {changed:?} of the tensors")));
         }
     }
     Ok(())

@@ -305,7 +305,7 @@ impl<'a> Backward<'a> {
                     continue;
                 }
                 let (n, skip) = (keys.len(), keys.start - block.start);
-                let (key, value) = (key.from(skip), value.from(skip));
+                let (of_block, key, value) = (key, key.from(skip), value.from(skip));
                 let places = |r| plan.map.place_in(of, tile.first_row + r);
                 let d_rows = tile_rows(&spec.d_output, self.inputs.d_output, places, tile, d_output_rows);
                 let lines = asked.in_lines && self.few() && row_keys.iter().all(|seen| *seen == row_keys[0]);
@@ -361,7 +361,9 @@ impl<'a> Backward<'a> {
                     }
                     full
                 };
-                let hidden = !full && (careful || !*finite.get_or_insert_with(|| simd::all_finite(level, key, n, dim)));
+                // of the whole block, once for all tiles
+                let of_keys = || simd::all_finite(level, of_block, block.len(), dim);
+                let hidden = !full && (careful || !*finite.get_or_insert_with(of_keys));
                 let queries = if self.few() {
                     query
                 } else {
