@@ -119,7 +119,10 @@ pub(crate) fn case_with(case: &Case, run: &RunBackward<'_>) -> Result<(), String
             };
             let (a, b) = (tensors(&other), tensors(&gradients));
             let changed: Vec<_> = a.iter().zip(&b).zip(names).filter(|(pair, _)| !same(*pair)).map(|(_, name)| name).collect();
-            return Err(named(format!("what is not allowed changes the gradients: {changed:?} of the tensors")));
+            let (first, other) = (bits(&gradients), bits(&other));
+            let at = first.iter().zip(&other).position(|(a, b)| a != b).unwrap_or(0);
+            let [a, b] = [first[at], other[at]].map(f32::from_bits);
+            return Err(named(format!("what is not allowed changes {changed:?}: number {at} is {a:e}, and {b:e} without")));
         }
     }
     Ok(())

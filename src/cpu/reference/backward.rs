@@ -341,6 +341,11 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                 if spec.d_scale {
                     let dot: f64 = query.iter().zip(&keys[j]).map(|(q, k)| q * k).sum();
                     let size: f64 = query.iter().zip(&keys[j]).map(|(q, k)| (q * k).abs()).sum();
+                    if ds.abs() == 0.0 && !dot.is_finite() {
+                        // nothing, or what 0 times infinity is
+                        all.d_scale.bounds[0] = f64::INFINITY;
+                        continue;
+                    }
                     let error = e_ds * dot.abs() + ds.abs() * gamma(query.len()) * in_range(size);
                     all.d_scale.add(0, ds * dot, error, of_all);
                 }
