@@ -304,7 +304,9 @@ pub enum BackwardError {
         strides: [usize; 4],
     },
     /// Keys or values that are not stored as numbers of their own.
-    #[error("{name} is asked for, but keys and values are stored {found}; the gradients of the query and of all terms can be had")]
+    #[error(
+        "{name} is asked for, but keys and values are stored {found}; the gradients of the query and of all terms can be had"
+    )]
     Stored {
         /// `d_key` or `d_value`.
         name: &'static str,

@@ -136,9 +136,14 @@ fn gradients_are_slopes() {
     for (n, &found) in oracle.d_sinks.values.iter().enumerate() {
         compare("d_sinks", n, found, slope(&|data, _, step| data.terms.sinks.as_mut().unwrap()[n] += step));
     }
-    compare("d_scale", 0, oracle.d_scale.values[0], slope(&|_, spec, step| {
-        spec.attention.scale = spec.attention.scale.map(|scale| scale + step);
-    }));
+    compare(
+        "d_scale",
+        0,
+        oracle.d_scale.values[0],
+        slope(&|_, spec, step| {
+            spec.attention.scale = spec.attention.scale.map(|scale| scale + step);
+        }),
+    );
     assert_eq!(compared, 72 + 30 + 20 + 20 + 8 + 4 + 1);
     // a row that sees nothing has no gradient
     assert!(oracle.d_query.values[3..6].iter().all(|d| *d == 0.0), "{:?}", &oracle.d_query.values[..9]);
@@ -158,10 +163,7 @@ fn what_cannot_be_is_refused() {
     let cases: [(Change, &str); 10] = [
         (|s| s.attention.scale = Some(f32::NAN), "scale is NaN, needs a finite number"),
         (|s| s.attention.scores = Some(crate::ScoreStage::Probs), "ask for chosen weights (d_weights) instead"),
-        (
-            |s| s.d_output.layout.shape[3] = 3,
-            "d_output has shape [2, 4, 3, 3], needs [2, 4, 3, 2]",
-        ),
+        (|s| s.d_output.layout.shape[3] = 3, "d_output has shape [2, 4, 3, 3], needs [2, 4, 3, 2]"),
         (
             |s| s.d_key = Some(TensorSpec::f32(Layout::bhld([3, 2, 5, 3]))),
             "d_key has shape [3, 2, 5, 3], needs [2, 2, 5, 3] (batch may be 1 where the batch shares them)",
@@ -177,10 +179,7 @@ fn what_cannot_be_is_refused() {
         ),
         (|s| (s.attention.bias, s.d_scale) = (None, false), "d_bias is asked for, but the attention has no bias"),
         (|s| s.attention.sinks = false, "d_sinks is asked for, but the attention has no sinks"),
-        (
-            |s| s.d_weights = Some(WeightsSpec { rows: Select::List(vec![3]), ..WeightsSpec::default() }),
-            "d_weights: ",
-        ),
+        (|s| s.d_weights = Some(WeightsSpec { rows: Select::List(vec![3]), ..WeightsSpec::default() }), "d_weights: "),
     ];
     for (change, wanted) in cases {
         let mut spec = good.clone();

@@ -6,8 +6,8 @@ mod backward;
 
 use half::{bf16, f16};
 
-pub use backward::{Gradient, ReferenceGradients, backward};
 pub(crate) use backward::backward_of;
+pub use backward::{Gradient, ReferenceGradients, backward};
 
 use crate::inputs::{AttentionInputs, AttentionOutput, InputError, RowState};
 use crate::problem::{AlibiSlopes, AttentionProblem, Diagonal, ScoreStage};

@@ -143,7 +143,8 @@ fn compare(
         crate::inputs::check_tensor(name, (got.element().into(), got.len()), tensor)?;
         let dense = Layout::bhld(tensor.layout.shape);
         let [batch, heads, rows, width] = dense.shape;
-        let of_head = |h: usize| only.is_none_or(|head| heads > 1 && h / heads_of_one == head || heads == 1 && name != "d_bias");
+        let of_head =
+            |h: usize| only.is_none_or(|head| heads > 1 && h / heads_of_one == head || heads == 1 && name != "d_bias");
         for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))).filter(|(_, h)| of_head(*h)) {
             for (i, d) in (0..rows).flat_map(|i| (0..width).map(move |d| (i, d))) {
                 let index = [b, h, i, d];

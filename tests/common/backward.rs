@@ -26,7 +26,9 @@ impl BackwardCase {
     /// The gradients of a case: all that there are, from an output's gradient in some element, in some elements and layouts;
     /// `None` where the problem has none. Where the case is poisoned so are the gradients of rows that see no key.
     pub(crate) fn of(case: &Case) -> Option<Self> {
-        let mut random = fastrand::Rng::with_seed(case.name.bytes().fold(7u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte))));
+        let mut random = fastrand::Rng::with_seed(
+            case.name.bytes().fold(7u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte))),
+        );
         let mut attention = case.spec.clone();
         attention.scores = None;
         let mut spec = BackwardSpec::all(attention);
@@ -36,7 +38,8 @@ impl BackwardCase {
             _ => Element::F32,
         };
         spec.d_output.element = element(&mut random);
-        for gradient in [&mut spec.d_query, &mut spec.d_key, &mut spec.d_value, &mut spec.d_bias].into_iter().flatten() {
+        for gradient in [&mut spec.d_query, &mut spec.d_key, &mut spec.d_value, &mut spec.d_bias].into_iter().flatten()
+        {
             gradient.element = element(&mut random);
             if random.u8(0..4) == 0 {
                 gradient.layout = Layout::blhd(gradient.layout.shape);
@@ -73,9 +76,7 @@ impl BackwardCase {
         let spec = backward.spec().d_output;
         let mut d_output = numbers(spec.layout.extent()?);
         if case.recipe.poison {
-            for (b, h, i) in
-                (0..batch).flat_map(|b| (0..heads).flat_map(move |h| (0..q_len).map(move |i| (b, h, i))))
-            {
+            for (b, h, i) in (0..batch).flat_map(|b| (0..heads).flat_map(move |h| (0..q_len).map(move |i| (b, h, i)))) {
                 let inputs = data.as_inputs();
                 if !(0..kv_len).any(|j| allowed(&problem, &inputs, [b, h, i, j]) == (true, true)) {
                     (0..problem.v_head_dim()).for_each(|d| d_output[spec.layout.index([b, h, i, d])] = f32::NAN);
@@ -110,19 +111,12 @@ pub(crate) fn case_with(case: &Case, run: &RunBackward<'_>) -> Result<(), String
         // the same results of the forward, whose bits are compared elsewhere
         clean.forward = backward.forward.clone();
         let other = run(&clean.problem, &clean.inputs()).map_err(named)?;
-        if bits(&other) != bits(&gradients) {
-            let tensors = |of: &Gradients| [&of.d_query, &of.d_key, &of.d_value, &of.d_bias].map(|d| d.as_ref().map(TensorData::to_f32));
-            let names = ["d_query", "d_key", "d_value", "d_bias"];
-            let same = |(a, b): (&Option<Vec<f32>>, &Option<Vec<f32>>)| {
-                let bits = |x: &Option<Vec<f32>>| x.iter().flatten().map(|x| x.to_bits()).collect::<Vec<_>>();
-                bits(a) == bits(b)
-            };
-            let (a, b) = (tensors(&other), tensors(&gradients));
-            let changed: Vec<_> = a.iter().zip(&b).zip(names).filter(|(pair, _)| !same(*pair)).map(|(_, name)| name).collect();
-            let (first, other) = (bits(&gradients), bits(&other));
-            let at = first.iter().zip(&other).position(|(a, b)| a != b).unwrap_or(0);
+        let (first, other) = (bits(&gradients), bits(&other));
+        // the sign of a zero that is left of something below f32's range may be that of a 0 times anything
+        let differ = |(a, b): (&u32, &u32)| a != b && (a | b) << 1 != 0;
+        if let Some(at) = first.iter().zip(&other).position(differ) {
             let [a, b] = [first[at], other[at]].map(f32::from_bits);
-            return Err(named(format!("what is not allowed changes {changed:?}: number {at} is {a:e}, and {b:e} without")));
+            return Err(named(format!("what is not allowed changes number {at} of all: {a:e}, and {b:e} without it")));
         }
     }
     Ok(())
@@ -141,8 +135,9 @@ pub(crate) fn golden() -> Vec<String> {
     (0..31).map(|n| format!("tests/golden/backward/case{n:02}.safetensors")).collect()
 }
 
-/// Gradients of such a file, within the bounds that it states.
-pub(crate) fn golden_with(path: &str, run: &RunBackward<'_>) -> Result<(), String> {
+/// Gradients of such a file, within `times` the bounds that it states: 2 for what rounds products before it adds them, where those
+/// that the bounds were measured with do not.
+pub(crate) fn golden_with(path: &str, times: f32, run: &RunBackward<'_>) -> Result<(), String> {
     let file = File::open(path);
     let metadata = file.metadata();
     let option = |name: &str| metadata.get(name).map(String::as_str);
@@ -209,12 +204,14 @@ pub(crate) fn golden_with(path: &str, run: &RunBackward<'_>) -> Result<(), Strin
         ("d_sinks", gradients.d_sinks.clone()),
     ] {
         let (Some(got), Some(want)) = (got, f32s(&format!("expected_{name}"))) else { continue };
-        let bound = number(&format!("bound_{name}")).expect("a bound");
+        let bound = times * number(&format!("bound_{name}")).expect("a bound");
         assert_eq!(got.len(), want.len(), "{path}: {name}");
         for (at, (got, want)) in got.iter().zip(&want).enumerate() {
             let error = (got - want).abs();
             if error.is_nan() || error > bound {
-                return Err(format!("{path}: {name} at {at}: got {got:e}, want {want:e}, off by {error:e}, allowed {bound:e}"));
+                return Err(format!(
+                    "{path}: {name} at {at}: got {got:e}, want {want:e}, off by {error:e}, allowed {bound:e}"
+                ));
             }
         }
     }

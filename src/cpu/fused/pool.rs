@@ -1,8 +1,8 @@
 //! Tasks on the threads of the pool that a call is made from, each with a workspace.
 
-use std::sync::{Mutex, PoisonError};
 #[cfg(feature = "native")]
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Workspaces, made once and used again.
 #[derive(Debug)]

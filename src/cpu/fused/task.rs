@@ -83,7 +83,13 @@ impl Job<'_> {
         let rows = plan.map.rows(chunk);
         rows::fill_keys(problem, inputs, &plan.map, chunk, &mut scratch.keys[..rows]);
         if self.few() {
-            rows::copy_rows(&problem.spec().query, inputs.query, |r| plan.map.place(chunk, r), rows, &mut scratch.query);
+            rows::copy_rows(
+                &problem.spec().query,
+                inputs.query,
+                |r| plan.map.place(chunk, r),
+                rows,
+                &mut scratch.query,
+            );
         }
     }
 
@@ -404,8 +410,12 @@ impl Job<'_> {
         let Self { plan, problem, inputs } = *self;
         let (kv_head, level, n) = (plan.map.kv_head(chunk), plan.level(), block.len());
         let (all_keys, all_values) = (inputs.keys(problem), inputs.values(problem));
-        let Some(key) = rows::in_place(level, &all_keys, kv_head, block.clone(), &mut scratch.key_block) else { return false };
-        let Some(value) = rows::in_place(level, &all_values, kv_head, block, &mut scratch.value_block) else { return false };
+        let Some(key) = rows::in_place(level, &all_keys, kv_head, block.clone(), &mut scratch.key_block) else {
+            return false;
+        };
+        let Some(value) = rows::in_place(level, &all_values, kv_head, block, &mut scratch.value_block) else {
+            return false;
+        };
         let (rows, dim, v_dim) = (plan.map.rows(chunk), problem.head_dim(), problem.v_head_dim());
         let query = Strided { data: &scratch.query, stride: dim };
         let scores = &mut scratch.scores;

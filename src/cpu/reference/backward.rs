@@ -145,7 +145,8 @@ pub(crate) fn backward_of(
             to.merge(from);
         }
     }
-    for (gradient, tensor) in all.list_mut().into_iter().zip([&spec.d_query, &spec.d_key, &spec.d_value, &spec.d_bias]) {
+    for (gradient, tensor) in all.list_mut().into_iter().zip([&spec.d_query, &spec.d_key, &spec.d_value, &spec.d_bias])
+    {
         gradient.store(tensor.as_ref().map_or(Element::F32, |tensor| tensor.element));
     }
     for gradient in [&mut all.d_alibi_slopes, &mut all.d_sinks, &mut all.d_scale] {
@@ -265,9 +266,12 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
             let dots: Vec<f64> = (0..kv_len)
                 .map(|j| if allowed[j] { d_output.iter().zip(&values[j]).map(|(g, v)| g * v).sum() } else { 0.0 })
                 .collect();
-            let sizes: Vec<f64> = (0..kv_len)
-                .map(|j| if allowed[j] { d_output.iter().zip(&values[j]).map(|(g, v)| (g * v).abs()).sum() } else { 0.0 })
-                .collect();
+            let sizes: Vec<f64> =
+                (0..kv_len)
+                    .map(|j| {
+                        if allowed[j] { d_output.iter().zip(&values[j]).map(|(g, v)| (g * v).abs()).sum() } else { 0.0 }
+                    })
+                    .collect();
             let d_weights = chosen(problem, inputs, [b, h, i], kv_len);
             let d_weight = |j: usize| d_weights.as_ref().map_or(0.0, |d| d[j]);
             let of_weights: f64 = keys_seen.iter().map(|&j| p[j] * d_weight(j)).sum();
@@ -286,7 +290,9 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                     .sum();
                 gamma(width) * in_range(size) + own + kept + 2.0 * U * (d_lse.abs() + delta.abs() + of_weights.abs())
             };
-            if spec.d_sinks && let Some(sink) = sink {
+            if spec.d_sinks
+                && let Some(sink) = sink
+            {
                 let weight = (sink - forward_row.row_max).exp() / forward_row.row_sum;
                 let x = (sink - forward_row.row_max).abs();
                 let relative = 2.0 * mean + 2.0 * U * (4.0 + 3.0 * x.min(200.0)) + gamma(kv_len) + 6.0 * U;
@@ -324,7 +330,10 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                         let t = (super::scaled(forward, given, b, h, i, j) / cap).tanh();
                         // the slope of t^2 by the score, and roundings of t and of its square
                         let dot = scale.abs() * query.iter().zip(&keys[j]).map(|(q, k)| (q * k).abs()).sum::<f64>();
-                        (1.0 - t * t, 2.0 * t.abs() * (1.0 - t * t) * gamma(query.len()) * in_range(dot) / cap + 16.0 * U)
+                        (
+                            1.0 - t * t,
+                            2.0 * t.abs() * (1.0 - t * t) * gamma(query.len()) * in_range(dot) / cap + 16.0 * U,
+                        )
                     }
                     None => (1.0, 0.0),
                 };
@@ -335,7 +344,12 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                         all.d_query.add(at(of_query, [b, h, i, d]), scale * ds * k, (scale * e_ds * k).abs(), kv_len);
                     }
                     if spec.d_key.is_some() {
-                        all.d_key.add(at(of_key, [b, kv_head, j, d]), scale * ds * q, (scale * e_ds * q).abs(), of_rows);
+                        all.d_key.add(
+                            at(of_key, [b, kv_head, j, d]),
+                            scale * ds * q,
+                            (scale * e_ds * q).abs(),
+                            of_rows,
+                        );
                     }
                 }
                 if spec.d_scale {

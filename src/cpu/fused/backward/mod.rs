@@ -222,7 +222,8 @@ impl CpuBackward {
         let Self { problem, plan, chosen, pool, .. } = self;
         let (spec, forward, map) = (problem.spec(), problem.forward(), plan.scores.map);
         let (dim, v_dim, kv_len) = (forward.head_dim(), forward.v_head_dim(), forward.kv_len());
-        let GradientsMut { mut d_query, mut d_key, mut d_value, mut d_bias, d_alibi_slopes, d_sinks, d_scale } = results;
+        let GradientsMut { mut d_query, mut d_key, mut d_value, mut d_bias, d_alibi_slopes, d_sinks, d_scale } =
+            results;
         let State { query_parts, key_parts, value_parts, gathered, bias_slabs, slopes, sinks, scale, flags } = state;
         let [f_query, f_parts, f_key, f_value, f_bias, f_slopes, f_sinks, f_scale, f_pieces] = flags;
         let [of_query, of_key, of_value, of_bias] = gathered;
@@ -236,7 +237,8 @@ impl CpuBackward {
         sinks.fill(0.0);
         scale.fill(0.0);
         {
-            let final_keys = |gradient: &Option<TensorSpec>| gradient.is_none_or(|gradient| plan.keys_are_final(&gradient));
+            let final_keys =
+                |gradient: &Option<TensorSpec>| gradient.is_none_or(|gradient| plan.keys_are_final(&gradient));
             let parts = |width: usize| Parts {
                 slab_len: kv_len * width,
                 part_len: plan.part_kv * width,
@@ -327,7 +329,11 @@ impl CpuBackward {
             // what lies `step` apart goes to one place: groups of other entries where the batch is summed, and parts of rows
             let step = batch * heads * slab;
             let count = (plan.row_parts * map.groups() * slab).checked_div(step).unwrap_or(0);
-            let pieces = Shared::new(out, Parts { slab_len: step, part_len: PIECE, parts: step.div_ceil(PIECE).max(1) }, f_pieces);
+            let pieces = Shared::new(
+                out,
+                Parts { slab_len: step, part_len: PIECE, parts: step.div_ceil(PIECE).max(1) },
+                f_pieces,
+            );
             self.each(step.div_ceil(PIECE), |piece| {
                 let mut unit = pieces.claim(piece);
                 let out = unit.row(0);

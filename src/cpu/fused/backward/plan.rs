@@ -78,11 +78,7 @@ impl BackwardPlan {
         let part_kv = kv_len.max(1).div_ceil(key_parts).next_multiple_of(scores.block_kv);
         let key_parts = kv_len.div_ceil(part_kv).max(1);
         let bias = bias.map(|[_, heads, rows, keys]| BiasSlab {
-            shape: [
-                if heads == 1 { 1 } else { forward.group_size() },
-                rows,
-                if keys == 1 { 1 } else { part_kv },
-            ],
+            shape: [if heads == 1 { 1 } else { forward.group_size() }, rows, if keys == 1 { 1 } else { part_kv }],
         });
         Self { scores, groups_per_task, row_parts, chunks_per_part, key_parts, part_kv, bias }
     }

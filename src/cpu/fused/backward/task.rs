@@ -310,8 +310,7 @@ impl<'a> Backward<'a> {
                 let d_rows = tile_rows(&spec.d_output, self.inputs.d_output, places, tile, d_output_rows);
                 let lines = asked.in_lines && self.few() && row_keys.iter().all(|seen| *seen == row_keys[0]);
                 let of_tile = tile.number * plan.tile_rows;
-                let rows_before =
-                    RowsBefore { shift: &shift[of_tile..], by: &by[of_tile..], delta: &delta[of_tile..] };
+                let rows_before = RowsBefore { shift: &shift[of_tile..], by: &by[of_tile..], delta: &delta[of_tile..] };
                 let query = job.query(chunk, tile, &mut scratch.query);
                 let mut scoring = scoring!(scratch, job.scale());
                 let factor = if plan.exponents.factor.is_some() { forward.scale() } else { 1.0 };
@@ -321,7 +320,15 @@ impl<'a> Backward<'a> {
                     simd::products(level, query, tile.rows, key, n, dim, job.scale(), scores, width, NONE);
                     simd::products(level, d_rows, tile.rows, value, n, v_dim, 1.0, products, width, NONE);
                     simd::differentiate_lines(
-                        level, tile.rows, n, scores, products, width, rows_before, factor, forward.scale(),
+                        level,
+                        tile.rows,
+                        n,
+                        scores,
+                        products,
+                        width,
+                        rows_before,
+                        factor,
+                        forward.scale(),
                     );
                     true
                 } else {
@@ -601,7 +608,12 @@ impl Asked {
         let dots = attention.softcap.is_some() || spec.d_scale;
         let at_once = !dots && spec.d_bias.is_none() && !spec.d_alibi_slopes;
         let bare = attention.mask.is_none() && attention.bias.is_none() && attention.alibi_slopes.is_none();
-        Self { d_query: spec.d_query.is_some(), dots, at_once, in_lines: at_once && bare && problem.weights().is_none() }
+        Self {
+            d_query: spec.d_query.is_some(),
+            dots,
+            at_once,
+            in_lines: at_once && bare && problem.weights().is_none(),
+        }
     }
 }
 
