@@ -261,7 +261,8 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                 let most = (x + relative).exp() / forward_row.row_sum;
                 // a small difference of two numbers that are alike is told by its slope
                 let off = if relative < 1e-3 { p[j] * relative * (1.0 + relative) } else { most - p[j] };
-                off.min(1.0)
+                // what is below the normal range may be flushed
+                off.min(1.0) + f64::from(f32::MIN_POSITIVE)
             };
             let dots: Vec<f64> = (0..kv_len)
                 .map(|j| if allowed[j] { d_output.iter().zip(&values[j]).map(|(g, v)| g * v).sum() } else { 0.0 })
