@@ -1,5 +1,9 @@
 //! One handle for whatever computes: a GPU if there is one, else the CPU.
 
+mod backward;
+
+pub use backward::PreparedBackward;
+
 use std::str::FromStr;
 #[cfg(feature = "native")]
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
 //! The umbrella error: one variant for each stage, and for choosing a device.
 
+use crate::backward::BackwardError;
 use crate::context::ContextError;
 use crate::cpu::{CpuKernel, MergeError};
 use crate::dispatch::{Kernel, Rejection, Unsupported};
@@ -19,6 +20,9 @@ pub enum Error {
     /// A spec was refused.
     #[error(transparent)]
     Problem(#[from] ProblemError),
+    /// Gradients were asked for that there are not.
+    #[error(transparent)]
+    Backward(#[from] BackwardError),
     /// The data of a call was refused.
     #[error(transparent)]
     Input(#[from] InputError),

@@ -124,7 +124,9 @@ pub mod weights;
 pub mod workload;
 
 pub use caps::{CooperativeMatrix, DeviceCaps, DeviceClass, SubgroupFault};
-pub use device::{Choice, Device, DeviceRequest, DeviceRequestError, KernelChoice, PreparedAttention};
+pub use device::{
+    Choice, Device, DeviceRequest, DeviceRequestError, KernelChoice, PreparedAttention, PreparedBackward,
+};
 pub use dispatch::{Kernel, PlanChoice, TileShape};
 pub use error::Error;
 pub use half::{bf16, f16};

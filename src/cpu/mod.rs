@@ -31,7 +31,7 @@ use half::{bf16, f16};
 use crate::backward::{BackwardInputs, BackwardProblem, Gradients};
 use crate::inputs::{AttentionInputs, AttentionOutput, CheckedInputs, InputError, RowState};
 use crate::problem::AttentionProblem;
-use crate::tensor::{Element, Layout, TensorData};
+use crate::tensor::{Element, Layout, TensorData, TensorSpec};
 
 /// An algorithm on the CPU. All of them compute in f32 and take every problem.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -223,13 +223,24 @@ fn stored<T: Copy>(
     to_f16: impl Fn(T) -> f16,
     to_bf16: impl Fn(T) -> bf16,
 ) -> TensorData {
+    scattered(&problem.spec().output, dense, to_f32, to_f16, to_bf16)
+}
+
+/// Rounds what lies without gaps into the layout and element of a tensor.
+fn scattered<T: Copy>(
+    tensor: &TensorSpec,
+    dense: Vec<T>,
+    to_f32: impl Fn(T) -> f32,
+    to_f16: impl Fn(T) -> f16,
+    to_bf16: impl Fn(T) -> bf16,
+) -> TensorData {
     fn scatter<T: Copy, E: Copy>(layout: &Layout, dense: Vec<T>, zero: E, round: impl Fn(T) -> E) -> Vec<E> {
         if *layout == Layout::bhld(layout.shape) {
             return dense.into_iter().map(round).collect();
         }
         let mut data = vec![zero; layout.extent().unwrap_or(0)];
         let [_, heads, len, dim] = layout.shape;
-        for (row, values) in dense.chunks_exact(dim).enumerate() {
+        for (row, values) in dense.chunks_exact(dim.max(1)).enumerate() {
             let start = layout.index([row / (heads * len), row / len % heads, row % len, 0]);
             for (d, &value) in values.iter().enumerate() {
                 data[start + d * layout.strides[3]] = round(value);
@@ -237,11 +248,10 @@ fn stored<T: Copy>(
         }
         data
     }
-    let output = &problem.spec().output;
-    match output.element {
-        Element::F32 => TensorData::F32(scatter(&output.layout, dense, 0.0, to_f32)),
-        Element::F16 => TensorData::F16(scatter(&output.layout, dense, f16::ZERO, to_f16)),
-        Element::Bf16 => TensorData::Bf16(scatter(&output.layout, dense, bf16::ZERO, to_bf16)),
+    match tensor.element {
+        Element::F32 => TensorData::F32(scatter(&tensor.layout, dense, 0.0, to_f32)),
+        Element::F16 => TensorData::F16(scatter(&tensor.layout, dense, f16::ZERO, to_f16)),
+        Element::Bf16 => TensorData::Bf16(scatter(&tensor.layout, dense, bf16::ZERO, to_bf16)),
         // refused as an output where problems are made
         Element::I8 => TensorData::zeros(Element::I8, 0),
     }

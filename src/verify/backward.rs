@@ -16,6 +16,8 @@ pub struct BackwardReport {
     pub failures: usize,
     /// Elements whose true value is finite, but of which f32 could not say anything: something on the way is beyond its range.
     pub beyond_f32: usize,
+    /// The largest error of an element of a tensor whose true value is finite.
+    pub max_abs_error: f64,
     /// The largest ratio of an error to what is allowed there; at most 1 if all is well.
     pub worst_ratio: f64,
     /// Where that is; `None` if everything is exact.
@@ -63,6 +65,9 @@ impl BackwardReport {
         } else {
             0.0
         };
+        if want.is_finite() && allowed.is_finite() {
+            self.max_abs_error = self.max_abs_error.max(error);
+        }
         self.failures += usize::from(ratio > 1.0);
         if ratio > self.worst_ratio {
             (self.worst_ratio, self.worst) = (ratio, Some(place));
@@ -129,7 +134,8 @@ fn compare(
         Some(head) => reference::backward_of(problem, inputs, Some(head))?,
     };
     let (spec, forward) = (problem.spec(), problem.forward());
-    let mut report = BackwardReport { elements: 0, failures: 0, beyond_f32: 0, worst_ratio: 0.0, worst: None };
+    let mut report =
+        BackwardReport { elements: 0, failures: 0, beyond_f32: 0, max_abs_error: 0.0, worst_ratio: 0.0, worst: None };
     let group = forward.group_size();
     let tensors: [(&'static str, &Option<TensorSpec>, Option<TensorRef<'_>>, &Gradient, usize); 4] = [
         ("d_query", &spec.d_query, gradients.d_query.as_ref().map(Into::into), &oracle.d_query, group),

@@ -6,6 +6,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use clap::builder::PossibleValuesParser;
+use cross_attention::backward::{BackwardInputs, BackwardProblem, BackwardSpec};
 use cross_attention::gpu::{HostCost, KernelTiming};
 use cross_attention::workload::{self, Workload};
 use cross_attention::{
@@ -28,6 +29,7 @@ Examples:
   cross-attention bench --list
   cross-attention bench whisper_decode gqa --device cpu
   cross-attention bench whisper_decode fid_decode --kv int8_32 --pages 16
+  cross-attention bench square_1k perceiver --backward --device cpu
   cross-attention bench --element f16 --json > timings.jsonl";
 
 /// Time named workloads, each verified before it is timed
@@ -38,13 +40,16 @@ pub(crate) struct Args {
     #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(names()), hide_possible_values = true)]
     names: Vec<String>,
     /// List the workloads with their shapes, and do nothing else
-    #[arg(long, conflicts_with_all = ["element", "kv", "pages", "seconds", "json", "device", "kernel", "pipeline_cache", "tune_cache"])]
+    #[arg(long, conflicts_with_all = ["element", "kv", "pages", "backward", "seconds", "json", "device", "kernel", "pipeline_cache", "tune_cache"])]
     list: bool,
     /// Element type of query, key, value and output, f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value_t = Element::F32)]
     element: Element,
     #[command(flatten)]
     kv: KvFlags,
+    /// Time the backward alone, given what the forward returned: the gradients of query, key and value
+    #[arg(long, conflicts_with_all = ["kv", "pages", "kernel", "tune_cache"])]
+    backward: bool,
     /// Time to spend on each workload, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     seconds: Duration,
@@ -58,6 +63,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     tuned: TuneFlag,
 }
+
+/// Work of a backward, by that of the forward: five products where that has two.
+const BACKWARD_FLOPS: f64 = 2.5;
 
 /// Rounds timed even where the time is up before.
 const MIN_ROUNDS: usize = 5;
@@ -137,7 +145,10 @@ pub(crate) fn bench(args: &Args, started: Instant, terminal: &mut Terminal) -> R
     let mut failed = 0;
     for (n, workload) in workloads.iter().enumerate() {
         terminal.bar().set_message(workload.name);
-        let result = measure(workload, &common, tuned.as_ref(), terminal);
+        let result = match args.backward {
+            true => measure_backward(workload, &common, terminal),
+            false => measure(workload, &common, tuned.as_ref(), terminal),
+        };
         if n == 0 {
             // not before: the first result comes from a device that did nothing yet
             terminal.bar().set_message("the device's limits");
@@ -209,6 +220,52 @@ fn measure(workload: &Workload, common: &Common<'_>, tuned: Option<&Tuned>, term
         bytes: workload::bytes(&problem),
         plan_us: plan_us(&problem, device, args.device.kernel),
         gpu,
+    })
+}
+
+/// The backward of a workload, its gradients of one head compared with the oracle before they are timed.
+fn measure_backward(workload: &Workload, common: &Common<'_>, terminal: &Terminal) -> Result<Row, Error> {
+    let Common { args, device, .. } = common;
+    let attention = stored(workload, args.element, args.kv)?.spec().clone();
+    let problem = BackwardProblem::new(BackwardSpec::new(attention))?;
+    let forward = problem.forward();
+    let data = workload::inputs(forward, workload.name);
+    let inputs = data.as_inputs();
+    let results = device.prepare_blocking(forward, KernelChoice::Auto)?.run_blocking(&inputs)?;
+    // numbers like those of an output
+    let d_output = workload::inputs(forward, "the gradient of the output").query.to_f32();
+    let len = problem.spec().d_output.layout.extent().unwrap_or(0);
+    let d_output: Vec<f32> = d_output.iter().copied().cycle().take(len).collect();
+    let inputs = BackwardInputs::new(inputs, &results, &d_output).map_err(cross_attention::Error::from)?;
+    let made_before = pipelines(device);
+    let start = Instant::now();
+    let prepared = device.prepare_backward_blocking(&problem)?;
+    let prepare_ms = millis(start);
+    let start = Instant::now();
+    let gradients = prepared.run_blocking(&inputs)?;
+    let first_run_ms = millis(start);
+    let report =
+        verify::verify_backward_head(&problem, &inputs, &gradients, 0).map_err(cross_attention::Error::from)?;
+    if !report.passed() {
+        return Err(Error::Verify { report: report.to_string() });
+    }
+    let mut rounds = 0usize;
+    let mut on_round = || {
+        rounds += 1;
+        terminal.bar().set_message(format!("{}, round {rounds}", workload.name));
+    };
+    let timing = prepared.time_blocking(&inputs, MIN_ROUNDS, args.seconds, &mut on_round)?;
+    Ok(Row {
+        kernel: prepared.kernel_name(),
+        max_abs_error: report.max_abs_error,
+        prepare_ms,
+        pipelines: pipelines(device) - made_before,
+        first_run_ms,
+        timing,
+        flops: BACKWARD_FLOPS * workload::flops(forward, &inputs.attention),
+        bytes: 2.0 * workload::bytes(forward),
+        plan_us: prepare_ms * 1e3,
+        gpu: None,
     })
 }
 

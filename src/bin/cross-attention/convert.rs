@@ -56,7 +56,7 @@ fn is_converted(head: &[u8]) -> bool {
 pub(crate) fn convert(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
     let named = |source| Error::Input { path: args.input.clone(), source: Box::new(source) };
     let flags = OptionFlags::default();
-    let wish = Wish { output: Element::F32, probs: false };
+    let wish = Wish { output: Element::F32, probs: false, backward: false };
     let opened = Opened::open(&args.input, &flags, wish, terminal).map_err(named)?;
     opened.request.warn(&args.input, terminal);
     let converted = Converted::new(&opened, args.kv).map_err(named)?;

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 /// Everything the program itself refuses; the library's refusals are wrapped.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    #[error(transparent)]
+    Backward(#[from] cross_attention::backward::BackwardError),
     #[error("{}", path.display())]
     Input { path: PathBuf, source: Box<Self> },
     #[error("cannot read it")]

@@ -1,5 +1,6 @@
 //! `explain`: what would run for a shape or a file, and why, without running it.
 
+use cross_attention::backward::{BackwardProblem, BackwardSpec};
 use cross_attention::{AttentionProblem, Device, workload};
 
 use crate::error::Error;
@@ -20,6 +21,9 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     problem: ProblemFlags,
+    /// Print the plan of the backward: the gradients of all inputs
+    #[arg(long, conflicts_with_all = ["kernel", "tune_cache"])]
+    backward: bool,
     #[command(flatten)]
     device: DeviceFlags,
     #[command(flatten)]
@@ -33,6 +37,16 @@ pub(crate) struct Args {
 pub(crate) fn explain(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
     let problem = args.problem.problem(terminal)?;
     let choice = Device::choose_blocking(&args.device.device)?;
+    if args.backward {
+        // the attention as it would be trained: what it returns beside its output has no gradient
+        let mut attention = problem.spec().clone();
+        attention.scores = None;
+        let backward = BackwardProblem::new(BackwardSpec::all(attention))?;
+        let plan = choice.device.prepare_backward_blocking(&backward)?.plan_text();
+        terminal.line(format_args!("chosen     {choice}"))?;
+        let extras = extras(&problem);
+        return terminal.line(format_args!("problem    {}, {extras}\n{}", shape(&problem), plan.trim_end()));
+    }
     let tuned = Tuned::load(&args.tuned, &choice.device, false, terminal);
     let text = match (&choice.device, &tuned) {
         (Device::Gpu(context), Some(tuned)) => tuned.plan(context, &problem, terminal)?.to_string(),

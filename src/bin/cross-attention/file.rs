@@ -5,11 +5,12 @@ use std::path::Path;
 
 use cross_attention::{
     AlibiSlopes, AttentionInputs, AttentionProblem, AttentionSpec, Element, Layout, Paged, ProblemError, ScoreStage,
-    TensorRef, TensorSpec, Terms, bf16, f16,
+    TensorData, TensorRef, TensorSpec, Terms, bf16, f16,
 };
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
+use crate::backward::GIVEN;
 use crate::error::Error;
 use crate::input::{Bytes, Contents};
 use crate::options::{AxisOrder, Metadata, OptionFlags, unknown_options};
@@ -31,6 +32,8 @@ pub(crate) struct Request {
 pub(crate) struct Wish {
     pub(crate) output: Element,
     pub(crate) probs: bool,
+    /// Whether the file is one for gradients, which holds more.
+    pub(crate) backward: bool,
 }
 
 /// All that a file may hold.
@@ -142,16 +145,19 @@ pub(crate) fn request(file: &Contents, flags: &OptionFlags, wish: Wish) -> Resul
     spec.alibi_slopes = given("alibi_slopes", shape, floats)?.then_some(slopes);
     spec.sinks = given("sinks", heads, floats)?;
 
-    let mut notes: Vec<String> = unknown_tensors(file).into_iter().chain(unknown_options(&file.metadata)).collect();
+    spec.row_state = wish.backward;
+    let mut notes: Vec<String> =
+        unknown_tensors(file, wish.backward).into_iter().chain(unknown_options(&file.metadata)).collect();
     notes.extend(options.idle(&spec).into_iter().map(str::to_owned));
     let problem = AttentionProblem::new(spec).map_err(|error| order.as_in_file(error))?;
     Ok(Request { problem, order, metadata: file.metadata.clone(), notes })
 }
 
 /// Tensors that mean nothing here, in a sentence.
-fn unknown_tensors(file: &Contents) -> Option<String> {
+fn unknown_tensors(file: &Contents, backward: bool) -> Option<String> {
     let mut names = file.names();
-    names.retain(|name| !NAMES.contains(&name.as_str()));
+    let more: &[&str] = if backward { &GIVEN } else { &[] };
+    names.retain(|name| !NAMES.contains(&name.as_str()) && !more.contains(&name.as_str()));
     let shown = listed(names.iter().map(String::as_str));
     let meant: Vec<_> = names.iter().filter_map(|name| nearest(name, &NAMES)).collect();
     let hint = if meant.is_empty() { String::new() } else { format!("; is {} meant?", meant.join(", ")) };
@@ -440,6 +446,22 @@ impl Opened {
         self.contents.data(&self.bytes, info)
     }
 
+    /// The shape of a tensor as the file has it.
+    pub(crate) fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.contents.info(name).map(|info| info.shape.clone())
+    }
+
+    /// A tensor that is no input of the attention, F32, F16 or BF16, and its shape.
+    ///
+    /// # Errors
+    /// [`Error::ElementType`], [`Error::Memory`].
+    pub(crate) fn floats(&self, name: &'static str) -> Result<Option<(TensorData, Vec<usize>)>, Error> {
+        let Some(info) = self.contents.info(name) else { return Ok(None) };
+        floats_of(name, info)?;
+        let data = Floats::new(self.data(info), info.dtype)?;
+        Ok(Some((data.as_ref().to_owned(), info.shape.clone())))
+    }
+
     /// The numbers.
     ///
     /// # Errors
@@ -488,7 +510,8 @@ mod tests {
     /// All that is read of a file.
     fn parse(bytes: &[u8]) -> Result<Request, Error> {
         let contents = Contents::parse(bytes, bytes.len() as u64)?;
-        let request = request(&contents, &OptionFlags::default(), Wish { output: Element::F32, probs: false })?;
+        let request =
+            request(&contents, &OptionFlags::default(), Wish { output: Element::F32, probs: false, backward: false })?;
         Operands::new(&contents, bytes, &request.problem)?;
         Ok(request)
     }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::doc_markdown, reason = "doc comments of flags are help texts, read on a terminal")]
 
+mod backward;
 mod bench;
 mod convert;
 mod devices;

@@ -153,7 +153,7 @@ pub(crate) fn map(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
     // tried before anything is computed
     OutputFile::check(&args.output, format.ours())?;
     let named = |source| Error::Input { path: args.input.clone(), source: Box::new(source) };
-    let wish = Wish { output: Element::F32, probs: false };
+    let wish = Wish { output: Element::F32, probs: false, backward: false };
     let opened = Opened::open(&args.input, &args.options, wish, terminal).map_err(named)?;
     let request = &opened.request;
     let problem = &request.problem;

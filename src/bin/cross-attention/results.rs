@@ -16,6 +16,9 @@ use crate::options::AxisOrder;
 /// What a file must be that is replaced.
 pub(crate) const RESULT: Ours = Ours { what: "a result of this program", is: is_result };
 
+/// What a result may hold beside output and lse.
+const MORE: [&str; 7] = ["probs", "d_query", "d_key", "d_value", "d_bias", "d_alibi_slopes", "d_sinks"];
+
 /// Bytes between two steps of the bar.
 const PART: usize = 8 << 20;
 
@@ -27,11 +30,11 @@ fn is_result(head: &[u8]) -> bool {
     header.is_some_and(|header| {
         let names = ["__metadata__", "output", "lse"];
         names.iter().all(|name| header.contains_key(*name))
-            && header.keys().all(|name| names.contains(&name.as_str()) || name == "probs")
+            && header.keys().all(|name| names.contains(&name.as_str()) || MORE.contains(&name.as_str()))
     })
 }
 
-/// Writes the results; the weights only if `probs` says so.
+/// Writes the results and what gradients there are; the weights only if `probs` says so.
 ///
 /// # Errors
 /// [`Error::NotReturned`] and [`Error::Output`].
@@ -40,6 +43,7 @@ pub(crate) fn write(
     (problem, order): (&AttentionProblem, AxisOrder),
     results: &AttentionOutput,
     probs: bool,
+    gradients: Vec<Stored<'_>>,
     about: [(&str, &str); 3],
     bar: &ProgressBar,
 ) -> Result<(), Error> {
@@ -51,7 +55,8 @@ pub(crate) fn write(
         let probs = results.scores.as_deref().ok_or(Error::NotReturned { name: "probs" })?;
         tensors.push(("probs", TensorRef::F32(probs), problem.score_shape().to_vec()));
     }
-    let tensors = tensors.into_iter().map(|(name, data, shape)| Stored::of(name, data, shape)).collect();
+    let tensors = tensors.into_iter().map(|(name, data, shape)| Stored::of(name, data, shape));
+    let tensors = tensors.chain(gradients).collect();
     save(path, RESULT, &about, tensors, bar)
 }
 

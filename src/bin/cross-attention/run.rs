@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use cross_attention::backward::Gradients;
 use cross_attention::files::OutputFile;
 use cross_attention::{AttentionProblem, Device, Element, verify};
 
+use crate::backward::{self, Backward};
 use crate::error::Error;
 use crate::file::{Opened, Wish};
 use crate::open::{self, CacheFlag};
@@ -33,7 +35,9 @@ Examples:
 /// [batch, n], key and value are pages, [pages, kv_heads, page_len, dim], and so are their scales; entry n of the table is
 /// the page that holds the tokens from n * page_len on.
 ///
-/// The result holds output and lse (F32) [batch, q_heads, q_len], and probs with --probs.
+/// The result holds output and lse (F32) [batch, q_heads, q_len], and probs with --probs. With --backward it also holds d_query,
+/// d_key, d_value and, where these are given, d_bias, d_alibi_slopes and d_sinks, F32 in the shapes of the inputs: summed over
+/// the batch where that shares an input, and over the axes along which a bias has length 1.
 ///
 /// For --show the metadata may hold row_labels (labels, a JSON list of strings), show_heads (0,2,5), show_keys (how many
 /// to draw) and seconds_per_key (the time a key stands for).
@@ -52,6 +56,10 @@ pub(crate) struct Args {
     /// Write the attention weights too, F32 [batch, q_heads, q_len, kv_len]
     #[arg(long)]
     probs: bool,
+    /// Write the gradients too: the file also holds d_output, [batch, q_heads, q_len, v_head_dim], and may hold d_lse, [batch,
+    /// q_heads, q_len]
+    #[arg(long, conflicts_with_all = ["probs", "show"])]
+    backward: bool,
     /// Draw the weights of the first batch entry, averaged over heads
     #[arg(long)]
     show: bool,
@@ -128,7 +136,7 @@ fn run_one(
     job: &Job,
     terminal: &mut Terminal,
 ) -> Result<(), Error> {
-    let wish = Wish { output: args.output_type, probs: args.probs || args.show };
+    let wish = Wish { output: args.output_type, probs: args.probs || args.show, backward: args.backward };
     let opened = Opened::open(&job.input, &args.options, wish, terminal)?;
     let request = &opened.request;
     if !args.quiet {
@@ -137,6 +145,7 @@ fn run_one(
             show::warn(&request.problem, &request.metadata, &job.input, terminal);
         }
     }
+    let backward = if args.backward { Some(Backward::new(&opened)?) } else { None };
     let operands = opened.operands()?;
     let inputs = operands.as_inputs();
     check_memory(&request.problem)?;
@@ -159,11 +168,25 @@ fn run_one(
         }
         report = Some(found);
     }
+    let mut gradients = Gradients::default();
+    let mut gradients_report = None;
+    if let Some(backward) = &backward {
+        let prepared = device.prepare_backward_blocking(&backward.problem)?;
+        let inputs = backward.inputs(inputs, &results)?;
+        let work = terminal.start_work("computing gradients");
+        let found = prepared.run_blocking(&inputs);
+        work.finish_and_clear();
+        gradients = found?;
+        if args.verify {
+            gradients_report = Some(backward::verified(&backward.problem, &inputs, &gradients)?);
+        }
+    }
     let device = device.name();
     let about = [("device", &device[..]), ("kernel", prepared.kernel_name()), ("version", env!("CARGO_PKG_VERSION"))];
     let of = (&request.problem, request.order);
+    let stored = backward.as_ref().map_or_else(Vec::new, |backward| backward.stored(&gradients));
     let bar = terminal.start_bytes("writing", result_bytes(&request.problem));
-    let written = results::write(&job.output, of, &results, args.probs, about, &bar);
+    let written = results::write(&job.output, of, &results, args.probs, stored, about, &bar);
     bar.finish_and_clear();
     written?;
     if !args.quiet {
@@ -176,8 +199,9 @@ fn run_one(
         let picture = show::picture(&request.problem, probs, &request.metadata, terminal.width());
         terminal.line(format_args!("{picture}"))?;
     }
-    if let Some(report) = report.filter(|_| !args.quiet) {
-        terminal.line(format_args!("  {}", report.to_string().replace('\n', "\n  ")))?;
+    let reports = report.map(|report| report.to_string()).into_iter().chain(gradients_report);
+    for report in reports.filter(|_| !args.quiet) {
+        terminal.line(format_args!("  {}", report.replace('\n', "\n  ")))?;
     }
     Ok(())
 }

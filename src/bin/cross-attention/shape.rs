@@ -37,7 +37,7 @@ impl ProblemFlags {
     pub(crate) fn problem(&self, terminal: &Terminal) -> Result<AttentionProblem, Error> {
         match &self.input {
             Some(path) => {
-                let wish = Wish { output: self.output_type, probs: self.probs };
+                let wish = Wish { output: self.output_type, probs: self.probs, backward: false };
                 file::problem(path, &self.options, wish, terminal)
             }
             None => self.shape.problem(self.kv, &self.options, self.output_type, self.probs, terminal),

@@ -17,10 +17,10 @@
 //! - each gradient: the errors of what it sums up, `gamma` of the sum, and the rounding of the element that it is stored in.
 
 use super::{Stored, load, row, stored};
-use crate::backward::{BackwardInputs, BackwardProblem};
+use crate::backward::{BackwardInputs, BackwardProblem, Gradients};
 use crate::inputs::InputError;
 use crate::problem::AttentionProblem;
-use crate::tensor::{Element, Layout};
+use crate::tensor::{Element, Layout, TensorSpec};
 use crate::weights::{HeadReduce, Keys, Select, WeightsSpec};
 
 /// One gradient in f64: right values, without gaps in the shape of the spec's tensor, and how far f32 may be off each.
@@ -156,6 +156,33 @@ pub(crate) fn backward_of(
 }
 
 impl ReferenceGradients {
+    /// Rounds once to the elements and the layouts that the spec asks for.
+    #[must_use]
+    pub fn to_gradients(&self, problem: &BackwardProblem) -> Gradients {
+        let spec = problem.spec();
+        let tensor = |of: &Option<TensorSpec>, gradient: &Gradient| {
+            of.map(|of| {
+                super::super::scattered(
+                    &of,
+                    gradient.values.clone(),
+                    super::f32_from,
+                    super::f16_from,
+                    super::bf16_from,
+                )
+            })
+        };
+        let numbers = |of: &Gradient| of.values.iter().map(|&x| super::f32_from(x)).collect::<Vec<_>>();
+        Gradients {
+            d_query: tensor(&spec.d_query, &self.d_query),
+            d_key: tensor(&spec.d_key, &self.d_key),
+            d_value: tensor(&spec.d_value, &self.d_value),
+            d_bias: tensor(&spec.d_bias, &self.d_bias),
+            d_alibi_slopes: spec.d_alibi_slopes.then(|| numbers(&self.d_alibi_slopes)),
+            d_sinks: spec.d_sinks.then(|| numbers(&self.d_sinks)),
+            d_scale: numbers(&self.d_scale).first().copied(),
+        }
+    }
+
     /// Those of tensors first.
     pub(crate) fn list(&self) -> [&Gradient; 7] {
         let Self { d_query, d_key, d_value, d_bias, d_alibi_slopes, d_sinks, d_scale } = self;
@@ -196,7 +223,7 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
     let attention = &spec.attention;
     let [batch, q_heads, q_len, kv_len] = forward.score_shape();
     let (group, scale) = (forward.group_size(), f64::from(forward.scale()));
-    let shape = |tensor: &Option<crate::tensor::TensorSpec>| tensor.map_or([0; 4], |tensor| tensor.layout.shape);
+    let shape = |tensor: &Option<TensorSpec>| tensor.map_or([0; 4], |tensor| tensor.layout.shape);
     let shapes = [&spec.d_query, &spec.d_key, &spec.d_value, &spec.d_bias].map(shape);
     let mut all = ReferenceGradients::default();
     for (gradient, shape) in all.list_mut().into_iter().zip(shapes) {

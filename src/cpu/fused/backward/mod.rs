@@ -15,6 +15,7 @@ use self::chosen::Chosen;
 use self::plan::{BackwardPlan, is_plain};
 use self::task::{Backward, KeySums, OtherSums, Share, Workspace};
 use super::TensorMut;
+use super::plan::CpuStrategy;
 use super::pool::Pool;
 use super::scratch::Buffer;
 use super::store::scatter;
@@ -112,6 +113,35 @@ impl CpuBackward {
     #[must_use]
     pub const fn problem(&self) -> &BackwardProblem {
         &self.problem
+    }
+
+    /// What will run, and why, a line for each part of it.
+    #[must_use]
+    pub fn plan_text(&self) -> String {
+        let Self { plan, problem, .. } = self;
+        let rows = plan.scores.map.group_rows();
+        let why = match plan.scores.strategy() {
+            CpuStrategy::FewQueries => format!("few queries: only {rows} rows share their keys and values"),
+            _ => format!("many queries: {rows} rows share their keys and values"),
+        };
+        let (level, [each, shared]) = (plan.scores.level(), self.workspace_bytes());
+        let parts = match (plan.row_parts, plan.key_parts) {
+            (1, 1) => "all rows and keys of a head in one task".to_owned(),
+            (parts, 1) => format!("rows in {parts} parts, whose sums over keys are added in order"),
+            (_, parts) => format!("keys in {parts} parts, whose sums over rows are added in order"),
+        };
+        format!(
+            "kernel     cpu_backward, {why}\nsimd       {level}, {} lanes\nblocks     {} rows a tile, {} tiles read keys \
+             together, {} keys a block; {parts}\ntasks      {}{}\nworkspace  {each} bytes a thread, {shared} bytes shared\n\
+             flops      {:.0}, five products where the forward has two\n",
+            level.lanes(),
+            plan.scores.tile_rows,
+            plan.scores.tiles,
+            plan.scores.block_kv,
+            plan.tasks(),
+            if plan.scores.serial { ", one after another: too little for threads" } else { "" },
+            problem.flops(),
+        )
     }
 
     /// Bytes that a call needs beside its inputs and results: of each thread, and shared by all.

@@ -1,0 +1,155 @@
+//! Gradients on a device, prepared or in one call.
+
+#[cfg(feature = "native")]
+use std::time::{Duration, Instant};
+
+use super::{Device, cpu_threads};
+use crate::backward::{BackwardInputs, BackwardProblem, Gradients};
+use crate::cpu::reference;
+use crate::cpu::{CpuBackward, SimdLevel};
+use crate::error::Error;
+#[cfg(feature = "native")]
+use crate::timing::{Timing, TimingSource};
+
+/// A backward that is planned and prepared on a device: what a problem costs once is spent, and calls follow.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum PreparedBackward {
+    /// On the CPU.
+    Cpu(Box<CpuBackward>),
+    /// By the oracle, rounded once.
+    Oracle(BackwardProblem),
+}
+
+impl Device {
+    /// Plans and prepares the backward of an attention on this device.
+    ///
+    /// # Errors
+    /// [`Error::HostMemory`], [`Error::WrongKernel`] on a device that has no kernel for it.
+    pub async fn prepare_backward(&self, problem: &BackwardProblem) -> Result<PreparedBackward, Error> {
+        match self {
+            Self::Cpu => {
+                let prepared = CpuBackward::new(problem, SimdLevel::best());
+                let [each, shared] = prepared.workspace_bytes();
+                let bytes = cpu_threads() as u128 * each as u128 + shared as u128;
+                let there = usize::try_from(bytes).is_ok_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok());
+                if there { Ok(PreparedBackward::Cpu(Box::new(prepared))) } else { Err(Error::HostMemory { bytes }) }
+            }
+            Self::Oracle => Ok(PreparedBackward::Oracle(problem.clone())),
+            Self::Gpu(gpu) => Err(Error::WrongKernel {
+                kernel: "backward".to_owned(),
+                device: gpu.info().name.clone(),
+                possible: "those of the forward; cpu has it".to_owned(),
+            }),
+        }
+    }
+
+    /// [`prepare_backward`](Self::prepare_backward), blocking.
+    ///
+    /// # Errors
+    /// As [`prepare_backward`](Self::prepare_backward).
+    #[cfg(feature = "native")]
+    pub fn prepare_backward_blocking(&self, problem: &BackwardProblem) -> Result<PreparedBackward, Error> {
+        self.block_on(self.prepare_backward(problem))
+    }
+
+    /// The gradients of one attention, from host memory to host memory.
+    ///
+    /// # Errors
+    /// [`Error::Input`], and those of [`prepare_backward`](Self::prepare_backward).
+    pub async fn backward(&self, problem: &BackwardProblem, inputs: &BackwardInputs<'_>) -> Result<Gradients, Error> {
+        inputs.check(problem)?;
+        self.prepare_backward(problem).await?.run(inputs).await
+    }
+
+    /// [`backward`](Self::backward), blocking.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    #[cfg(feature = "native")]
+    pub fn backward_blocking(
+        &self,
+        problem: &BackwardProblem,
+        inputs: &BackwardInputs<'_>,
+    ) -> Result<Gradients, Error> {
+        self.block_on(self.backward(problem, inputs))
+    }
+}
+
+impl PreparedBackward {
+    /// What runs: `cpu_backward`, `oracle`.
+    #[must_use]
+    pub const fn kernel_name(&self) -> &'static str {
+        match self {
+            Self::Cpu(_) => "cpu_backward",
+            Self::Oracle(_) => "oracle",
+        }
+    }
+
+    /// What will run, and why.
+    #[must_use]
+    pub fn plan_text(&self) -> String {
+        match self {
+            Self::Cpu(prepared) => format!("{}threads    {}\n", prepared.plan_text(), cpu_threads()),
+            Self::Oracle(_) => "kernel     oracle: f64, one pair after another\n".to_owned(),
+        }
+    }
+
+    /// The problem it is prepared for.
+    #[must_use]
+    pub const fn problem(&self) -> &BackwardProblem {
+        match self {
+            Self::Cpu(prepared) => prepared.problem(),
+            Self::Oracle(problem) => problem,
+        }
+    }
+
+    /// One call from host memory to host memory.
+    ///
+    /// # Errors
+    /// [`Error::Input`].
+    #[expect(clippy::unused_async, reason = "a device is waited for")]
+    pub async fn run(&self, inputs: &BackwardInputs<'_>) -> Result<Gradients, Error> {
+        match self {
+            Self::Cpu(prepared) => Ok(prepared.run(inputs)?),
+            Self::Oracle(problem) => Ok(reference::backward(problem, inputs)?.to_gradients(problem)),
+        }
+    }
+
+    /// [`run`](Self::run), blocking.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    #[cfg(feature = "native")]
+    pub fn run_blocking(&self, inputs: &BackwardInputs<'_>) -> Result<Gradients, Error> {
+        pollster::block_on(self.run(inputs))
+    }
+
+    /// Times the backward alone, its inputs and the results of the forward in place; blocking. At least `min_rounds` rounds, until
+    /// `budget` is used up; `on_round` is called after each.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    #[cfg(feature = "native")]
+    pub fn time_blocking(
+        &self,
+        inputs: &BackwardInputs<'_>,
+        min_rounds: usize,
+        budget: Duration,
+        on_round: &mut (dyn FnMut() + '_),
+    ) -> Result<Timing, Error> {
+        let mut gradients = self.run_blocking(inputs)?;
+        let mut millis = vec![];
+        let begin = Instant::now();
+        while millis.len() < min_rounds || begin.elapsed() < budget {
+            let start = Instant::now();
+            match self {
+                Self::Cpu(prepared) => prepared.run_into(inputs, (&mut gradients).into())?,
+                Self::Oracle(_) => drop(self.run_blocking(inputs)?),
+            }
+            millis.push(start.elapsed().as_secs_f64() * 1e3);
+            on_round();
+        }
+        Ok(Timing { millis, source: TimingSource::Cpu })
+    }
+}
