@@ -25,71 +25,66 @@ fn outer_on<S: Simd>(
     assert!(rows == 0 || n == 0 || weights.len() > (n - 1) * of_key + (rows - 1) * of_row);
     assert!(out.len() >= n * dim);
     x.check(rows, dim);
-    let (w, x_at, o) = (weights.as_ptr(), x.data.as_ptr(), out.as_mut_ptr());
+    let (w, o) = (weights.as_ptr(), out.as_mut_ptr());
+    // as many vectors of columns at once as leave registers for sums of several keys
+    let most = if S::LANES == 8 { 2 } else { 4 };
     // SAFETY: the lengths were compared above; tiles stay within n, rows and dim
     unsafe {
         let mut d = 0;
-        macro_rules! by {
-            ($vectors:literal: $($keys:literal)*) => {
-                while dim - d >= $vectors * S::LANES {
-                    let mut j = 0;
-                    $(
-                        while n - j >= $keys {
-                            let (w, o) = (w.add(j * of_key), o.add(j * dim + d));
-                            outer_tile::<S, $keys, $vectors>(s, w, strides, x_at.add(d), x.stride, rows, o, dim, fresh);
-                            j += $keys;
-                        }
-                    )*
-                    d += $vectors * S::LANES;
-                }
-            };
-        }
-        match S::LANES {
-            8 => {
-                by!(2: 6 3 2 1);
-                by!(1: 8 4 2 1);
-            }
-            _ => {
-                by!(4: 6 3 2 1);
-                by!(3: 8 4 2 1);
-                by!(2: 12 6 3 2 1);
-                by!(1: 12 6 3 2 1);
-            }
-        }
-        if d < dim {
+        while d < dim {
+            let vectors = (dim - d).div_ceil(S::LANES).min(most);
+            // the last vector may have fewer columns than lanes
+            let last = (dim - d - (vectors - 1) * S::LANES).min(S::LANES);
             let mut j = 0;
-            macro_rules! rest {
-                ($($keys:literal)*) => {$(
+            macro_rules! by {
+                ($vectors:literal: $($keys:literal)*) => {{$(
                     while n - j >= $keys {
-                        let (w, o) = (w.add(j * of_key), o.add(j * dim + d));
-                        outer_rest::<S, $keys>(s, w, strides, x_at.add(d), x.stride, rows, dim - d, o, dim, fresh);
+                        let (w, x, o) = (w.add(j * of_key), Strided { data: x.data.get(d..).unwrap_or_default(), ..x }, o.add(j * dim + d));
+                        if last == S::LANES {
+                            outer_tile::<S, $keys, $vectors, true>(s, w, strides, x, rows, last, o, dim, fresh);
+                        } else {
+                            outer_tile::<S, $keys, $vectors, false>(s, w, strides, x, rows, last, o, dim, fresh);
+                        }
                         j += $keys;
                     }
-                )*};
+                )*}};
             }
-            rest!(8 4 2 1);
+            match (vectors, S::LANES) {
+                (4, _) => by!(4: 6 3 2 1),
+                (3, _) => by!(3: 8 4 2 1),
+                (2, 8) => by!(2: 6 3 2 1),
+                (2, _) => by!(2: 12 6 3 2 1),
+                (_, 8) => by!(1: 8 4 2 1),
+                _ => by!(1: 12 6 3 2 1),
+            }
+            d += (vectors - 1) * S::LANES + last;
         }
     }
 }
 
+/// All vectors are `WHOLE`, or the last has `last` columns.
 #[inline(always)]
-unsafe fn outer_tile<S: Simd, const KEYS: usize, const VECTORS: usize>(
+unsafe fn outer_tile<S: Simd, const KEYS: usize, const VECTORS: usize, const WHOLE: bool>(
     s: S,
     weights: *const f32,
     [of_key, of_row]: [usize; 2],
-    x: *const f32,
-    x_stride: usize,
+    x: Strided<'_>,
     rows: usize,
+    last: usize,
     out: *mut f32,
     out_stride: usize,
     fresh: bool,
 ) {
-    // SAFETY: the caller compared the lengths
+    // SAFETY: the caller compared the lengths; no vector has more than 16 lanes
     unsafe {
         let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
         for r in 0..rows {
-            let (w, x) = (weights.add(r * of_row), x.wrapping_add(r * x_stride));
-            let x = array![VECTORS; v => s.load(x.add(v * S::LANES))];
+            let (w, x) = (weights.add(r * of_row), x.data.as_ptr().add(r * x.stride));
+            let whole = |v: usize| WHOLE || v + 1 < VECTORS;
+            let x = array![VECTORS; v => {
+                let at = x.add(v * S::LANES);
+                if whole(v) { s.load(at) } else { s.load_first(at, last) }
+            }];
             for k in 0..KEYS {
                 let w = s.splat(*w.add(k * of_key));
                 for v in 0..VECTORS {
@@ -100,43 +95,15 @@ unsafe fn outer_tile<S: Simd, const KEYS: usize, const VECTORS: usize>(
         for k in 0..KEYS {
             for v in 0..VECTORS {
                 let at = out.add(k * out_stride + v * S::LANES);
-                let sum = if fresh { acc[k][v] } else { s.add(s.load(at), acc[k][v]) };
-                s.store(at, sum);
-            }
-        }
-    }
-}
-
-/// The last columns, fewer than a vector.
-#[inline(always)]
-unsafe fn outer_rest<S: Simd, const KEYS: usize>(
-    s: S,
-    weights: *const f32,
-    [of_key, of_row]: [usize; 2],
-    x: *const f32,
-    x_stride: usize,
-    rows: usize,
-    columns: usize,
-    out: *mut f32,
-    out_stride: usize,
-    fresh: bool,
-) {
-    // SAFETY: the caller compared the lengths; no vector has more than 16 lanes
-    unsafe {
-        let mut acc = [s.splat(0.0); KEYS];
-        for r in 0..rows {
-            let w = weights.add(r * of_row);
-            let x = s.load_first(x.wrapping_add(r * x_stride), columns);
-            for k in 0..KEYS {
-                acc[k] = s.fma(s.splat(*w.add(k * of_key)), x, acc[k]);
-            }
-        }
-        for k in 0..KEYS {
-            let mut lanes = [0.0f32; 16];
-            s.store(lanes.as_mut_ptr(), acc[k]);
-            for d in 0..columns {
-                let at = out.add(k * out_stride + d);
-                *at = if fresh { lanes[d] } else { *at + lanes[d] };
+                if WHOLE || v + 1 < VECTORS {
+                    let sum = if fresh { acc[k][v] } else { s.add(s.load(at), acc[k][v]) };
+                    s.store(at, sum);
+                    continue;
+                }
+                let mut lanes = [0.0f32; 16];
+                let before = if fresh { s.splat(0.0) } else { s.load_first(at, last) };
+                s.store(lanes.as_mut_ptr(), s.add(before, acc[k][v]));
+                std::ptr::copy_nonoverlapping(lanes.as_ptr(), at, last);
             }
         }
     }

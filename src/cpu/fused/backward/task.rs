@@ -281,6 +281,7 @@ impl<'a> Backward<'a> {
             self.add_sinks(chunk, work, d_sinks);
         }
         let (all_keys, all_values) = (job.inputs.keys(forward), job.inputs.values(forward));
+        let in_place = [all_keys.data, all_values.data].iter().all(|data| matches!(data, TensorRef::F32(_)));
         let kv_head = plan.map.kv_head(chunk);
         let of = plan.map.chunk(chunk);
         let [start, end] = share.keys;
@@ -312,6 +313,8 @@ impl<'a> Backward<'a> {
                 let of_tile = tile.number * plan.tile_rows;
                 let rows_before = RowsBefore { shift: &shift[of_tile..], by: &by[of_tile..], delta: &delta[of_tile..] };
                 let query = job.query(chunk, tile, &mut scratch.query);
+                // what comes next is asked for by the first tile, on behalf of all
+                let ask_for = |rows| if tile.number == 0 && in_place { rows } else { NONE };
                 let mut scoring = scoring!(scratch, job.scale());
                 let factor = if plan.exponents.factor.is_some() { forward.scale() } else { 1.0 };
                 let steps = if lines { [1, plan.block_kv] } else { [tile.width, 1] };
@@ -336,12 +339,14 @@ impl<'a> Backward<'a> {
                         let mut raw = Scoring { scores: dots, scale: 1.0, ..scoring.again() };
                         job.dots(tile, query, key, n, NONE, &mut raw);
                     }
-                    let Some(full) = job.score(chunk, tile, &keys, query, key, NONE, &mut scoring) else { continue };
+                    let next = ask_for(key.from(n));
+                    let seen = job.score(chunk, tile, &keys, query, key, ask_for(value), &mut scoring);
+                    let Some(full) = seen else { continue };
                     if self.few() {
                         simd::dots(level, d_rows, tile.rows, value, n, v_dim, 1.0, products, tile.width, NONE);
                     } else {
                         let d_output = &d_output[of_tile * v_dim..];
-                        simd::scores(level, tile.vectors, d_output, value, n, v_dim, 1.0, products, NONE);
+                        simd::scores(level, tile.vectors, d_output, value, n, v_dim, 1.0, products, next);
                     }
                     let len = n * tile.width;
                     if let Some(chosen) = self.chosen
