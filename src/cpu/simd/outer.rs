@@ -1,6 +1,6 @@
 //! The products of a backward that sum over rows: columns along the lanes, a sum for each key.
 
-use super::{Simd, Strided, array, dispatch};
+use super::{Simd, Strided, dispatch};
 
 dispatch! {
     /// `out[key] (+)= sum over rows of weights[key, row] * x[row]` for `n` keys and `rows` rows of `dim` columns; weights are
@@ -80,15 +80,15 @@ unsafe fn outer_tile<S: Simd, const KEYS: usize, const VECTORS: usize, const WHO
         let mut acc = [[s.splat(0.0); VECTORS]; KEYS];
         for r in 0..rows {
             let (w, x) = (weights.add(r * of_row), x.data.as_ptr().add(r * x.stride));
-            let whole = |v: usize| WHOLE || v + 1 < VECTORS;
-            let x = array![VECTORS; v => {
+            let mut vectors = [s.splat(0.0); VECTORS];
+            for v in 0..VECTORS {
                 let at = x.add(v * S::LANES);
-                if whole(v) { s.load(at) } else { s.load_first(at, last) }
-            }];
+                vectors[v] = if WHOLE || v + 1 < VECTORS { s.load(at) } else { s.load_first(at, last) };
+            }
             for k in 0..KEYS {
                 let w = s.splat(*w.add(k * of_key));
                 for v in 0..VECTORS {
-                    acc[k][v] = s.fma(w, x[v], acc[k][v]);
+                    acc[k][v] = s.fma(w, vectors[v], acc[k][v]);
                 }
             }
         }
