@@ -18,7 +18,7 @@ pub enum PreparedBackward {
     /// On the CPU.
     Cpu(Box<CpuBackward>),
     /// By the oracle, rounded once.
-    Oracle(BackwardProblem),
+    Oracle(Box<BackwardProblem>),
 }
 
 impl Device {
@@ -35,7 +35,7 @@ impl Device {
                 let there = usize::try_from(bytes).is_ok_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok());
                 if there { Ok(PreparedBackward::Cpu(Box::new(prepared))) } else { Err(Error::HostMemory { bytes }) }
             }
-            Self::Oracle => Ok(PreparedBackward::Oracle(problem.clone())),
+            Self::Oracle => Ok(PreparedBackward::Oracle(Box::new(problem.clone()))),
             Self::Gpu(gpu) => Err(Error::WrongKernel {
                 kernel: "backward".to_owned(),
                 device: gpu.info().name.clone(),

@@ -137,7 +137,8 @@ fn compare(
     let mut report =
         BackwardReport { elements: 0, failures: 0, beyond_f32: 0, max_abs_error: 0.0, worst_ratio: 0.0, worst: None };
     let group = forward.group_size();
-    let tensors: [(&'static str, &Option<TensorSpec>, Option<TensorRef<'_>>, &Gradient, usize); 4] = [
+    type Tensor<'a> = (&'static str, &'a Option<TensorSpec>, Option<TensorRef<'a>>, &'a Gradient, usize);
+    let tensors: [Tensor<'_>; 4] = [
         ("d_query", &spec.d_query, gradients.d_query.as_ref().map(Into::into), &oracle.d_query, group),
         ("d_key", &spec.d_key, gradients.d_key.as_ref().map(Into::into), &oracle.d_key, 1),
         ("d_value", &spec.d_value, gradients.d_value.as_ref().map(Into::into), &oracle.d_value, 1),

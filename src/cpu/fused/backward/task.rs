@@ -210,9 +210,9 @@ impl<'a> Backward<'a> {
                 simd::lane_dots(level, tile.vectors, turned, &work.output, v_dim, delta);
             }
             let row_state = self.inputs.row_state;
-            for r in 0..tile.width {
+            for (r, delta) in delta.iter_mut().enumerate().take(tile.width) {
                 if r >= tile.rows {
-                    (delta[r], work.shift[at + r], work.by[at + r]) = (0.0, 0.0, 0.0);
+                    (*delta, work.shift[at + r], work.by[at + r]) = (0.0, 0.0, 0.0);
                     continue;
                 }
                 let place = places(r);
@@ -220,11 +220,11 @@ impl<'a> Backward<'a> {
                 let (max, sum) = (row_state.row_max[row], row_state.row_sum[row]);
                 let no_mass = max == f32::NEG_INFINITY || sum == 0.0;
                 (work.shift[at + r], work.by[at + r]) = if no_mass { (0.0, 0.0) } else { (max, 1.0 / sum) };
-                if !delta[r].is_finite() {
-                    delta[r] = self.careful_delta(place);
+                if !delta.is_finite() {
+                    *delta = self.careful_delta(place);
                 }
                 if let Some(d_lse) = self.inputs.d_lse {
-                    delta[r] -= d_lse[row];
+                    *delta -= d_lse[row];
                 }
             }
         }
