@@ -27,12 +27,14 @@
 //! # Ok::<(), cross_attention::Error>(())
 //! ```
 
+mod backward;
 mod config;
 mod error;
 mod names;
 
 use std::sync::Arc;
 
+pub use backward::{LayerGradients, LayerSaved};
 pub use config::{Biases, LayerConfig, LayerWeights, Norm, NormKind, NormWeights, Projection};
 pub use error::LayerError;
 pub use names::{LoadError, Names, ProjectionNames, Role, StoredTensor};
