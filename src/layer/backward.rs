@@ -320,11 +320,12 @@ mod tests {
             ..LayerOptions::default()
         };
         let loss = |weights: &LayerWeights, states: &[f32], context: &[f32]| {
-            let layer = CrossAttention::new(config, weights.clone()).unwrap().on_blocking(&Device::Cpu).unwrap();
+            let layer =
+                CrossAttention::new(config.clone(), weights.clone()).unwrap().on_blocking(&Device::Cpu).unwrap();
             let output = layer.forward_blocking(2, states, context, &options).unwrap();
             output.iter().zip(&d_output).map(|(&o, &d)| f64::from(o) * f64::from(d)).sum::<f64>()
         };
-        let layer = CrossAttention::new(config, weights.clone()).unwrap().on_blocking(&Device::Cpu).unwrap();
+        let layer = CrossAttention::new(config.clone(), weights.clone()).unwrap().on_blocking(&Device::Cpu).unwrap();
         let (output, saved) = layer.forward_saving_blocking(2, &states, &context, &options).unwrap();
         assert_eq!(output, layer.forward_blocking(2, &states, &context, &options).unwrap());
         let found = layer.backward_blocking(&saved, &d_output).unwrap();
