@@ -111,7 +111,7 @@ fn kernels(adapter: &Adapter) -> impl Iterator<Item = Kernel> + use<> {
 }
 
 /// Trials of combinations, which every kernel runs in its own way: what one kernel misses of them another one runs.
-const SHARED_OUT: [&str; 3] = ["pairs_", "onnx_", "cut_keys_"];
+const SHARED_OUT: [&str; 7] = ["pairs_", "onnx_", "cut_keys_", "i8_", "bf16_", "f16_", "pages_"];
 
 /// What software drivers run of the trials of kernels, for it takes them seconds to compile a kernel whose loops are written
 /// out: the first of them all but two thirds of the combinations, each kernel others; one beside it a share of everything.

@@ -4,17 +4,18 @@
 //! # The bounds
 //!
 //! `u = 2^-24` is the rounding of one f32 operation. A sum of `n` products with absolute sum `A` may be off by
-//! `gamma(n) * A` with `gamma(n) = u * (2 + 3 * sqrt(n))`: roundings are taken for independent (probabilistic rounding
-//! analysis, Higham and Mary 2019), whatever the order. From that, to first order and by the formulas:
+//! `gamma(n) * A` with `gamma(n) = u * (1 + 4/3 * sqrt(n))`: roundings are taken for independent and even over `-u|y| .. u|y|`
+//! (probabilistic rounding analysis, Higham and Mary 2019), which for one long chain of terms of one sign and size is a standard
+//! deviation of `u * A * sqrt(n) / 3`, and 4 of these are allowed. From that, to first order and by the formulas:
 //!
 //! - a score: `gamma` of its dot product, one rounding for each term, and for the softcap twelve of its cap (an exponential and a
 //!   division, by WGSL's accuracy);
-//! - a weight: in its exponent twice its score's error and that of the row's maximum and sum, of which the mean over the row
-//!   counts, the exponential (WGSL: `3 + 2 |x|` ulp), the sum, and a division; but no weight leaves 0 to 1;
+//! - a weight: in its exponent its score's error, and that of the scores that the row's maximum and sum were made of, of which the
+//!   mean over the row counts, the exponential (WGSL: `3 + 2 |x|` ulp), the sum, and a division; but no weight leaves 0 to 1;
 //! - `delta`: `gamma` of its dot product, and what the saved output is off by, its rounding to the element it is stored in included;
 //! - `ds`: the weight's relative error of it, the errors of the product with the value and of `delta`, and a rounding of each;
 //! - what may be beyond the range of f32 on the way, or of an element that it is stored in, may become anything;
-//! - each gradient: the errors of what it sums up, `gamma` of the sum, and the rounding of the element that it is stored in.
+//! - each gradient: the errors of what it sums up, those of different rows as independent as roundings are, `gamma` of the sum, and the rounding of the element that it is stored in.
 
 use super::{Stored, load, row, stored};
 use crate::backward::{BackwardInputs, BackwardProblem, Gradients};
@@ -32,6 +33,8 @@ pub struct Gradient {
     pub bounds: Vec<f64>,
     /// Absolute sums of what was added up.
     sizes: Vec<f64>,
+    /// Sums of the squares of errors that are independent.
+    squares: Vec<f64>,
 }
 
 /// The right gradients; empty where they are not asked for.
@@ -56,12 +59,13 @@ pub struct ReferenceGradients {
 const U: f64 = 1.0 / (1u32 << 24) as f64;
 
 fn gamma(n: usize) -> f64 {
-    U * (2.0 + 3.0 * (n as f64).sqrt())
+    U * (1.0 + 4.0 / 3.0 * (n as f64).sqrt())
 }
 
 impl Gradient {
     fn zeros(len: usize) -> Self {
-        Self { values: vec![0.0; len], bounds: vec![0.0; len], sizes: vec![0.0; len] }
+        let zeros = || vec![0.0; len];
+        Self { values: zeros(), bounds: zeros(), sizes: zeros(), squares: zeros() }
     }
 
     /// Adds a term that is off by `error`, one of about `n` terms.
@@ -71,9 +75,18 @@ impl Gradient {
         self.sizes[at] += term.abs() + error;
     }
 
+    /// The same of a term whose error is independent of those of all others.
+    fn add_row(&mut self, at: usize, term: f64, error: f64, n: usize) {
+        self.values[at] += term;
+        self.bounds[at] += gamma(n) * term.abs();
+        self.sizes[at] += term.abs() + error;
+        self.squares[at] += error * error;
+    }
+
     fn merge(&mut self, other: &Self) {
-        let own = [&mut self.values, &mut self.bounds, &mut self.sizes];
-        for (to, from) in own.into_iter().zip([&other.values, &other.bounds, &other.sizes]) {
+        let own = [&mut self.values, &mut self.bounds, &mut self.sizes, &mut self.squares];
+        let others = [&other.values, &other.bounds, &other.sizes, &other.squares];
+        for (to, from) in own.into_iter().zip(others) {
             if to.is_empty() {
                 to.clone_from(from);
             } else {
@@ -84,7 +97,9 @@ impl Gradient {
 
     /// Adds what storing costs.
     fn store(&mut self, element: Element) {
-        for ((value, bound), size) in self.values.iter().zip(&mut self.bounds).zip(&self.sizes) {
+        let sums = self.sizes.iter().zip(&self.squares);
+        for ((value, bound), (size, squares)) in self.values.iter().zip(&mut self.bounds).zip(sums) {
+            *bound += squares.sqrt();
             if in_range(*size).is_infinite() {
                 *bound = f64::INFINITY;
             }
@@ -284,7 +299,7 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                 }
                 let exponential = 2.0 * U * (3.0 + 2.0 * x.abs().min(200.0));
                 let subtracted = U * (x.abs() + size_of_max).min(200.0);
-                let relative = 2.0 * e_score[j] + 2.0 * mean + exponential + subtracted + gamma(kv_len) + 6.0 * U;
+                let relative = e_score[j] + mean + exponential + subtracted + gamma(kv_len) + 6.0 * U;
                 let most = (x + relative).exp() / forward_row.row_sum;
                 // a small difference of two numbers that are alike is told by its slope
                 let off = if relative < 1e-3 { p[j] * relative * (1.0 + relative) } else { most - p[j] };
@@ -323,7 +338,7 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
             {
                 let weight = (sink - forward_row.row_max).exp() / forward_row.row_sum;
                 let x = (sink - forward_row.row_max).abs();
-                let relative = 2.0 * mean + 2.0 * U * (4.0 + 3.0 * x.min(200.0)) + gamma(kv_len) + 6.0 * U;
+                let relative = mean + 2.0 * U * (4.0 + 3.0 * x.min(200.0)) + gamma(kv_len) + 6.0 * U;
                 let e_weight = (weight * relative.min(700.0).exp_m1()).min(1.0);
                 let error = weight * e_delta + e_weight * (delta.abs() + e_delta);
                 all.d_sinks.add(h, -weight * delta, error, q_len * batch);
@@ -342,7 +357,7 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                 let e_ds2 = p * e_inner + e_weight * (inner.abs() + e_inner) + f64::from(f32::MIN_POSITIVE);
                 for (d, g) in d_output.iter().enumerate().filter(|_| spec.d_value.is_some()) {
                     let error = e_weight * g.abs() + f64::from(f32::MIN_POSITIVE);
-                    all.d_value.add(at(of_value, [b, kv_head, j, d]), p * g, error, of_rows);
+                    all.d_value.add_row(at(of_value, [b, kv_head, j, d]), p * g, error, of_rows);
                 }
                 if spec.d_bias.is_some() {
                     all.d_bias.add(at(of_bias, [b, h, i, j]), ds2, e_ds2, of_all);
@@ -372,7 +387,7 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                         all.d_query.add(at(of_query, [b, h, i, d]), scale * ds * k, (scale * e_ds * k).abs(), kv_len);
                     }
                     if spec.d_key.is_some() {
-                        all.d_key.add(
+                        all.d_key.add_row(
                             at(of_key, [b, kv_head, j, d]),
                             scale * ds * q,
                             (scale * e_ds * q).abs(),
