@@ -77,6 +77,11 @@ impl Gradient {
 
     /// The same of a term whose error is independent of those of all others.
     fn add_row(&mut self, at: usize, term: f64, error: f64, n: usize) {
+        /// More than this of a term is not what roundings of its own make of it.
+        const LARGE: f64 = 1e-3;
+        if error > LARGE * term.abs() {
+            return self.add(at, term, error, n);
+        }
         self.values[at] += term;
         self.bounds[at] += gamma(n) * term.abs();
         self.sizes[at] += term.abs() + error;
