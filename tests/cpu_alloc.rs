@@ -8,6 +8,8 @@ mod counting;
 
 use std::sync::Mutex;
 
+use cross_attention::backward::{BackwardInputs, BackwardProblem, BackwardSpec};
+use cross_attention::cpu::{CpuBackward, SimdLevel};
 use cross_attention::pool::{GroupQuery, PassagePool, PoolAttention, PoolSpec};
 use cross_attention::{
     AttentionProblem, AttentionSpec, Device, Diagonal, Element, Layout, Paged, TensorData, TensorSpec, cpu, workload,
@@ -92,4 +94,64 @@ fn a_repeated_call_allocates_nothing() {
         });
         assert!(counted.ends_with(&[0, 0, 0]), "{counted:?} {problem:?}");
     }
+}
+
+#[test]
+fn a_repeated_backward_allocates_nothing() {
+    let _alone = COUNTED.lock();
+    let mut masked = AttentionSpec::new([2, 4, 70, 40], [2, 2, 300, 40]);
+    masked.mask = Some(Layout::bhld([2, 1, 70, 300]));
+    masked.bias = Some(TensorSpec::f32(Layout::bhld([2, 4, 1, 300])));
+    (masked.softcap, masked.key.element) = (Some(9.0), Element::F16);
+    let specs = [
+        AttentionSpec::new([1, 8, 1, 64], [1, 8, 1500, 64]),
+        AttentionSpec::new([1, 8, 300, 40], [1, 8, 77, 40]),
+        AttentionSpec::new([1, 2, 600, 64], [1, 2, 900, 64]),
+        masked,
+    ];
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    for spec in specs {
+        let mut spec = BackwardSpec::all(spec);
+        // what is gathered and then rounded
+        spec.d_value = spec.d_value.map(|of| TensorSpec { element: Element::F16, ..of });
+        let problem = BackwardProblem::new(spec).unwrap();
+        let data = workload::inputs(problem.forward(), "allocations");
+        let inputs = data.as_inputs();
+        let counted = pool.install(|| {
+            let forward = cpu::attention(problem.forward(), &inputs).unwrap();
+            let d_output = vec![0.5; problem.spec().d_output.layout.extent().unwrap()];
+            let inputs = BackwardInputs::new(inputs, &forward, &d_output).unwrap();
+            let prepared = CpuBackward::new(&problem, SimdLevel::best());
+            let mut gradients = prepared.run(&inputs).unwrap();
+            let rounds = (0..10).map(|_| {
+                let before = counting::allocations();
+                for _ in 0..20 {
+                    prepared.run_into(&inputs, (&mut gradients).into()).unwrap();
+                }
+                counting::allocations() - before
+            });
+            rounds.collect::<Vec<_>>()
+        });
+        assert!(counted.ends_with(&[0, 0, 0]), "{counted:?} {problem:?}");
+    }
+}
+
+/// At the shapes of Stable Diffusion a call takes less than the weights of a single head would, its results included.
+#[test]
+fn a_backward_takes_no_memory_that_grows_with_its_scores() {
+    let _alone = COUNTED.lock();
+    let of = |kv_len: usize| {
+        let attention = AttentionSpec::new([1, 8, 4096, 40], [1, 8, kv_len, 40]);
+        let problem = BackwardProblem::new(BackwardSpec::new(attention)).unwrap();
+        let data = workload::inputs(problem.forward(), "memory");
+        let inputs = data.as_inputs();
+        let forward = cpu::attention(problem.forward(), &inputs).unwrap();
+        let d_output = vec![0.5; 8 * 4096 * 40];
+        let inputs = BackwardInputs::new(inputs, &forward, &d_output).unwrap();
+        counting::most_held(|| drop(cpu::backward(&problem, &inputs).unwrap()))
+    };
+    let [short, long] = [of(1024), of(4096)];
+    let gradients = 4 * 8 * 40 * (4096 + 2 * 4096);
+    assert!(long < 3 * gradients && long < 4096 * 4096 * 4, "{long} bytes, of which gradients are {gradients}");
+    assert!(long < 4 * short, "{short} bytes for 1024 keys, {long} for 4096");
 }
