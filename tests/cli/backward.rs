@@ -102,7 +102,7 @@ fn what_is_missing_or_does_not_fit_is_told() {
     let input = folder.write("in.safetensors", &with_gradient(&[]), &[]);
     let output = crate::program(&["run", &input, "-o", &folder.at("x"), "--device", "cpu"]);
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && said.contains("d_output is not one of attention's"), "{said}");
+    assert!(output.status.success() && said.contains("\"d_output\" is not one of attention's"), "{said}");
 }
 
 #[test]
