@@ -1,5 +1,6 @@
 //! The umbrella error: one variant for each stage, and for choosing a device.
 
+use crate::backward::BackwardError;
 use crate::context::ContextError;
 use crate::cpu::{CpuKernel, MergeError};
 use crate::dispatch::{Kernel, Rejection, Unsupported};
@@ -43,6 +44,15 @@ pub enum Error {
     /// Attention weights are too many or too large for the device.
     #[error("the device cannot return these weights: {reason}")]
     WeightsPlan {
+        /// Why.
+        reason: Rejection,
+    },
+    /// Gradients were asked for that there are not.
+    #[error(transparent)]
+    Backward(#[from] BackwardError),
+    /// Gradients are too many or too large for the device, or it does not compute them.
+    #[error("the device cannot return these gradients: {reason}")]
+    BackwardPlan {
         /// Why.
         reason: Rejection,
     },

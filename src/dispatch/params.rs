@@ -3,7 +3,7 @@
 use super::uniforms::uniform;
 use super::{Bindings, Part, RowDataMap, Slot, Unsupported};
 use crate::problem::{AlibiSlopes, AttentionProblem, Diagonal};
-use crate::tensor::Element;
+use crate::tensor::{Element, Layout};
 use crate::terms::Terms;
 
 /// Positions within a kernel, and differences of them, stay below this in magnitude, so that sums of three fit `i32`.
@@ -22,6 +22,7 @@ uniform! {
         scores_strides: [u32; 4],
         key_scale_strides: [u32; 4],
         value_scale_strides: [u32; 4],
+        d_output_strides: [u32; 4],
         query_offset: u32,
         key_offset: u32,
         value_offset: u32,
@@ -31,6 +32,7 @@ uniform! {
         scores_offset: u32,
         lse_offset: u32,
         lse_strides: [u32; 2],
+        row_stats_strides: [u32; 2],
         batch_base: u32,
         head_base: u32,
         row_base: u32,
@@ -63,8 +65,11 @@ uniform! {
         table_len: u32,
         page_shift: u32,
         last_page: u32,
+        d_output_offset: u32,
+        d_lse_offset: u32,
+        row_stats_at: u32,
+        accumulate: u32,
     }
-    padded by 2
 }
 
 impl Params {
@@ -122,15 +127,24 @@ impl Params {
                 Slot::Mask => (params.mask_strides, params.mask_offset) = (strides, offset),
                 Slot::KeyScale => (params.key_scale_strides, params.key_scale_offset) = (strides, offset),
                 Slot::ValueScale => (params.value_scale_strides, params.value_scale_offset) = (strides, offset),
-                Slot::Output | Slot::PartOutput | Slot::Weights => {
-                    (params.output_strides, params.output_offset) = (strides, offset)
-                }
+                Slot::Output
+                | Slot::PartOutput
+                | Slot::Weights
+                | Slot::DQuery
+                | Slot::DKey
+                | Slot::DValue
+                | Slot::DBias
+                | Slot::DAlibiSlopes
+                | Slot::DSinks
+                | Slot::DScale => (params.output_strides, params.output_offset) = (strides, offset),
                 Slot::Lse | Slot::PartRowState => {
                     (params.lse_strides, params.lse_offset) = ([strides[0], strides[1]], offset);
                 }
-                Slot::Scores | Slot::Workspace | Slot::States => {
+                Slot::Scores | Slot::Workspace | Slot::States | Slot::Gradients => {
                     (params.scores_strides, params.scores_offset) = (strides, offset);
                 }
+                Slot::DOutput => (params.d_output_strides, params.d_output_offset) = (strides, offset),
+                Slot::DLse => params.d_lse_offset = offset,
                 Slot::RowData | Slot::Selection => {}
             }
         }
@@ -141,6 +155,18 @@ impl Params {
     pub(crate) fn for_large_values(self, problem: &AttentionProblem) -> Self {
         let headroom = headroom(problem);
         Self { headroom, headroom_inverse: 1.0 / headroom, ..self }
+    }
+
+    /// Where what is known of each row lies, [`Bindings::row_stats`], and whether sums are added to what is there.
+    pub(crate) fn for_gradients(self, row_stats: Layout, accumulate: bool) -> Self {
+        let [batch, heads, ..] = row_stats.strides.map(narrow);
+        let (row_stats_strides, row_stats_at) = ([batch, heads], narrow(row_stats.offset));
+        Self { row_stats_strides, row_stats_at, accumulate: u32::from(accumulate), ..self }
+    }
+
+    /// The same over so many entries of the batch.
+    pub(crate) fn with_batch(self, batch: usize) -> Self {
+        Self { batch: narrow(batch), ..self }
     }
 
     /// Parts that the keys are split into, or states that are merged.
@@ -222,7 +248,6 @@ pub(crate) fn supports(problem: &AttentionProblem) -> Result<(), Unsupported> {
 mod tests {
     use super::*;
     use crate::problem::AttentionSpec;
-    use crate::tensor::Layout;
 
     /// The shifts, as keys.wgsl adds them up, against the intervals of the problem.
     #[test]
