@@ -12,13 +12,13 @@
 // Every dot product goes over chunks of CHUNK vec4s from the first element to the last, as in backward_delta.wgsl: where a row
 // sees one key, both are the same number, and dS is exactly 0. A pair that is not allowed is left out by select, whatever
 // its numbers are, and has a factor of 0 in the products, which is harmless unless what it weighs is infinite or NaN; only then
-// factors are looked at one by one.
+// it is asked again, pair by pair, whether it is allowed.
 //
 // grid       workgroup_id = (tile of rows, tile of keys, split + splits * (block of columns + blocks * (plane + planes * batch))),
 //            1 along what is summed
 // workgroup  LANES * LANES invocations
-// memory     row_tile, key_tile: a chunk of a tile, then numbers that lanes put together   factor_tile, other_tile: SLICE of
-//            the others   seen_block, seen_by_any, span, wild_slice   each written before it is read
+// memory     row_tile, key_tile: a chunk of a tile, then numbers that lanes put together   factor_tile, seen_tile, other_tile:
+//            SLICE of the others   seen_block, seen_by_any, span, wild_slice   each written before it is read
 // needs      every barrier in uniform control flow; SLICE divides LANES
 // constants  LANES, ROW_REG, KEY_REG <= 4: rows and keys of an invocation, of which OWN_REG are owned, OTHER_REG not
 //            OWN_KEYS: keys are owned   PAIR_SUMS: pairs are   CHUNK, ROW_TILE, KEY_TILE: vec4s of a chunk, of a lane's tile
@@ -57,6 +57,8 @@ var<workgroup> row_tile: array<array<vec4f, ROW_TILE>, LANES>;
 var<workgroup> key_tile: array<array<vec4f, KEY_TILE>, LANES>;
 // [own_lane][other]: factors of what the lane owns
 var<workgroup> factor_tile: array<array<vec4f, SLICE + 1u>, LANES>;
+// the same, bit r: the r-th of them sees the other, or is seen by it
+var<workgroup> seen_tile: array<array<u32, SLICE>, LANES>;
 // [other_lane][other, column]
 var<workgroup> other_tile: array<array<vec4f, OTHER_TILE>, LANES>;
 var<workgroup> span_begin: atomic<u32>;
@@ -198,9 +200,13 @@ fn stage_others(tile: Tile, first: u32, first_column: u32, of_weights: bool, sli
     }
 }
 
-// A product that counts only where its factor is not 0.
-fn kept_product(factor: f32, elements: vec4f, sum: vec4f) -> vec4f {
-    return select(sum, fma(vec4f(factor), elements, sum), (bitcast<u32>(factor) & 0x7fffffffu) != 0u);
+// Of a tile's bits those of the n-th other, one for each that is owned.
+fn seen_of(seen: u32, n: u32) -> u32 {
+    if OWN_KEYS == 1u {
+        return (seen >> (4u * n)) & 15u;
+    }
+    let bits = seen >> n;
+    return (bits & 1u) | ((bits >> 3u) & 2u) | ((bits >> 6u) & 4u) | ((bits >> 9u) & 8u);
 }
 
 @compute @workgroup_size(WORKGROUP_SIZE)
@@ -384,18 +390,23 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             slice += 1u;
             if other_lane >= first && other_lane < first + SLICE {
                 factor_tile[own_lane][other_lane - first] = factors[which + 1u - DOT_PRODUCTS][c];
+                seen_tile[own_lane][other_lane - first] = seen_of(seen, c);
             }
             stage_others(tile, c * LANES + first, first_column, which + 1u - DOT_PRODUCTS == 1u, slice, lane);
             workgroupBarrier();
             if atomicLoad(&wild_slice) == slice {
                 for (var k = 0u; k < SLICE; k++) {
                     let factor = factor_tile[own_lane][k];
+                    let sees = seen_tile[own_lane][k];
                     // repeat n < COLUMNS
                     {
                         let elements = other_tile[other_lane][k * COLUMNS + n];
                         // repeat r < OWN_REG
-                        slice_sums[r][which * COLUMNS + n] =
-                            kept_product(factor[r], elements, slice_sums[r][which * COLUMNS + n]);
+                        slice_sums[r][which * COLUMNS + n] = select(
+                            slice_sums[r][which * COLUMNS + n],
+                            fma(vec4f(factor[r]), elements, slice_sums[r][which * COLUMNS + n]),
+                            ((sees >> r) & 1u) != 0u,
+                        );
                         // end
                     }
                     // end

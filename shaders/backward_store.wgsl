@@ -29,12 +29,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     if plane / HEADS >= params.batch {
         return;
     }
-    let from = offset_4(params.scores_offset, params.scores_strides, plane / HEADS, plane % HEADS, row % ROWS);
+    let place = offset_4(params.scores_offset, params.scores_strides, plane / HEADS, plane % HEADS, row % ROWS);
     var sum = vec4f(0.0);
     for (var split = 0u; split < params.splits; split++) {
         for (var part = 0u; part < 4u; part++) {
             if d * 4u + part < V_HEAD_DIM {
-                sum[part] += gradients[from + split * SPLIT_WIDTH + d * 4u + part];
+                sum[part] += gradients[place + split * SPLIT_WIDTH + d * 4u + part];
             }
         }
     }

@@ -86,7 +86,7 @@ impl Tiles {
 
     const fn workgroup_bytes(&self) -> u64 {
         let vecs = self.tile_row(self.row_reg) + self.tile_row(self.key_reg) + SLICE + 1 + self.other_tile();
-        16 * (self.lanes * vecs) as u64 + FLAGS_BYTES
+        16 * (self.lanes * vecs) as u64 + 4 * (self.lanes * SLICE) as u64 + FLAGS_BYTES
     }
 }
 
