@@ -25,10 +25,11 @@
 //            TURNS: 2 if values matter   PRODUCTS, DOT_PRODUCTS: products with what is owned, those of queries or keys first
 //            COLUMNS, SLICE, OTHER_TILE: vec4 columns of an invocation, others at a time, vec4s of a lane of other_tile
 //            ALIBI_SUM, SCALE_SUM: whether the row's share of these gradients is kept
+//            CHOSEN_SUM: in the place of the latter, what chosen weights add to delta, of chosen pairs alone
 // bindings   0 params (uniform)  1 query  2 key  3 value  4 bias  5 mask  6 row_data  14 d_output (read)
 //            9 gradients or 7 output (read_write)
 // snippets   query_vec_* key_vec_* value_vec_* d_output_vec_* bias_* mask_* row_data_buffer q_lens keys score numerics
-//            row_stats tile_mask_bytes gradient_*
+//            score_slope row_stats chosen_* tile_mask_bytes gradient_*
 
 const TILE_ROWS: u32 = ROW_REG * LANES;
 const TILE_KEYS: u32 = KEY_REG * LANES;
@@ -285,7 +286,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 {
                     let j = tile.key_block * TILE_KEYS + key_lane + y * LANES;
                     if j >= keys.x && j < keys.y {
-                        seen |= select(0u, 1u << (x * 4u + y), key_allowed(row, j));
+                        var sees = key_allowed(row, j);
+                        if CHOSEN_SUM == 1u {
+                            sees = sees && is_chosen(row, j);
+                        }
+                        seen |= select(0u, 1u << (x * 4u + y), sees);
                     }
                 }
                 // end
@@ -356,7 +361,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 let sees = (seen & (1u << (x * 4u + y))) != 0u && stats.y != 0.0;
                 let scored = score_with_slope(row, j, dots[0][x][y]);
                 let weight = select(0.0, exp(scored.x - stats.x) * stats.y, sees);
-                let d_score = select(0.0, weight * (dots[1][x][y] - stats.z), sees);
+                var d_weight = dots[1][x][y] - stats.z;
+                if CHOSEN {
+                    d_weight += d_chosen(row, j);
+                }
+                let d_score = select(0.0, weight * d_weight, sees);
                 let d_dot = select(0.0, d_score * scored.y, sees);
                 if OWN_KEYS == 1u {
                     factors[0][x][y] = d_dot;
@@ -372,7 +381,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                     alibi_sums[x] -= select(0.0, d_score * alibi_distance(row, j), sees);
                 }
                 if SCALE_SUM == 1u {
-                    scale_sums[x] += select(0.0, d_dot * dots[0][x][y], sees);
+                    if CHOSEN_SUM == 1u {
+                        scale_sums[x] += select(0.0, weight * d_chosen(row, j), sees);
+                    } else {
+                        scale_sums[x] += select(0.0, d_dot * dots[0][x][y], sees);
+                    }
                 }
             }
             // end

@@ -66,6 +66,8 @@ struct Params {
     d_output_offset: u32,
     d_lse_offset: u32,
     row_stats_at: u32,
+    // where what is known of chosen weights begins
+    chosen_at: u32,
     // whether sums are added to what is there
     accumulate: u32,
 }

@@ -117,9 +117,8 @@ impl<'a> Bindings<'a> {
     }
 
     /// The row data, and behind it what the backward pass knows of each row.
-    pub(crate) fn row_stats(&mut self, written: bool) -> &mut Self {
-        let words = RowStatsMap::new(self.problem).words;
-        self.push(Slot::RowData, written, Layout::bhld([1, 1, 1, words]))
+    pub(crate) fn row_stats(&mut self, map: &RowStatsMap, written: bool) -> &mut Self {
+        self.push(Slot::RowData, written, Layout::bhld([1, 1, 1, map.words]))
     }
 
     /// What a kernel reads that goes from inputs to outputs.
@@ -185,7 +184,9 @@ impl<'a> Bindings<'a> {
             Slot::PartOutput => dense(self.state_map().output(self.part, self.states.first)),
             Slot::PartRowState => dense(self.state_map().row_states(self.part, self.states.first)),
             // no tensors of the problem: `push` says where they lie
-            Slot::Selection | Slot::Weights | Slot::DOutput | Slot::Gradients => dense(Layout::bhld([0; 4])),
+            Slot::Selection | Slot::Weights | Slot::DOutput | Slot::DWeights | Slot::Gradients => {
+                dense(Layout::bhld([0; 4]))
+            }
             Slot::DQuery | Slot::DKey | Slot::DValue | Slot::DBias => dense(Layout::bhld([0; 4])),
             Slot::DAlibiSlopes | Slot::DSinks | Slot::DScale => dense(Layout::bhld([0; 4])),
             Slot::DLse => rows_of(Layout::bhld([batch, q_heads, q_len, 1]), 4),
@@ -318,22 +319,24 @@ impl RowDataMap {
     }
 }
 
-/// Where four numbers of each row lie, behind the row data, in words of 4 bytes.
+/// Where four numbers of each row lie, behind the row data, and then what is known of chosen weights, in words of 4 bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct RowStatsMap {
     /// `[batch, q_heads, q_len, 4]`.
     layout: Layout,
+    pub(crate) chosen_at: usize,
     /// All words, those of the row data too.
     pub(crate) words: usize,
 }
 
 impl RowStatsMap {
-    pub(crate) fn new(problem: &AttentionProblem) -> Self {
+    pub(crate) fn new(problem: &AttentionProblem, chosen_words: usize) -> Self {
         let [batch, q_heads, q_len, _] = problem.score_shape();
         // a vec4 each
         let at = (RowDataMap::new(problem).words as usize).next_multiple_of(4);
         let layout = Layout::bhld([batch, q_heads, q_len, 4]).with_offset(at);
-        Self { layout, words: at.saturating_add(problem.rows().saturating_mul(4)) }
+        let chosen_at = at.saturating_add(problem.rows().saturating_mul(4));
+        Self { layout, chosen_at, words: chosen_at.saturating_add(chosen_words) }
     }
 
     /// Those of a part.

@@ -1,9 +1,9 @@
 //! `Params` of the attention shaders, and what of a problem goes into it (shaders/common/params.wgsl).
 
 use super::uniforms::uniform;
-use super::{Bindings, Part, RowDataMap, Slot, Unsupported};
+use super::{Bindings, Part, RowDataMap, RowStatsMap, Slot, Unsupported};
 use crate::problem::{AlibiSlopes, AttentionProblem, Diagonal};
-use crate::tensor::{Element, Layout};
+use crate::tensor::Element;
 use crate::terms::Terms;
 
 /// Positions within a kernel, and differences of them, stay below this in magnitude, so that sums of three fit `i32`.
@@ -68,8 +68,10 @@ uniform! {
         d_output_offset: u32,
         d_lse_offset: u32,
         row_stats_at: u32,
+        chosen_at: u32,
         accumulate: u32,
     }
+    padded by 3
 }
 
 impl Params {
@@ -145,7 +147,7 @@ impl Params {
                 }
                 Slot::DOutput => (params.d_output_strides, params.d_output_offset) = (strides, offset),
                 Slot::DLse => params.d_lse_offset = offset,
-                Slot::RowData | Slot::Selection => {}
+                Slot::RowData | Slot::Selection | Slot::DWeights => {}
             }
         }
         params
@@ -157,11 +159,13 @@ impl Params {
         Self { headroom, headroom_inverse: 1.0 / headroom, ..self }
     }
 
-    /// Where what is known of each row lies, [`Bindings::row_stats`], and whether sums are added to what is there.
-    pub(crate) fn for_gradients(self, row_stats: Layout, accumulate: bool) -> Self {
+    /// Where what is known of each row and of chosen weights lies behind the row data, and whether sums are added to what is there.
+    pub(crate) fn for_gradients(self, map: &RowStatsMap, part: &Part, accumulate: bool) -> Self {
+        let row_stats = map.of(part);
         let [batch, heads, ..] = row_stats.strides.map(narrow);
         let (row_stats_strides, row_stats_at) = ([batch, heads], narrow(row_stats.offset));
-        Self { row_stats_strides, row_stats_at, accumulate: u32::from(accumulate), ..self }
+        let (chosen_at, accumulate) = (narrow(map.chosen_at), u32::from(accumulate));
+        Self { row_stats_strides, row_stats_at, chosen_at, accumulate, ..self }
     }
 
     /// The same over so many entries of the batch.
@@ -248,6 +252,7 @@ pub(crate) fn supports(problem: &AttentionProblem) -> Result<(), Unsupported> {
 mod tests {
     use super::*;
     use crate::problem::AttentionSpec;
+    use crate::tensor::Layout;
 
     /// The shifts, as keys.wgsl adds them up, against the intervals of the problem.
     #[test]

@@ -112,9 +112,6 @@ pub enum Unsupported {
     /// A dispatch needs something else that the device does not have.
     #[error(transparent)]
     Device(#[from] Unmet),
-    /// The gradient of chosen weights is given, which only the CPU path takes.
-    #[error("takes no gradient of chosen weights (d_weights); the CPU path does")]
-    ChosenWeights,
     /// Parts of the keys were asked for that are too many, or too few.
     #[error("num_splits is {found}, possible: {min} to {max}")]
     NumSplits {

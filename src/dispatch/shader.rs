@@ -70,6 +70,8 @@ shaders! {
     Backward: "backward", Params;
     /// Maximum, sum and delta of each row.
     BackwardDelta: "backward_delta", Params;
+    /// What chosen weights add to delta.
+    BackwardChosen: "backward_chosen", Params;
     /// Shares of rows in the gradients of sinks.
     BackwardSinks: "backward_sinks", Params;
     /// Shares of rows summed.
@@ -133,6 +135,7 @@ impl Shader {
             | Self::Weights
             | Self::Backward
             | Self::BackwardDelta
+            | Self::BackwardChosen
             | Self::BackwardSinks
             | Self::BackwardSums
             | Self::BackwardStore => &[],

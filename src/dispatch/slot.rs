@@ -41,6 +41,8 @@ pub enum Slot {
     DOutput,
     /// The caller's gradient of the log-sum-exp.
     DLse,
+    /// The caller's gradient of chosen weights, which is copied behind the row data.
+    DWeights,
     /// Sums of gradients before they are stored, in the plan's workspace.
     Gradients,
     /// The caller's gradient of the query, written.
@@ -83,6 +85,7 @@ impl Slot {
             Self::Weights => "weights",
             Self::DOutput => "d_output",
             Self::DLse => "d_lse",
+            Self::DWeights => "d_weights",
             Self::Gradients => "gradients",
             Self::DQuery => "d_query",
             Self::DKey => "d_key",
@@ -117,6 +120,7 @@ impl Slot {
             | Self::Weights
             | Self::DOutput
             | Self::DLse
+            | Self::DWeights
             | Self::DQuery
             | Self::DKey
             | Self::DValue
@@ -148,6 +152,7 @@ impl Slot {
             Self::ValueScale => 13,
             Self::DOutput => 14,
             Self::DLse => 15,
+            Self::DWeights => 16,
         }
     }
 }

@@ -17,6 +17,8 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "bias_f16",
     "bias_f32",
     "bias_none",
+    "chosen_buffer",
+    "chosen_none",
     "d_lse_buffer",
     "d_lse_none",
     "exponent",

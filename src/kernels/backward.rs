@@ -11,6 +11,7 @@ use crate::dispatch::{
 };
 use crate::problem::{AlibiSlopes, AttentionProblem};
 use crate::tensor::{Layout, TensorSpec};
+use crate::weights::{HeadReduce, KeyList, WeightsProblem};
 
 /// vec4s of a row that are staged at a time.
 const CHUNK: usize = 4;
@@ -28,16 +29,74 @@ const FLAGS_BYTES: u64 = 6 * 16;
 /// Whether the kernels can compute the gradients on such a device, whatever its limits of bindings and grids.
 pub(crate) fn supports(problem: &BackwardProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
     params::supports(problem.forward())?;
-    if problem.weights().is_some() {
-        return Err(Unsupported::ChosenWeights);
-    }
     check_invocations(64, caps)
+}
+
+/// Where what the kernels know of rows and chosen weights lies behind the row data.
+pub(crate) fn row_stats(problem: &BackwardProblem) -> RowStatsMap {
+    let gradient = problem.weights().map_or(0, WeightsProblem::elements);
+    RowStatsMap::new(problem.forward(), chosen_words(problem, 0).len().saturating_add(gradient))
+}
+
+/// Where the gradient of chosen weights lies there.
+pub(crate) fn d_weights_at(problem: &BackwardProblem) -> usize {
+    row_stats(problem).chosen_at + chosen_words(problem, 0).len()
+}
+
+/// What stands before the gradient of chosen weights (shaders/common/chosen_buffer.wgsl), if it begins at word `at`: for each head,
+/// row and key its places in the gradient.
+pub(crate) fn chosen_words(problem: &BackwardProblem, at: usize) -> Vec<u32> {
+    let Some(weights) = problem.weights() else { return vec![] };
+    let forward = problem.forward();
+    let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let mut heads = vec![vec![]; forward.q_heads()];
+    for (place, head) in weights.heads().iter().enumerate() {
+        // where heads are reduced, all of them are one, and a head that is listed twice counts twice
+        let place = if weights.reduce() == HeadReduce::Each { place } else { 0 };
+        heads[*head as usize].push(place);
+    }
+    let mut rows = vec![vec![]; forward.q_len()];
+    weights.rows().iter().enumerate().for_each(|(place, row)| rows[*row as usize].push(place));
+    let mut keys = vec![vec![]; forward.kv_len()];
+    match weights.keys() {
+        KeyList::Each(each) => each.iter().enumerate().for_each(|(place, key)| keys[*key as usize].push(place)),
+        KeyList::Segments(segments) => {
+            for (place, [start, end]) in segments.iter().enumerate() {
+                (*start..*end).for_each(|key| keys[key as usize].push(place));
+            }
+        }
+    }
+    let factor = match weights.reduce() {
+        HeadReduce::Each | HeadReduce::Sum => 1.0,
+        HeadReduce::Mean => 1.0 / weights.heads().len().max(1) as f32,
+    };
+    let [_, shown, row_count, columns] = weights.shape();
+    const HEADER: usize = 8;
+    let lists = [heads, rows, keys];
+    let words_of = |list: &Vec<Vec<usize>>| list.len() + 1 + list.iter().map(Vec::len).sum::<usize>();
+    let [heads_words, rows_words, keys_words] = [&lists[0], &lists[1], &lists[2]].map(words_of);
+    let starts = [at + HEADER, at + HEADER + heads_words, at + HEADER + heads_words + rows_words];
+    let mut words = starts.map(narrow).to_vec();
+    words.extend([starts[2] + keys_words, shown, row_count, columns].map(narrow));
+    words.push(f32::to_bits(factor));
+    for (list, start) in lists.iter().zip(starts) {
+        let mut place = start + list.len() + 1;
+        for places in list {
+            words.push(narrow(place));
+            place += places.len();
+        }
+        words.push(narrow(place));
+        words.extend(list.iter().flatten().map(|place| narrow(*place)));
+    }
+    words
 }
 
 /// What a pass over tiles of pairs makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Made {
     /// The gradient of the query, and each row's share of those of the slopes and of the scale.
+    /// What chosen weights add to delta of each row.
+    Chosen,
     Rows {
         query: bool,
         alibi: bool,
@@ -114,6 +173,7 @@ impl Pass {
     pub(crate) fn all(problem: &BackwardProblem, caps: &DeviceCaps) -> Result<Vec<Self>, Unsupported> {
         let spec = problem.spec();
         let mut made = vec![];
+        made.extend(problem.weights().map(|_| Made::Chosen));
         if spec.d_query.is_some() || spec.d_alibi_slopes || spec.d_scale {
             made.push(Made::Rows { query: spec.d_query.is_some(), alibi: spec.d_alibi_slopes, scale: spec.d_scale });
         }
@@ -137,6 +197,7 @@ impl Pass {
         let (head_dim, v_head_dim) = (forward.head_dim(), forward.v_head_dim());
         let group = forward.group_size();
         let (sums, width, shape, heads) = match made {
+            Made::Chosen => ([false, false, false, true], 1, [batch, q_heads, q_len], group),
             Made::Rows { query, alibi, scale } => {
                 let width = if query { head_dim } else { 0 } + usize::from(alibi) + usize::from(scale);
                 ([false, false, false, true], width, [batch, q_heads, q_len], group)
@@ -212,14 +273,14 @@ impl Pass {
         let (dots, weights) = match self.made {
             Made::Rows { query, .. } => (query, false),
             Made::Keys { key, value } => (key, value),
-            Made::Bias => (false, false),
+            Made::Bias | Made::Chosen => (false, false),
         };
         [dots as usize, weights as usize]
     }
 
     /// Whether the product of output gradients and values matters.
     const fn needs_values(&self) -> bool {
-        !matches!(self.made, Made::Keys { key: false, .. })
+        !matches!(self.made, Made::Keys { key: false, .. } | Made::Chosen)
     }
 
     /// Iterations of all loops of an invocation in one tile, at most.
@@ -251,7 +312,7 @@ impl Pass {
         let group = forward.group_size();
         let kept = |axis: usize, range: &Range<usize>| if self.sums[axis] { 0..1 } else { range.clone() };
         match self.made {
-            Made::Rows { .. } | Made::Bias => [kept(0, &part.batch), kept(1, &part.heads), kept(2, &part.rows)],
+            Made::Rows { .. } | Made::Bias | Made::Chosen => [kept(0, &part.batch), kept(1, &part.heads), kept(2, &part.rows)],
             Made::Keys { .. } => {
                 let heads = part.heads.start / group..part.heads.end.div_ceil(group);
                 [kept(0, &part.batch), heads, part.keys.clone()]
@@ -286,12 +347,14 @@ impl Pass {
         let attention = forward.spec();
         let Tiles { lanes, row_reg, key_reg, columns, column_blocks } = self.tiles;
         let mut bindings = Bindings::new(forward, part, caps);
-        bindings.read(&[Slot::Query, Slot::Key, Slot::Value]).read_pairs().row_stats(false);
+        bindings.read(&[Slot::Query, Slot::Key, Slot::Value]).read_pairs();
+        bindings.row_stats(&row_stats(problem), false);
         bindings.read_rows(Slot::DOutput, &spec.d_output);
         let mut variant = Variant::new(Shader::Backward);
         variant.query_vec(attention).key_vec(attention).value_vec(attention).row_vec(&D_OUTPUT, &spec.d_output);
         variant.terms(attention).row_data(true);
         variant.snippets(&["q_lens", "keys", "score", "score_slope", "numerics", "row_stats", "tile_mask_bytes"]);
+        variant.snippets(&[if problem.weights().is_some() { "chosen_buffer" } else { "chosen_none" }]);
         variant.snippets.retain(|name| *name != "row_data_none");
         if let (true, Some(bias)) = (self.direct, &spec.d_bias) {
             bindings.write_tensor(Slot::DBias, bias, self.gradient_slice(bias, part, forward));
@@ -304,6 +367,7 @@ impl Pass {
         let (own_reg, other_reg) = if self.owns_keys() { (key_reg, row_reg) } else { (row_reg, key_reg) };
         let (alibi, scale) = match self.made {
             Made::Rows { alibi, scale, .. } => (alibi, scale),
+            Made::Chosen => (false, true),
             Made::Keys { .. } | Made::Bias => (false, false),
         };
         for (name, value) in [
@@ -326,6 +390,7 @@ impl Pass {
             ("OTHER_TILE", self.tiles.other_tile()),
             ("ALIBI_SUM", usize::from(alibi)),
             ("SCALE_SUM", usize::from(scale)),
+            ("CHOSEN_SUM", usize::from(self.made == Made::Chosen)),
         ] {
             variant.constant(name, value);
         }
@@ -342,7 +407,7 @@ impl Pass {
         }
         let params = Params::new(forward, part, &bindings)
             .with_splits(self.splits)
-            .for_gradients(RowStatsMap::new(forward).of(part), self.is_begun(part));
+            .for_gradients(&row_stats(problem), part, self.is_begun(part));
         let tiles = self.summed_tiles(forward, part).div_ceil(self.splits);
         let iterations = tiles.saturating_mul(self.tile_iterations(forward)).saturating_add(2 * lanes + 4 * own_reg * 8);
         let invocations = u32::try_from(lanes * lanes).unwrap_or(u32::MAX);
@@ -368,6 +433,7 @@ impl Pass {
                 gradient(Slot::DKey, spec.d_key.filter(|_| key), 0),
                 gradient(Slot::DValue, spec.d_value.filter(|_| value), if key { head_dim } else { 0 }),
             ],
+            Made::Chosen => [None, None],
             Made::Bias if self.direct => [None, None],
             Made::Bias => [gradient(Slot::DBias, spec.d_bias, 0), None],
         };
@@ -410,6 +476,22 @@ impl Pass {
         let params = Params::new(forward, &part, &bindings).with_splits(self.splits).with_batch(b.len());
         // the columns of each split, and four stores
         Step::new(variant, bindings, params, grid, 0, Needs::new(64, self.splits * 5 + 4))
+    }
+
+    /// The dispatch that adds what chosen weights have to delta of a part's rows.
+    pub(crate) fn chosen(&self, problem: &BackwardProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
+        if self.made != Made::Chosen {
+            return vec![];
+        }
+        let forward = problem.forward();
+        let mut bindings = Bindings::new(forward, part, caps);
+        bindings.row_stats(&row_stats(problem), true).push(Slot::Gradients, false, self.region(part, forward));
+        let mut variant = Variant::new(Shader::BackwardChosen);
+        let grid = row_grid(part, caps);
+        variant.size("HEADS", part.heads.len()).size("BLOCKS_PER_ROW", blocks_per_row(grid));
+        let params = Params::new(forward, part, &bindings).with_splits(self.splits);
+        let params = params.for_gradients(&row_stats(problem), part, false);
+        vec![Step::new(variant, bindings, params, grid, 0, Needs::new(64, self.splits))]
     }
 
     /// The dispatches that add the shares of a part's rows in the gradients of slopes and scale.
@@ -459,7 +541,7 @@ fn row_sums(
     variant.size("SPLIT_WIDTH", width);
     let begun = over_batch && part.batch.start > 0 || over_heads && part.heads.start > 0 || part.rows.start > 0;
     let params = Params::new(forward, part, &bindings).with_splits(splits);
-    let params = params.for_gradients(RowStatsMap::new(forward).of(part), begun);
+    let params = params.for_gradients(&row_stats(problem), part, begun);
     let count = |summed: bool, n: usize| if summed { n } else { 1 };
     let summed = count(over_batch, part.batch.len()).saturating_mul(count(over_heads, part.heads.len()));
     let summed = summed.saturating_mul(part.rows.len()).saturating_mul(splits);
@@ -486,14 +568,14 @@ pub(crate) fn delta(problem: &BackwardProblem, caps: &DeviceCaps, part: &Part) -
     if spec.d_lse {
         bindings.read(&[Slot::DLse]);
     }
-    bindings.row_stats(true);
+    bindings.row_stats(&row_stats(problem), true);
     let mut variant = Variant::new(Shader::BackwardDelta);
     variant.row_vec(&OUTPUT, &forward.spec().output).row_vec(&D_OUTPUT, &spec.d_output);
     variant.snippets(&[if spec.d_lse { "d_lse_buffer" } else { "d_lse_none" }]);
     let grid = row_grid(part, caps);
     variant.size("V_HEAD_DIM", width).switch("VALUE_RAGGED", !width.is_multiple_of(4 * CHUNK));
     variant.size("HEADS", part.heads.len()).size("BLOCKS_PER_ROW", blocks_per_row(grid));
-    let params = Params::new(forward, part, &bindings).for_gradients(RowStatsMap::new(forward).of(part), false);
+    let params = Params::new(forward, part, &bindings).for_gradients(&row_stats(problem), part, false);
     let vecs = width.div_ceil(4 * CHUNK) * CHUNK;
     // two tensors, either of which may be read one by one
     Step::new(variant, bindings, params, grid, 0, Needs::new(64, vecs + vecs / CHUNK + 2 * 4 * vecs))
@@ -517,13 +599,13 @@ pub(crate) fn sinks(problem: &BackwardProblem, caps: &DeviceCaps, part: &Part) -
     let forward = problem.forward();
     let attention = forward.spec();
     let mut bindings = Bindings::new(forward, part, caps);
-    bindings.read_pairs().row_stats(false).push(Slot::Gradients, true, sink_shares(forward, part));
+    bindings.read_pairs().row_stats(&row_stats(problem), false).push(Slot::Gradients, true, sink_shares(forward, part));
     let mut variant = Variant::new(Shader::BackwardSinks);
     variant.terms(attention).row_data(true).snippets(&["q_lens", "keys", "row_stats", "gradient_workspace"]);
     variant.snippets.retain(|name| *name != "row_data_none");
     let grid = row_grid(part, caps);
     variant.key_overrides(forward).size("HEADS", part.heads.len()).size("BLOCKS_PER_ROW", blocks_per_row(grid));
-    let params = Params::new(forward, part, &bindings).for_gradients(RowStatsMap::new(forward).of(part), false);
+    let params = Params::new(forward, part, &bindings).for_gradients(&row_stats(problem), part, false);
     // a row that sees no key of its interval asks all of them
     let asks = attention.mask.is_some() || attention.bias.is_some();
     let needs = Needs::new(64, if asks { forward.kv_len() } else { 1 });
@@ -549,7 +631,7 @@ fn tiles(forward: &AttentionProblem, caps: &DeviceCaps, made: Made, rows: usize)
             Made::Rows { query: true, .. } | Made::Keys { key: true, value: false } => forward.head_dim(),
             Made::Keys { key: true, value: true } => forward.head_dim().max(forward.v_head_dim()),
             Made::Keys { .. } => forward.v_head_dim(),
-            Made::Rows { .. } | Made::Bias => 1,
+            Made::Rows { .. } | Made::Bias | Made::Chosen => 1,
         };
         let vecs = width.div_ceil(4);
         // 128 columns at a time

@@ -7,7 +7,7 @@ use super::PlanError;
 use super::select::summary;
 use crate::backward::BackwardProblem;
 use crate::caps::DeviceCaps;
-use crate::dispatch::{Part, Rejection, RowStatsMap, Slot, Step, Unsupported, check_steps};
+use crate::dispatch::{Part, Rejection, Slot, Step, Unsupported, check_steps};
 use crate::kernels::backward::{self, Made, Pass};
 use crate::problem::AttentionProblem;
 
@@ -55,6 +55,7 @@ impl BackwardPlan {
         }
         for pass in &passes {
             steps.extend(cutter.cut(pass.may_be_cut(), |part| vec![pass.step(problem, caps, part)])?);
+            steps.extend(cutter.cut(rows_alone, |part| pass.chosen(problem, caps, part))?);
             for stored in pass.stored(problem) {
                 steps.extend(cutter.cut_slice(pass.shape(), |slice| pass.store(problem, caps, stored, slice))?);
             }
@@ -68,7 +69,7 @@ impl BackwardPlan {
         if sums_bytes > found {
             return Err(Rejection::Binding { slot: Slot::Gradients, needed: sums_bytes, found });
         }
-        let row_words = RowStatsMap::new(forward).words as u64;
+        let row_words = backward::row_stats(problem).words as u64;
         let summary = summary(forward, caps);
         Ok(Self { problem: problem.clone(), passes, steps, sums_bytes, row_words, summary })
     }
@@ -86,7 +87,7 @@ impl BackwardPlan {
     }
 
     /// Device memory needed besides inputs and gradients, in bytes: sums before they are stored, row data, and four numbers of
-    /// each row. Linear in `q_len` and in `kv_len`; passes use the same sums one after another.
+    /// each row; where a gradient of chosen weights is given, a copy of it, and where each head, row and key stands in it. Linear in `q_len` and in `kv_len`; passes use the same sums one after another.
     #[must_use]
     pub const fn workspace_bytes(&self) -> u64 {
         self.sums_bytes + self.row_words * 4
@@ -98,6 +99,17 @@ impl BackwardPlan {
     /// [`PlanError::OtherDevice`] with the first thing that the device does not have.
     pub fn check(&self, caps: &DeviceCaps) -> Result<(), PlanError> {
         check_steps(&self.steps, caps).map_err(|unmet| PlanError::OtherDevice { unmet })
+    }
+
+    /// What stands before the gradient of chosen weights, and at which word.
+    pub(crate) fn chosen(&self) -> (Vec<u32>, u64) {
+        let at = backward::row_stats(&self.problem).chosen_at;
+        (backward::chosen_words(&self.problem, at), at as u64)
+    }
+
+    /// The word at which that gradient stands.
+    pub(crate) fn d_weights_at(&self) -> u64 {
+        backward::d_weights_at(&self.problem) as u64
     }
 
     pub(crate) const fn sums_bytes(&self) -> u64 {
@@ -114,6 +126,7 @@ impl fmt::Display for BackwardPlan {
         writeln!(f, "{}", self.summary)?;
         for pass in &self.passes {
             let (of, why) = match pass.made {
+                Made::Chosen => ("d_weights".to_owned(), "what chosen weights add to delta of each row"),
                 Made::Rows { query, alibi, scale } => {
                     let parts = [(query, "d_query"), (alibi, "d_alibi_slopes"), (scale, "d_scale")];
                     let asked: Vec<_> = parts.into_iter().filter(|(asked, _)| *asked).map(|(_, name)| name).collect();

@@ -330,7 +330,7 @@ fn element_types(job: &Job) -> Vec<(&'static str, &'static str)> {
         Slot::Output => Some(spec.output.element),
         Slot::Mask | Slot::RowData | Slot::Lse => None,
         Slot::Scores | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartRowState => None,
-        Slot::Selection | Slot::Weights | Slot::Gradients | Slot::DOutput | Slot::DLse => None,
+        Slot::Selection | Slot::Weights | Slot::Gradients | Slot::DOutput | Slot::DLse | Slot::DWeights => None,
         Slot::DQuery | Slot::DKey | Slot::DValue | Slot::DBias => None,
         Slot::DAlibiSlopes | Slot::DSinks | Slot::DScale => None,
     };

@@ -4,7 +4,7 @@ use crate::backward::{BackwardInputs, BackwardProblem, Gradients};
 use crate::dispatch::Slot;
 use crate::error::Error;
 use crate::gpu::attention::AttentionTensors;
-use crate::gpu::bound::BoundSteps;
+use crate::gpu::bound::{BoundSteps, RowDataCopy};
 use crate::gpu::buffers::{
     AttentionBuffers, aligned, check_row_data, enough, needed_bytes, present, row_data_copies, usage,
 };
@@ -80,6 +80,9 @@ pub struct BackwardBuffers<'a> {
     pub d_output: wgpu::BufferSlice<'a>,
     /// The gradient of the log-sum-exp, `[batch, q_heads, q_len]`, f32.
     pub d_lse: Option<wgpu::BufferSlice<'a>>,
+    /// The gradient of the chosen weights, f32, in the shape of [`WeightsProblem::shape`](crate::weights::WeightsProblem::shape).
+    /// It is copied, and needs the usage `COPY_SRC` alone.
+    pub d_weights: Option<wgpu::BufferSlice<'a>>,
     /// `[batch, q_heads, q_len, head_dim]`, written; gaps of layouts are left alone.
     pub d_query: Option<wgpu::BufferSlice<'a>>,
     /// `[batch or 1, kv_heads, kv_len, head_dim]`, written.
@@ -105,7 +108,7 @@ impl<'a> BackwardBuffers<'a> {
     pub fn of(attention: &AttentionBuffers<'a>, d_output: wgpu::BufferSlice<'a>) -> Result<Self, GpuError> {
         let AttentionBuffers { query, key, value, terms, output, .. } = *attention;
         let row_state = attention.lse.ok_or(GpuError::Missing { name: "row_state" })?;
-        let (d_lse, d_query, d_key, d_value, d_bias) = (None, None, None, None, None);
+        let (d_lse, d_weights, d_query, d_key, d_value, d_bias) = (None, None, None, None, None, None);
         let (d_alibi_slopes, d_sinks, d_scale) = (None, None, None);
         Ok(Self {
             query,
@@ -116,6 +119,7 @@ impl<'a> BackwardBuffers<'a> {
             row_state,
             d_output,
             d_lse,
+            d_weights,
             d_query,
             d_key,
             d_value,
@@ -139,6 +143,7 @@ impl<'a> BackwardBuffers<'a> {
             Slot::Lse => Some(self.row_state),
             Slot::DOutput => Some(self.d_output),
             Slot::DLse => self.d_lse,
+            Slot::DWeights => self.d_weights,
             Slot::DQuery => self.d_query,
             Slot::DKey => self.d_key,
             Slot::DValue => self.d_value,
@@ -180,12 +185,19 @@ impl<'a> BackwardBuffers<'a> {
             }
         }
         check_row_data(&self.terms, forward)?;
+        let wanted = problem.weights().map(|weights| weights.elements() as u64 * 4);
+        if let Some(slice) = present("d_weights", self.d_weights, wanted.is_some())? {
+            enough("d_weights", &slice, wanted.unwrap_or(0))?;
+            usage("d_weights", &slice, wgpu::BufferUsages::COPY_SRC)?;
+            aligned("d_weights", &slice, 4)?;
+        }
         self.check_aliases()
     }
 
     fn check_aliases(&self) -> Result<(), GpuError> {
         let tensors = [Slot::Query, Slot::Key, Slot::Value, Slot::Output, Slot::Lse, Slot::DOutput, Slot::DLse];
-        let tensors = tensors.into_iter().map(|slot| (slot.name(), self.slice(slot)));
+        let tensors = tensors.into_iter().chain([Slot::DWeights]);
+        let tensors = tensors.map(|slot| (slot.name(), self.slice(slot)));
         let terms = self.terms.list().into_iter().map(|(name, slice)| (name, slice.copied()));
         let read: Vec<_> = tensors.chain(terms).filter_map(|(name, slice)| Some((name, slice?))).collect();
         for (n, slot) in WRITTEN.into_iter().enumerate() {
@@ -251,7 +263,7 @@ pub struct GradientBuffers {
 
 impl GradientBuffers {
     /// What a backward call binds that comes after an attention over these buffers, whose `lse` is maximum and sum of its rows.
-    /// Where the spec says that a gradient of the log-sum-exp is given, it can be filled in.
+    /// Where the spec says that gradients of the log-sum-exp and of chosen weights are given, they can be filled in.
     ///
     /// # Errors
     /// As [`BackwardBuffers::of`].
@@ -305,6 +317,13 @@ impl Gpu {
             bytes => Some(self.allocate("gradients", bytes).await?),
         };
         let rows = self.allocate("row_data", plan.row_bytes()).await?;
+        let (chosen, at) = plan.chosen();
+        if !chosen.is_empty() {
+            self.checked("places of chosen weights", 0, || {
+                self.queue().write_buffer(&rows, at * 4, bytemuck::cast_slice(&chosen));
+            })
+            .await?;
+        }
         Ok(GpuBackward { gpu: self.clone(), plan, steps, sums, rows })
     }
 
@@ -376,7 +395,17 @@ impl GpuBackward {
     /// [`GpuError`] names the buffer that is missing, too small, made for other uses, or read and written at once.
     pub fn bind(&self, buffers: &BackwardBuffers<'_>) -> Result<BoundSteps, GpuError> {
         buffers.check(self.problem(), self.gpu.caps().min_storage_buffer_offset_alignment)?;
-        let copies = row_data_copies(&buffers.terms, self.problem().forward(), &self.rows)?;
+        let mut copies = row_data_copies(&buffers.terms, self.problem().forward(), &self.rows)?;
+        let bytes = self.problem().weights().map_or(0, |weights| weights.elements() as u64 * 4);
+        if let Some(d_weights) = buffers.d_weights.filter(|_| bytes > 0) {
+            copies.push(RowDataCopy {
+                from: d_weights.buffer().clone(),
+                from_bytes: d_weights.offset(),
+                to: self.rows.clone(),
+                to_bytes: self.plan.d_weights_at() * 4,
+                bytes,
+            });
+        }
         let slice = |slot: Slot| match slot {
             Slot::RowData => Some(self.rows.slice(..)),
             Slot::Gradients => self.sums.as_ref().map(|sums| sums.slice(..)),
@@ -435,9 +464,14 @@ impl GpuBackward {
             Some(d_lse) => Some(gpu.upload("d_lse", d_lse).await?),
             None => None,
         };
+        let d_weights = match inputs.d_weights {
+            Some(d_weights) => Some(gpu.upload("d_weights", d_weights).await?),
+            None => None,
+        };
         let gradients = self.allocate().await?;
         let mut buffers = gradients.buffers(&attention.buffers(), d_output.slice(..))?;
         buffers.d_lse = d_lse.as_ref().map(|d_lse| d_lse.slice(..));
+        buffers.d_weights = d_weights.as_ref().map(|d_weights| d_weights.slice(..));
         let bound = self.bind(&buffers)?;
         self.submit(&bound).await?;
         self.read(&gradients).await
