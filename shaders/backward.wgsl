@@ -354,11 +354,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         {
             let row = row_of(tile, min(tile.row_block * TILE_ROWS + row_lane + x * LANES, row_count() - 1u));
             let stats = row_stats(row);
+            seen &= select(~(15u << (x * 4u)), 0xffffffffu, has_mass(stats));
             // repeat y < KEY_REG
             {
                 // straight-line: what comes out for a pair that is not allowed is thrown away
                 let j = tile.key_block * TILE_KEYS + key_lane + y * LANES;
-                let sees = (seen & (1u << (x * 4u + y))) != 0u && stats.y != 0.0;
+                let sees = (seen & (1u << (x * 4u + y))) != 0u;
                 let scored = score_with_slope(row, j, dots[0][x][y]);
                 let weight = select(0.0, exp(scored.x - stats.x) * stats.y, sees);
                 var d_weight = dots[1][x][y] - stats.z;

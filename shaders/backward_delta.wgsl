@@ -50,7 +50,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let at = params.lse_offset + row.b * params.lse_strides.x + row.h * params.lse_strides.y + 2u * row.i;
     let row_max = lse[at];
     let row_sum = lse[at + 1u];
-    let has_mass = row_sum != 0.0 && bitcast<u32>(row_max) != 0xff800000u;
+    // by their bits: NaN is no mass of 0, but a comparison may say so
+    let has_mass = bitcast<u32>(row_sum) != 0u && bitcast<u32>(row_max) != 0xff800000u;
     let d_lse = d_lse_of(row);
     let to = params.row_stats_at + row.b * params.row_stats_strides.x + row.h * params.row_stats_strides.y + 4u * row.i;
     row_data[to] = bitcast<u32>(row_max);

@@ -32,7 +32,8 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     }
     let stats = row_stats(row);
     let sink = bitcast<f32>(row_data_word(params.sinks_at + params.head_base + row.h));
-    let of_keys = -(exp(sink - stats.x) * stats.y) * stats.z;
-    let share = select(stats.w, select(0.0, of_keys, stats.y != 0.0), sees);
-    store_gradient(gradient_at(row.b, row.h, row.i), select(share, 0.0, row_is_behind(row)));
+    let share = select(stats.w, -(exp(sink - stats.x) * stats.y) * stats.z, sees);
+    // a sink of negative infinity is none
+    let counts = has_mass(stats) && bitcast<u32>(sink) != 0xff800000u && !row_is_behind(row);
+    store_gradient(gradient_at(row.b, row.h, row.i), select(0.0, share, counts));
 }

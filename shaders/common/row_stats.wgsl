@@ -7,3 +7,8 @@ fn row_stats(row: Row) -> vec4f {
         vec4u(row_data_word(at), row_data_word(at + 1u), row_data_word(at + 2u), row_data_word(at + 3u)),
     );
 }
+
+// Whether any key or sink of the row has mass. By the bits: NaN has.
+fn has_mass(stats: vec4f) -> bool {
+    return bitcast<u32>(stats.y) != 0u;
+}
