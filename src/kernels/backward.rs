@@ -23,6 +23,8 @@ const WIDTH: usize = 64;
 const SUMS_WIDTH: usize = 256;
 /// The most splits: the store adds them one after another.
 const MAX_SPLITS: usize = 256;
+/// Words before the lists of chosen weights.
+const CHOSEN_HEADER: usize = 8;
 /// The variables of a tile's workgroup that are no tiles.
 const FLAGS_BYTES: u64 = 6 * 16;
 
@@ -35,12 +37,27 @@ pub(crate) fn supports(problem: &BackwardProblem, caps: &DeviceCaps) -> Result<(
 /// Where what the kernels know of rows and chosen weights lies behind the row data.
 pub(crate) fn row_stats(problem: &BackwardProblem) -> RowStatsMap {
     let gradient = problem.weights().map_or(0, WeightsProblem::elements);
-    RowStatsMap::new(problem.forward(), chosen_words(problem, 0).len().saturating_add(gradient))
+    RowStatsMap::new(problem.forward(), chosen_len(problem).saturating_add(gradient))
 }
 
 /// Where the gradient of chosen weights lies there.
 pub(crate) fn d_weights_at(problem: &BackwardProblem) -> usize {
-    row_stats(problem).chosen_at + chosen_words(problem, 0).len()
+    row_stats(problem).chosen_at.saturating_add(chosen_len(problem))
+}
+
+/// Words that [`chosen_words`] gives.
+fn chosen_len(problem: &BackwardProblem) -> usize {
+    let Some(weights) = problem.weights() else { return 0 };
+    let forward = problem.forward();
+    let places = match weights.keys() {
+        KeyList::Each(keys) => keys.len(),
+        KeyList::Segments(segments) => {
+            segments.iter().fold(0usize, |sum, [start, end]| sum.saturating_add((end - start) as usize))
+        }
+    };
+    // each list has the end of its last places too
+    let starts = forward.q_heads() + forward.q_len() + forward.kv_len() + 3;
+    (CHOSEN_HEADER + starts + weights.heads().len() + weights.rows().len()).saturating_add(places)
 }
 
 /// What stands before the gradient of chosen weights (shaders/common/chosen_buffer.wgsl), if it begins at word `at`: for each head,
@@ -71,11 +88,11 @@ pub(crate) fn chosen_words(problem: &BackwardProblem, at: usize) -> Vec<u32> {
         HeadReduce::Mean => 1.0 / weights.heads().len().max(1) as f32,
     };
     let [_, shown, row_count, columns] = weights.shape();
-    const HEADER: usize = 8;
     let lists = [heads, rows, keys];
     let words_of = |list: &Vec<Vec<usize>>| list.len() + 1 + list.iter().map(Vec::len).sum::<usize>();
     let [heads_words, rows_words, keys_words] = [&lists[0], &lists[1], &lists[2]].map(words_of);
-    let starts = [at + HEADER, at + HEADER + heads_words, at + HEADER + heads_words + rows_words];
+    let first = at + CHOSEN_HEADER;
+    let starts = [first, first + heads_words, first + heads_words + rows_words];
     let mut words = starts.map(narrow).to_vec();
     words.extend([starts[2] + keys_words, shown, row_count, columns].map(narrow));
     words.push(f32::to_bits(factor));
@@ -94,19 +111,13 @@ pub(crate) fn chosen_words(problem: &BackwardProblem, at: usize) -> Vec<u32> {
 /// What a pass over tiles of pairs makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Made {
-    /// The gradient of the query, and each row's share of those of the slopes and of the scale.
     /// What chosen weights add to delta of each row.
     Chosen,
-    Rows {
-        query: bool,
-        alibi: bool,
-        scale: bool,
-    },
+    /// The gradient of the query, and each row's share of those of the slopes and of the scale.
+    Rows { query: bool, alibi: bool, scale: bool },
     /// The gradients of keys and values.
-    Keys {
-        key: bool,
-        value: bool,
-    },
+    Keys { key: bool, value: bool },
+    /// The gradient of the bias.
     Bias,
 }
 
@@ -143,9 +154,11 @@ impl Tiles {
         SLICE * self.columns + 1
     }
 
-    const fn workgroup_bytes(&self) -> u64 {
-        let vecs = self.tile_row(self.row_reg) + self.tile_row(self.key_reg) + SLICE + 1 + self.other_tile();
-        16 * (self.lanes * vecs) as u64 + 4 * (self.lanes * SLICE) as u64 + FLAGS_BYTES
+    /// With tiles of factors and others, where there are products, or without.
+    const fn workgroup_bytes(&self, products: bool) -> u64 {
+        let staged = 16 * self.lanes * (self.tile_row(self.row_reg) + self.tile_row(self.key_reg));
+        let others = self.lanes * (16 * (SLICE + 1 + self.other_tile()) + 4 * SLICE);
+        (staged + if products { others } else { 0 }) as u64 + FLAGS_BYTES
     }
 }
 
@@ -227,8 +240,8 @@ impl Pass {
 
     /// As many as give the device enough workgroups, and no invocation more iterations than it may take.
     fn wanted_splits(&self, forward: &AttentionProblem, caps: &DeviceCaps) -> usize {
-        let tiles = self.summed_tiles(forward, &Part::whole(forward));
-        let [x, y, z] = self.grid(forward, &Part::whole(forward));
+        let tiles = self.summed_tiles(&Part::whole(forward));
+        let [x, y, z] = self.grid(&Part::whole(forward));
         let workgroups = usize::try_from(x.saturating_mul(y).saturating_mul(z)).unwrap_or(usize::MAX);
         // as many as the split kernel wants
         let wanted: usize = match caps.class {
@@ -255,13 +268,13 @@ impl Pass {
         [rows.div_ceil(self.tiles.rows()), part.keys.len().div_ceil(self.tiles.keys()), part.heads.len() / self.heads]
     }
 
-    fn summed_tiles(&self, _forward: &AttentionProblem, part: &Part) -> usize {
+    fn summed_tiles(&self, part: &Part) -> usize {
         let [row_blocks, key_blocks, planes] = self.blocks(part);
         let counts = [part.batch.len(), planes, row_blocks, key_blocks];
         counts.iter().zip(self.sums).filter(|(_, summed)| *summed).fold(1, |all, (n, _)| all.saturating_mul(*n))
     }
 
-    fn grid(&self, _forward: &AttentionProblem, part: &Part) -> [u64; 3] {
+    fn grid(&self, part: &Part) -> [u64; 3] {
         let [row_blocks, key_blocks, planes] = self.blocks(part);
         let [batch, planes, rows, keys] = [part.batch.len(), planes, row_blocks, key_blocks];
         let along = |axis: usize, n: usize| if self.sums[axis] { 1 } else { n as u64 };
@@ -293,7 +306,8 @@ impl Pass {
         let other_reg = if self.owns_keys() { row_reg } else { key_reg };
         let slices = self.products().iter().sum::<usize>() * other_reg * (lanes / SLICE);
         // rows of a tile one by one where they are gathered
-        let gathered = 5 * (chunks(forward.head_dim()) + values) + slices * (1 + SLICE + 6 * staged(SLICE * columns * lanes));
+        let gathered =
+            5 * (chunks(forward.head_dim()) + values) + slices * (1 + SLICE + 6 * staged(SLICE * columns * lanes));
         1 + gathered
     }
 
@@ -312,7 +326,9 @@ impl Pass {
         let group = forward.group_size();
         let kept = |axis: usize, range: &Range<usize>| if self.sums[axis] { 0..1 } else { range.clone() };
         match self.made {
-            Made::Rows { .. } | Made::Bias | Made::Chosen => [kept(0, &part.batch), kept(1, &part.heads), kept(2, &part.rows)],
+            Made::Rows { .. } | Made::Bias | Made::Chosen => {
+                [kept(0, &part.batch), kept(1, &part.heads), kept(2, &part.rows)]
+            }
             Made::Keys { .. } => {
                 let heads = part.heads.start / group..part.heads.end.div_ceil(group);
                 [kept(0, &part.batch), heads, part.keys.clone()]
@@ -405,14 +421,17 @@ impl Pass {
         for (name, summed) in ["SUM_BATCH", "SUM_HEADS", "SUM_ROWS", "SUM_KEYS"].into_iter().zip(self.sums) {
             variant.switch(name, summed);
         }
-        let params = Params::new(forward, part, &bindings)
-            .with_splits(self.splits)
-            .for_gradients(&row_stats(problem), part, self.is_begun(part));
-        let tiles = self.summed_tiles(forward, part).div_ceil(self.splits);
-        let iterations = tiles.saturating_mul(self.tile_iterations(forward)).saturating_add(2 * lanes + 4 * own_reg * 8);
+        let params = Params::new(forward, part, &bindings).with_splits(self.splits).for_gradients(
+            &row_stats(problem),
+            part,
+            self.is_begun(part),
+        );
+        let tiles = self.summed_tiles(part).div_ceil(self.splits);
+        let iterations =
+            tiles.saturating_mul(self.tile_iterations(forward)).saturating_add(2 * lanes + 4 * own_reg * 8);
         let invocations = u32::try_from(lanes * lanes).unwrap_or(u32::MAX);
         let needs = Needs::new(invocations, iterations);
-        Step::new(variant, bindings, params, self.grid(forward, part), self.tiles.workgroup_bytes(), needs)
+        Step::new(variant, bindings, params, self.grid(part), self.tiles.workgroup_bytes(dots + weights > 0), needs)
     }
 
     /// The part's share of the gradient of a bias, with no step along what is summed.
@@ -529,11 +548,10 @@ fn row_sums(
     let mut numbers = Layout { offset: region.offset + column, ..region };
     numbers.shape[3] -= column;
     bindings.push(Slot::Gradients, false, numbers);
-    let (batch, heads) = (if over_batch { 0..1 } else { part.batch.clone() }, if over_heads { 0..1 } else { part.heads.clone() });
+    let kept = |summed: bool, range: &Range<usize>| if summed { 0..1 } else { range.clone() };
+    let (batch, heads) = (kept(over_batch, &part.batch), kept(over_heads, &part.heads));
     let all_heads = if over_heads { 1 } else { forward.q_heads() };
-    let sums = Layout::bhld([1, batch.len(), heads.len(), 1]).with_strides([0, all_heads, 1, 1]);
-    // batch and heads as the shader has them
-    let sums = Layout { shape: [batch.len(), heads.len(), 1, 1], strides: [all_heads, 1, 1, 1], ..sums };
+    let sums = Layout::bhld([batch.len(), heads.len(), 1, 1]).with_strides([all_heads, 1, 1, 1]);
     let sums = sums.with_offset(batch.start * all_heads + heads.start);
     bindings.write_tensor(slot, &TensorSpec::f32(sums), sums);
     let mut variant = Variant::new(Shader::BackwardSums);
@@ -644,12 +662,12 @@ fn tiles(forward: &AttentionProblem, caps: &DeviceCaps, made: Made, rows: usize)
     };
     let fits = |tiles: &Tiles| {
         tiles.lanes * tiles.lanes <= caps.max_compute_invocations_per_workgroup as usize
-            && tiles.workgroup_bytes() <= u64::from(caps.max_compute_workgroup_storage_size)
+            && tiles.workgroup_bytes(true) <= u64::from(caps.max_compute_workgroup_storage_size)
     };
     // small tiles compile sooner, and software drivers have no lanes to fill
     let wide = Some(of_width(16)).filter(|tiles| caps.class != DeviceClass::Software && fits(tiles));
     let tiles = wide.unwrap_or_else(|| of_width(8));
-    let (needed, found) = (tiles.workgroup_bytes(), u64::from(caps.max_compute_workgroup_storage_size));
+    let (needed, found) = (tiles.workgroup_bytes(true), u64::from(caps.max_compute_workgroup_storage_size));
     if needed > found {
         return Err(Unsupported::WorkgroupMemory { needed, found, head_dim: forward.head_dim() });
     }

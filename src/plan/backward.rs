@@ -135,9 +135,10 @@ impl fmt::Display for BackwardPlan {
                 Made::Keys { key: true, value: true } => {
                     ("d_key, d_value".to_owned(), "a workgroup for each tile of keys goes over the rows of its heads")
                 }
-                Made::Keys { key: true, value: false } => {
-                    ("d_key".to_owned(), "too wide for one pass with d_value, or another batch; over the rows of its heads")
-                }
+                Made::Keys { key: true, value: false } => (
+                    "d_key".to_owned(),
+                    "too wide for one pass with d_value, or another batch; over the rows of its heads",
+                ),
                 Made::Keys { .. } => {
                     ("d_value".to_owned(), "too wide for one pass with d_key, or alone; over the rows of its heads")
                 }
@@ -209,7 +210,9 @@ impl Cutter<'_> {
             }
             let needs = |size: [usize; 4]| match &reason {
                 Rejection::Binding { slot, .. } => largest(&first(extents, size, &steps), *slot),
-                Rejection::Grid { .. } => first(extents, size, &steps).iter().flat_map(|step| step.grid).max().unwrap_or(0),
+                Rejection::Grid { .. } => {
+                    first(extents, size, &steps).iter().flat_map(|step| step.grid).max().unwrap_or(0)
+                }
                 _ => 0,
             };
             let now = needs(size);

@@ -18,6 +18,8 @@ use crate::common::{cases, random};
 const GROUP: &str = "backward";
 /// Random cases with many keys.
 const LONG_CASES: u32 = 6;
+/// A software driver beside another one runs one in so many.
+const SHARE: usize = 4;
 
 /// What a trial does that has no case of the table.
 type Check = fn(&Adapter) -> Result<(), String>;
@@ -27,14 +29,16 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
     let random = random_cases().into_iter().zip(0..).map(|(case, n)| Case { name: format!("random_{n:02}"), ..case });
     let long = random::drawn(&random::long_case(), LONG_CASES).into_iter().zip(0..);
     let long = long.map(|(case, n)| Case { name: format!("random_long_{n:02}"), ..case });
-    for case in cases::all().into_iter().chain(own_cases()).chain(random).chain(long) {
+    let all = std::env::var("GPU_TRIALS").is_ok_and(|value| value == "all");
+    let every = if adapter.sparing && !all { SHARE } else { 1 };
+    for case in cases::all().into_iter().chain(own_cases()).chain(random).chain(long).step_by(every) {
         let on = adapter.clone();
         let name = case.name.clone();
         trials.push(trial(adapter, GROUP, &name, move || {
             backward::case_with(&case, &|problem, inputs| run_twice(&on, problem, inputs))
         }));
     }
-    for (n, path) in backward::golden().into_iter().enumerate() {
+    for (n, path) in backward::golden().into_iter().enumerate().step_by(every) {
         let on = adapter.clone();
         trials.push(trial(adapter, GROUP, &format!("golden_{n:02}"), move || {
             backward::golden_with(&path, 2.0, &|problem, inputs| run_twice(&on, problem, inputs))
@@ -60,7 +64,6 @@ fn run_twice(on: &Adapter, problem: &BackwardProblem, inputs: &BackwardInputs<'_
     if bits(&first) == bits(&second) { Ok(first) } else { Err("another run gives other bits".to_owned()) }
 }
 
-/// A call of its own: `name`, batch, heads, lengths and widths, with more terms.
 fn call(case: &Case) -> Result<BackwardCase, String> {
     BackwardCase::of(case).ok_or_else(|| format!("{case}: no gradients"))
 }
@@ -73,7 +76,8 @@ fn within_bounds(case: &BackwardCase, gradients: &Gradients) -> Result<(), Strin
 /// Cases of which the kernels make something of their own: both passes split, keys that are shared, wide rows in blocks of columns,
 /// tiles that the rows of a group share, every way to sum a bias.
 fn own_cases() -> Vec<Case> {
-    let new = |name: &str, batch, heads, lens, widths| Case::new(format!("backward_{name}"), "", batch, heads, lens, widths);
+    let new =
+        |name: &str, batch, heads, lens, widths| Case::new(format!("backward_{name}"), "", batch, heads, lens, widths);
     let mut cases = vec![
         new("few_keys", 1, [2, 1], [150, 5], [12, 20]),
         new("few_rows", 2, [4, 2], [1, 300], [24, 8]),
@@ -113,7 +117,11 @@ fn shared_batch(on: &Adapter) -> Result<(), String> {
 /// Limits that cut every pass along every axis.
 fn cut(on: &Adapter) -> Result<(), String> {
     let cases = [
-        Case::new("backward_cut", "", 3, [4, 2], [40, 70], [16, 12]).mask("bhqk").sinks(0.0).alibi().kv_lens(&[70, 0, 33]),
+        Case::new("backward_cut", "", 3, [4, 2], [40, 70], [16, 12])
+            .mask("bhqk")
+            .sinks(0.0)
+            .alibi()
+            .kv_lens(&[70, 0, 33]),
         Case::new("backward_cut_bias", "", 2, [2, 2], [33, 50], [8, 8]).bias(Element::F32, "bhqk"),
         Case::new("backward_cut_sums", "", 2, [2, 2], [33, 50], [8, 8]).bias(Element::F32, "111k"),
     ];
@@ -131,7 +139,8 @@ fn cut(on: &Adapter) -> Result<(), String> {
                 return Err(format!("not cut to {bytes}:\n{plan}"));
             }
             steps = plan.steps().len();
-            let prepared = pollster::block_on(on.context.prepare_backward_plan(plan)).map_err(|error| message(&error))?;
+            let prepared =
+                pollster::block_on(on.context.prepare_backward_plan(plan)).map_err(|error| message(&error))?;
             within_bounds(&case, &prepared.run_blocking(&case.inputs()).map_err(|error| message(&error))?)?;
         }
     }
@@ -147,7 +156,8 @@ fn encoded(on: &Adapter) -> Result<(), String> {
     let attention = gpu.prepare_blocking(case.problem.forward(), None).map_err(text)?;
     let tensors = attention.upload_blocking(&case.data.as_inputs()).map_err(text)?;
     let upload = |name: &str, data: &[f32]| gpu.upload_blocking(name, data).map_err(|error| error.to_string());
-    let d_output = pollster::block_on(gpu.upload_tensor("d_output", (&case.d_output).into())).map_err(|e| e.to_string())?;
+    let d_output =
+        pollster::block_on(gpu.upload_tensor("d_output", (&case.d_output).into())).map_err(|e| e.to_string())?;
     let d_lse = case.d_lse.as_ref().map(|d_lse| upload("d_lse", d_lse)).transpose()?;
     let d_weights = case.d_weights.as_ref().map(|d_weights| upload("d_weights", d_weights)).transpose()?;
     let gradients = pollster::block_on(prepared.allocate()).map_err(|error| error.to_string())?;

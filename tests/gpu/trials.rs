@@ -10,7 +10,9 @@ use cross_attention::{
 use libtest_mimic::{Completion, Failed, Trial};
 
 use super::adapters::Adapter;
-use super::{backward, composed, executors, keys, known_faults, levels, linear, merging, parts, places, shared, weights};
+use super::{
+    backward, composed, executors, keys, known_faults, levels, linear, merging, parts, places, shared, weights,
+};
 use crate::common::case::Case;
 use crate::common::check::{self, Extent, Run};
 use crate::common::{cases, meaning, onnx, random, real};

@@ -3,8 +3,8 @@
 
 use std::collections::HashSet;
 
-use cross_attention::dispatch::{Shader, Step, Variant};
 use cross_attention::backward::{BackwardProblem, BackwardSpec};
+use cross_attention::dispatch::{Shader, Step, Variant};
 use cross_attention::plan::{BackwardPlan, WeightsPlan};
 use cross_attention::weights::{HeadReduce, Keys, WeightsProblem, WeightsSpec};
 use cross_attention::{
@@ -384,10 +384,9 @@ fn backward_steps() -> Vec<Step> {
         backward.d_output.element = [Element::F32, Element::F16, Element::Bf16][n % 3];
         let gradients = [&mut backward.d_query, &mut backward.d_key, &mut backward.d_value, &mut backward.d_bias];
         for (axis, gradient) in gradients.into_iter().enumerate() {
-            *gradient = gradient.filter(|_| n / 3 % 5 != axis).map(|of| TensorSpec {
-                element: [Element::F32, Element::F16, Element::Bf16][n / 9 % 3],
-                ..of
-            });
+            *gradient = gradient
+                .filter(|_| n / 3 % 5 != axis)
+                .map(|of| TensorSpec { element: [Element::F32, Element::F16, Element::Bf16][n / 9 % 3], ..of });
         }
         (backward.d_lse, backward.d_scale) = (n % 2 == 0, n % 4 == 1);
         backward.d_weights = (n % 6 == 0).then(WeightsSpec::default);
@@ -540,7 +539,12 @@ fn rests_are_scaled_back() {
 fn tint_accepts_the_shaders() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut seen = HashSet::new();
-    let variants = steps().into_iter().chain(weights_steps()).chain(backward_steps()).map(|step| step.variant).chain(Variant::beside_plans());
+    let variants = steps()
+        .into_iter()
+        .chain(weights_steps())
+        .chain(backward_steps())
+        .map(|step| step.variant)
+        .chain(Variant::beside_plans());
     // one of each combination of snippets: overrides are open in the text, and tint checks them as such
     let variants = variants.filter(|v| seen.insert((v.shader, v.snippets.clone())));
     // naga does not know the directive, browsers need it

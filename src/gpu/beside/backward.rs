@@ -214,15 +214,8 @@ impl<'a> BackwardBuffers<'a> {
 }
 
 /// The gradients that are written.
-const WRITTEN: [Slot; 7] = [
-    Slot::DQuery,
-    Slot::DKey,
-    Slot::DValue,
-    Slot::DBias,
-    Slot::DAlibiSlopes,
-    Slot::DSinks,
-    Slot::DScale,
-];
+const WRITTEN: [Slot; 7] =
+    [Slot::DQuery, Slot::DKey, Slot::DValue, Slot::DBias, Slot::DAlibiSlopes, Slot::DSinks, Slot::DScale];
 
 fn tensor_bytes(tensor: &TensorSpec) -> u64 {
     let elements = tensor.layout.extent().unwrap_or(usize::MAX) as u64;
@@ -350,7 +343,11 @@ impl Gpu {
     /// # Errors
     /// As [`backward`](Self::backward).
     #[cfg(feature = "native")]
-    pub fn backward_blocking(&self, problem: &BackwardProblem, inputs: &BackwardInputs<'_>) -> Result<Gradients, Error> {
+    pub fn backward_blocking(
+        &self,
+        problem: &BackwardProblem,
+        inputs: &BackwardInputs<'_>,
+    ) -> Result<Gradients, Error> {
         self.block_on(self.backward(problem, inputs))
     }
 }
