@@ -50,6 +50,15 @@ pub enum Error {
         /// Why.
         reason: Rejection,
     },
+    /// Gradients were asked for that there are not.
+    #[error(transparent)]
+    Backward(#[from] BackwardError),
+    /// Gradients are too many or too large for the device, or it does not compute them.
+    #[error("the device cannot return these gradients: {reason}")]
+    BackwardPlan {
+        /// Why.
+        reason: Rejection,
+    },
     /// A pool of passages refused a call.
     #[error(transparent)]
     Pool(#[from] PoolError),

@@ -15,6 +15,7 @@ struct Params {
     scores_strides: vec4u,
     key_scale_strides: vec4u,
     value_scale_strides: vec4u,
+    d_output_strides: vec4u,
     query_offset: u32,
     key_offset: u32,
     value_offset: u32,
@@ -24,6 +25,8 @@ struct Params {
     scores_offset: u32,
     lse_offset: u32,
     lse_strides: vec2u,
+    // of what the backward pass knows of each row, behind the row data
+    row_stats_strides: vec2u,
     batch_base: u32,
     head_base: u32,
     row_base: u32,
@@ -60,6 +63,13 @@ struct Params {
     table_len: u32,
     page_shift: u32,
     last_page: u32,
+    d_output_offset: u32,
+    d_lse_offset: u32,
+    row_stats_at: u32,
+    // where what is known of chosen weights begins
+    chosen_at: u32,
+    // whether sums are added to what is there
+    accumulate: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -3,7 +3,7 @@
 use super::{Part, Slot, States};
 use crate::caps::DeviceCaps;
 use crate::problem::AttentionProblem;
-use crate::tensor::Layout;
+use crate::tensor::{Layout, TensorSpec};
 use crate::terms::Terms;
 
 /// One storage buffer of a dispatch.
@@ -84,6 +84,15 @@ impl<'a> Bindings<'a> {
 
     /// Bias, mask and row data, as far as the problem has them.
     pub(crate) fn read_terms(&mut self) -> &mut Self {
+        self.read_pairs();
+        if RowDataMap::new(self.problem).words > 0 {
+            self.add(Slot::RowData, false);
+        }
+        self
+    }
+
+    /// What there is for each pair: bias and mask, as far as the problem has them.
+    pub(crate) fn read_pairs(&mut self) -> &mut Self {
         let spec = self.problem.spec();
         if spec.bias.is_some() {
             self.add(Slot::Bias, false);
@@ -91,10 +100,25 @@ impl<'a> Bindings<'a> {
         if spec.mask.is_some() {
             self.add(Slot::Mask, false);
         }
-        if RowDataMap::new(self.problem).words > 0 {
-            self.add(Slot::RowData, false);
-        }
         self
+    }
+
+    /// The part's rows of a tensor that has a row for each query.
+    pub(crate) fn read_rows(&mut self, slot: Slot, tensor: &TensorSpec) -> &mut Self {
+        let slice = self.rows_of(&tensor.layout);
+        self.bind(slot, false, tensor.layout, slice, tensor.element.size_bytes());
+        self
+    }
+
+    /// What `slice` reaches over of a tensor that is written.
+    pub(crate) fn write_tensor(&mut self, slot: Slot, tensor: &TensorSpec, slice: Layout) -> &mut Self {
+        self.bind(slot, true, slice, slice, tensor.element.size_bytes());
+        self
+    }
+
+    /// The row data, and behind it what the backward pass knows of each row.
+    pub(crate) fn row_stats(&mut self, map: &RowStatsMap, written: bool) -> &mut Self {
+        self.push(Slot::RowData, written, Layout::bhld([1, 1, 1, map.words]))
     }
 
     /// What a kernel reads that goes from inputs to outputs.
@@ -160,7 +184,12 @@ impl<'a> Bindings<'a> {
             Slot::PartOutput => dense(self.state_map().output(self.part, self.states.first)),
             Slot::PartRowState => dense(self.state_map().row_states(self.part, self.states.first)),
             // no tensors of the problem: `push` says where they lie
-            Slot::Selection | Slot::Weights => dense(Layout::bhld([0; 4])),
+            Slot::Selection | Slot::Weights | Slot::DOutput | Slot::DWeights | Slot::Gradients => {
+                dense(Layout::bhld([0; 4]))
+            }
+            Slot::DQuery | Slot::DKey | Slot::DValue | Slot::DBias => dense(Layout::bhld([0; 4])),
+            Slot::DAlibiSlopes | Slot::DSinks | Slot::DScale => dense(Layout::bhld([0; 4])),
+            Slot::DLse => rows_of(Layout::bhld([batch, q_heads, q_len, 1]), 4),
             Slot::RowData => dense(Layout::bhld([1, 1, 1, RowDataMap::new(self.problem).words as usize])),
         };
         self.bind(slot, written, layout, slice, element_bytes);
@@ -290,13 +319,40 @@ impl RowDataMap {
     }
 }
 
+/// Where four numbers of each row lie, behind the row data, and then what is known of chosen weights, in words of 4 bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct RowStatsMap {
+    /// `[batch, q_heads, q_len, 4]`.
+    layout: Layout,
+    pub(crate) chosen_at: usize,
+    /// All words, those of the row data too.
+    pub(crate) words: usize,
+}
+
+impl RowStatsMap {
+    pub(crate) fn new(problem: &AttentionProblem, chosen_words: usize) -> Self {
+        let [batch, q_heads, q_len, _] = problem.score_shape();
+        // a vec4 each
+        let at = (RowDataMap::new(problem).words as usize).next_multiple_of(4);
+        let layout = Layout::bhld([batch, q_heads, q_len, 4]).with_offset(at);
+        let chosen_at = at.saturating_add(problem.rows().saturating_mul(4));
+        Self { layout, chosen_at, words: chosen_at.saturating_add(chosen_words) }
+    }
+
+    /// Those of a part.
+    pub(crate) fn of(&self, part: &Part) -> Layout {
+        let at = self.layout.index([part.batch.start, part.heads.start, part.rows.start, 0]);
+        Layout { offset: at, ..self.layout }
+    }
+}
+
 #[cfg(test)]
 #[expect(clippy::cast_possible_truncation, reason = "small numbers of tests")]
 mod tests {
     use super::*;
     use crate::dispatch::part::PartSize;
     use crate::problem::{AlibiSlopes, AttentionSpec};
-    use crate::tensor::{Element, TensorSpec};
+    use crate::tensor::Element;
 
     /// Tensors in several memory orders, with offsets, gaps, broadcast axes and elements of 1, 2 and 4 bytes.
     fn problems() -> Vec<AttentionProblem> {

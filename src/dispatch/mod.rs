@@ -20,7 +20,7 @@ mod variant;
 pub(crate) mod wgsl;
 
 pub use bindings::Binding;
-pub(crate) use bindings::{Bindings, RowDataMap};
+pub(crate) use bindings::{Bindings, RowDataMap, RowStatsMap};
 pub use choice::{PlanChoice, TileShape};
 pub(crate) use grid::{flat_grid, flat_grid_within};
 pub use kernel::Kernel;
@@ -37,4 +37,4 @@ pub use slot::Slot;
 pub use step::Step;
 pub(crate) use step::{ceil_div, check_steps};
 pub use variant::Variant;
-pub(crate) use variant::{KEY, QUERY};
+pub(crate) use variant::{D_OUTPUT, KEY, OUTPUT, QUERY};

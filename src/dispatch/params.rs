@@ -1,7 +1,7 @@
 //! `Params` of the attention shaders, and what of a problem goes into it (shaders/common/params.wgsl).
 
 use super::uniforms::uniform;
-use super::{Bindings, Part, RowDataMap, Slot, Unsupported};
+use super::{Bindings, Part, RowDataMap, RowStatsMap, Slot, Unsupported};
 use crate::problem::{AlibiSlopes, AttentionProblem, Diagonal};
 use crate::tensor::Element;
 use crate::terms::Terms;
@@ -22,6 +22,7 @@ uniform! {
         scores_strides: [u32; 4],
         key_scale_strides: [u32; 4],
         value_scale_strides: [u32; 4],
+        d_output_strides: [u32; 4],
         query_offset: u32,
         key_offset: u32,
         value_offset: u32,
@@ -31,6 +32,7 @@ uniform! {
         scores_offset: u32,
         lse_offset: u32,
         lse_strides: [u32; 2],
+        row_stats_strides: [u32; 2],
         batch_base: u32,
         head_base: u32,
         row_base: u32,
@@ -63,8 +65,13 @@ uniform! {
         table_len: u32,
         page_shift: u32,
         last_page: u32,
+        d_output_offset: u32,
+        d_lse_offset: u32,
+        row_stats_at: u32,
+        chosen_at: u32,
+        accumulate: u32,
     }
-    padded by 2
+    padded by 3
 }
 
 impl Params {
@@ -122,16 +129,25 @@ impl Params {
                 Slot::Mask => (params.mask_strides, params.mask_offset) = (strides, offset),
                 Slot::KeyScale => (params.key_scale_strides, params.key_scale_offset) = (strides, offset),
                 Slot::ValueScale => (params.value_scale_strides, params.value_scale_offset) = (strides, offset),
-                Slot::Output | Slot::PartOutput | Slot::Weights => {
-                    (params.output_strides, params.output_offset) = (strides, offset)
-                }
+                Slot::Output
+                | Slot::PartOutput
+                | Slot::Weights
+                | Slot::DQuery
+                | Slot::DKey
+                | Slot::DValue
+                | Slot::DBias
+                | Slot::DAlibiSlopes
+                | Slot::DSinks
+                | Slot::DScale => (params.output_strides, params.output_offset) = (strides, offset),
                 Slot::Lse | Slot::PartRowState => {
                     (params.lse_strides, params.lse_offset) = ([strides[0], strides[1]], offset);
                 }
-                Slot::Scores | Slot::Workspace | Slot::States => {
+                Slot::Scores | Slot::Workspace | Slot::States | Slot::Gradients => {
                     (params.scores_strides, params.scores_offset) = (strides, offset);
                 }
-                Slot::RowData | Slot::Selection => {}
+                Slot::DOutput => (params.d_output_strides, params.d_output_offset) = (strides, offset),
+                Slot::DLse => params.d_lse_offset = offset,
+                Slot::RowData | Slot::Selection | Slot::DWeights => {}
             }
         }
         params
@@ -141,6 +157,20 @@ impl Params {
     pub(crate) fn for_large_values(self, problem: &AttentionProblem) -> Self {
         let headroom = headroom(problem);
         Self { headroom, headroom_inverse: 1.0 / headroom, ..self }
+    }
+
+    /// Where what is known of each row and of chosen weights lies behind the row data, and whether sums are added to what is there.
+    pub(crate) fn for_gradients(self, map: &RowStatsMap, part: &Part, accumulate: bool) -> Self {
+        let row_stats = map.of(part);
+        let [batch, heads, ..] = row_stats.strides.map(narrow);
+        let (row_stats_strides, row_stats_at) = ([batch, heads], narrow(row_stats.offset));
+        let (chosen_at, accumulate) = (narrow(map.chosen_at), u32::from(accumulate));
+        Self { row_stats_strides, row_stats_at, chosen_at, accumulate, ..self }
+    }
+
+    /// The same over so many entries of the batch.
+    pub(crate) fn with_batch(self, batch: usize) -> Self {
+        Self { batch: narrow(batch), ..self }
     }
 
     /// Parts that the keys are split into, or states that are merged.

@@ -66,6 +66,18 @@ shaders! {
     Merge: "merge", MergeParams;
     /// Selected attention weights from the log-sum-exp.
     Weights: "weights", Params;
+    /// Gradients by tiles of pairs.
+    Backward: "backward", Params;
+    /// Maximum, sum and delta of each row.
+    BackwardDelta: "backward_delta", Params;
+    /// What chosen weights add to delta.
+    BackwardChosen: "backward_chosen", Params;
+    /// Shares of rows in the gradients of sinks.
+    BackwardSinks: "backward_sinks", Params;
+    /// Shares of rows summed.
+    BackwardSums: "backward_sums", Params;
+    /// Gradients stored.
+    BackwardStore: "backward_store", Params;
     /// Weighted and gated sum of attentions over several sources.
     CombineSources: "combine_sources", CombineParams;
     /// Linear map of many rows.
@@ -120,7 +132,13 @@ impl Shader {
             | Self::Scores
             | Self::Softmax
             | Self::WeightedSum
-            | Self::Weights => &[],
+            | Self::Weights
+            | Self::Backward
+            | Self::BackwardDelta
+            | Self::BackwardChosen
+            | Self::BackwardSinks
+            | Self::BackwardSums
+            | Self::BackwardStore => &[],
         }
     }
 

@@ -37,6 +37,28 @@ pub enum Slot {
     Selection,
     /// The caller's selected weights.
     Weights,
+    /// The caller's gradient of the output.
+    DOutput,
+    /// The caller's gradient of the log-sum-exp.
+    DLse,
+    /// The caller's gradient of chosen weights, which is copied behind the row data.
+    DWeights,
+    /// Sums of gradients before they are stored, in the plan's workspace.
+    Gradients,
+    /// The caller's gradient of the query, written.
+    DQuery,
+    /// The caller's gradient of the key, written.
+    DKey,
+    /// The caller's gradient of the value, written.
+    DValue,
+    /// The caller's gradient of the bias, written.
+    DBias,
+    /// The caller's gradient of the ALiBi slopes, written.
+    DAlibiSlopes,
+    /// The caller's gradient of the sinks, written.
+    DSinks,
+    /// The caller's gradient of the scale, written.
+    DScale,
 }
 
 impl Slot {
@@ -61,6 +83,17 @@ impl Slot {
             Self::PartRowState => "part_row_state",
             Self::Selection => "selection",
             Self::Weights => "weights",
+            Self::DOutput => "d_output",
+            Self::DLse => "d_lse",
+            Self::DWeights => "d_weights",
+            Self::Gradients => "gradients",
+            Self::DQuery => "d_query",
+            Self::DKey => "d_key",
+            Self::DValue => "d_value",
+            Self::DBias => "d_bias",
+            Self::DAlibiSlopes => "d_alibi_slopes",
+            Self::DSinks => "d_sinks",
+            Self::DScale => "d_scale",
         }
     }
 
@@ -72,7 +105,8 @@ impl Slot {
             | Self::States
             | Self::PartOutput
             | Self::PartRowState
-            | Self::Selection => true,
+            | Self::Selection
+            | Self::Gradients => true,
             Self::Query
             | Self::Key
             | Self::Value
@@ -83,12 +117,22 @@ impl Slot {
             | Self::Output
             | Self::Lse
             | Self::Scores
-            | Self::Weights => false,
+            | Self::Weights
+            | Self::DOutput
+            | Self::DLse
+            | Self::DWeights
+            | Self::DQuery
+            | Self::DKey
+            | Self::DValue
+            | Self::DBias
+            | Self::DAlibiSlopes
+            | Self::DSinks
+            | Self::DScale => false,
         }
     }
 
     /// The binding number in every attention shader. To a shader, scores are the same in the workspace and returned, output and
-    /// log-sum-exp the same of all keys and of a part of them.
+    /// log-sum-exp the same of all keys and of a part of them, and a gradient that is stored is an output.
     pub(crate) const fn binding(self) -> u32 {
         match self {
             Self::Query => 1,
@@ -98,12 +142,17 @@ impl Slot {
             Self::Mask => 5,
             Self::RowData => 6,
             Self::Output | Self::PartOutput => 7,
+            Self::DQuery | Self::DKey | Self::DValue | Self::DBias => 7,
+            Self::DAlibiSlopes | Self::DSinks | Self::DScale => 7,
             Self::Lse | Self::PartRowState => 8,
-            Self::Scores | Self::Workspace | Self::States => 9,
+            Self::Scores | Self::Workspace | Self::States | Self::Gradients => 9,
             Self::Selection => 10,
             Self::Weights => 11,
             Self::KeyScale => 12,
             Self::ValueScale => 13,
+            Self::DOutput => 14,
+            Self::DLse => 15,
+            Self::DWeights => 16,
         }
     }
 }

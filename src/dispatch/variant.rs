@@ -72,6 +72,9 @@ macro_rules! names {
 pub(crate) const QUERY: Names = names!("query", "");
 pub(crate) const KEY: Names = names!("key", "KEY_BLOCK");
 pub(crate) const VALUE: Names = names!("value", "VALUE_BLOCK");
+/// An output that is read, and its gradient.
+pub(crate) const OUTPUT: Names = names!("output", "");
+pub(crate) const D_OUTPUT: Names = names!("d_output", "");
 
 /// Building blocks; each adds what the shader needs for one tensor or term.
 impl Variant {
@@ -120,7 +123,7 @@ impl Variant {
     }
 
     pub(crate) fn output(&mut self, spec: &AttentionSpec) -> &mut Self {
-        self.element(spec.output.element, &["output_f32", "output_f16", "output_bf16", ""])
+        self.store(spec.output.element)
     }
 
     fn one_by_one(&mut self, names: &Names, scale: Option<TensorSpec>) -> &mut Self {
@@ -153,6 +156,24 @@ impl Variant {
         }
     }
 
+    /// Rows of a tensor that is no input of the attention.
+    pub(crate) fn row_vec(&mut self, names: &Names, tensor: &TensorSpec) -> &mut Self {
+        self.vectors(names, tensor, None)
+    }
+
+    /// A tensor like an output that is written one element at a time.
+    pub(crate) fn store(&mut self, element: Element) -> &mut Self {
+        self.element(element, &["output_f32", "output_f16", "output_bf16", ""])
+    }
+
+    /// The same, four at a time where its rows allow it.
+    pub(crate) fn store_vec(&mut self, tensor: &TensorSpec) -> &mut Self {
+        if tensor.layout.has_vec4_rows() {
+            return self.element(tensor.element, &["output_f32x4", "output_f16x4", "output_bf16x4", ""]);
+        }
+        self.store(tensor.element).snippets(&["output_scatter"])
+    }
+
     pub(crate) fn query_vec(&mut self, spec: &AttentionSpec) -> &mut Self {
         self.vectors(&QUERY, &spec.query, None)
     }
@@ -182,10 +203,7 @@ impl Variant {
 
     /// An output that is written four elements at a time where its rows allow it, else one by one.
     pub(crate) fn output_vec(&mut self, spec: &AttentionSpec) -> &mut Self {
-        if spec.output.layout.has_vec4_rows() {
-            return self.element(spec.output.element, &["output_f32x4", "output_f16x4", "output_bf16x4", ""]);
-        }
-        self.output(spec).snippets(&["output_scatter"])
+        self.store_vec(&spec.output)
     }
 
     /// Bias, mask and row data, present or not.

@@ -17,7 +17,13 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "bias_f16",
     "bias_f32",
     "bias_none",
+    "chosen_buffer",
+    "chosen_none",
+    "d_lse_buffer",
+    "d_lse_none",
     "exponent",
+    "gradient_output",
+    "gradient_workspace",
     "half",
     "keys",
     "lse_none",
@@ -44,7 +50,9 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "row_end",
     "row_parts_subgroup",
     "row_parts_workgroup",
+    "row_stats",
     "score",
+    "score_slope",
     "split_end_partial",
     "split_end_whole",
     "tile_mask_bytes",
@@ -53,7 +61,7 @@ const SNIPPETS: &[(&str, &str)] = files!(
     "tile_query_workgroup",
 );
 
-/// Name and text of what there is for queries, keys and values alike: a snippet `key_load_f16` is `load_f16` of the key.
+/// Name and text of what there is for all tensors alike: a snippet `key_load_f16` is `load_f16` of the key.
 const TEMPLATES: &[(&str, &str)] = files!(
     "element",
     "element_scaled",
@@ -76,15 +84,16 @@ const TEMPLATES: &[(&str, &str)] = files!(
     "wide",
 );
 
-/// What templates call things by, and what these are for the query, the key and the value; the longer names first.
-const TENSORS: [(&str, [&str; 3]); 7] = [
-    ("TENSOR_SCALE_BINDING", ["", "12", "13"]),
-    ("TENSOR_BINDING", ["1", "2", "3"]),
-    ("TENSOR_RAGGED", ["KEY_RAGGED", "KEY_RAGGED", "VALUE_RAGGED"]),
-    ("TENSOR_WIDE", ["QueryWide", "KeyWide", "ValueWide"]),
-    ("TENSOR_DIM", ["HEAD_DIM", "HEAD_DIM", "V_HEAD_DIM"]),
-    ("TENSOR_BLOCK", ["", "KEY_BLOCK", "VALUE_BLOCK"]),
-    ("TENSOR", ["query", "key", "value"]),
+/// What templates call things by, and what these are for the query, the key, the value, an output that is read and its gradient;
+/// the longer names first.
+const TENSORS: [(&str, [&str; 5]); 7] = [
+    ("TENSOR_SCALE_BINDING", ["", "12", "13", "", ""]),
+    ("TENSOR_BINDING", ["1", "2", "3", "7", "14"]),
+    ("TENSOR_RAGGED", ["KEY_RAGGED", "KEY_RAGGED", "VALUE_RAGGED", "VALUE_RAGGED", "VALUE_RAGGED"]),
+    ("TENSOR_WIDE", ["QueryWide", "KeyWide", "ValueWide", "", ""]),
+    ("TENSOR_DIM", ["HEAD_DIM", "HEAD_DIM", "V_HEAD_DIM", "V_HEAD_DIM", "V_HEAD_DIM"]),
+    ("TENSOR_BLOCK", ["", "KEY_BLOCK", "VALUE_BLOCK", "", ""]),
+    ("TENSOR", ["query", "key", "value", "output", "d_output"]),
 ];
 
 /// The text of a snippet, among those that are assembled with it.
@@ -92,9 +101,10 @@ fn snippet(wanted: &str, beside: &[&str]) -> Option<String> {
     if let Some((_, text)) = SNIPPETS.iter().find(|(name, _)| *name == wanted) {
         return Some((*text).to_owned());
     }
-    let (tensor, template) = wanted.split_once('_')?;
-    let (_, [of_query, of_key, of_value]) = TENSORS.last()?;
-    let column = [of_query, of_key, of_value].iter().position(|name| **name == tensor)?;
+    let (_, tensors) = TENSORS.last()?;
+    let rest = |tensor: &str| wanted.strip_prefix(tensor)?.strip_prefix('_');
+    let (column, tensor, template) =
+        tensors.iter().enumerate().find_map(|(n, tensor)| Some((n, *tensor, rest(tensor)?)))?;
     let (_, text) = TEMPLATES.iter().find(|(name, _)| *name == template)?;
     // where a row lies: its first element, or also its first scale
     let scaled = beside.iter().any(|name| name.strip_prefix(tensor) == Some("_place_scaled"));

@@ -56,7 +56,9 @@ pub(super) fn needed_bytes(problem: &AttentionProblem, slot: Slot) -> u64 {
         Slot::Scores => problem.rows() as u64 * problem.kv_len() as u64 * 4,
         Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartRowState => 0,
         // no buffers of an attention
-        Slot::Selection | Slot::Weights => 0,
+        Slot::Selection | Slot::Weights | Slot::Gradients | Slot::DOutput | Slot::DLse | Slot::DWeights => 0,
+        Slot::DQuery | Slot::DKey | Slot::DValue | Slot::DBias => 0,
+        Slot::DAlibiSlopes | Slot::DSinks | Slot::DScale => 0,
     };
     bytes.next_multiple_of(4)
 }
@@ -86,7 +88,9 @@ impl<'a> AttentionBuffers<'a> {
             Slot::Lse => self.lse,
             Slot::Scores => self.scores,
             Slot::RowData | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartRowState => None,
-            Slot::Selection | Slot::Weights => None,
+            Slot::Selection | Slot::Weights | Slot::Gradients | Slot::DOutput | Slot::DLse | Slot::DWeights => None,
+            Slot::DQuery | Slot::DKey | Slot::DValue | Slot::DBias => None,
+            Slot::DAlibiSlopes | Slot::DSinks | Slot::DScale => None,
         }
     }
 

@@ -30,7 +30,8 @@ pub use attention::{AttentionTensors, GpuAttention};
 #[cfg(feature = "layer")]
 pub(crate) use beside::PreparedNorm;
 pub use beside::{
-    LinearError, LinearInput, LinearOutput, MergeBuffers, PreparedLinear, PreparedWeights, WeightsBuffers,
+    BackwardBuffers, GpuBackward, GradientBuffers, LinearError, LinearInput, LinearOutput, MergeBuffers,
+    PreparedLinear, PreparedWeights, WeightsBuffers,
 };
 pub use bound::BoundSteps;
 pub use buffers::AttentionBuffers;

@@ -1,5 +1,6 @@
 //! The kernels: what the host must know of each shader, and which shaders make up a kernel.
 
+pub(crate) mod backward;
 pub(crate) mod beside;
 pub(crate) mod combine;
 pub(crate) mod cooperative;

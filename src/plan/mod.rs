@@ -1,9 +1,11 @@
 //! From a problem and a device's capabilities to a plan: which kernel, which dispatches, how much memory.
 
+mod backward;
 mod catalog;
 mod select;
 mod weights;
 
+pub use backward::BackwardPlan;
 #[doc(hidden)]
 pub use catalog::{CatalogEntry, DeviceKind, catalog};
 pub use weights::WeightsPlan;
@@ -177,27 +179,32 @@ impl std::fmt::Display for Plan {
             }
             writeln!(f)?;
         }
-        let shown = 12;
-        for (n, step) in self.steps.iter().take(shown).enumerate() {
-            let [x, y, z] = step.grid;
-            write!(f, "dispatch {n} {} on {x} x {y} x {z} workgroups:", step.variant.shader.name())?;
-            for (name, value) in step.variant.constants.iter().chain(&step.variant.overrides) {
-                write!(f, " {name}={value}")?;
-            }
-            for binding in &step.bindings {
-                let end = binding.start_bytes + binding.size_bytes;
-                write!(f, " {}[{}..{end}]", binding.slot.name(), binding.start_bytes)?;
-            }
-            writeln!(f)?;
-        }
-        if self.steps.len() > shown {
-            writeln!(f, "… and {} more dispatches like these", self.steps.len() - shown)?;
-        }
-        if self.steps.is_empty() {
-            writeln!(f, "no dispatch: the output has no elements")?;
-        }
-        Ok(())
+        write_steps(f, &self.steps, "the output has no elements")
     }
+}
+
+/// The first dispatches, or why there are none.
+fn write_steps(f: &mut std::fmt::Formatter<'_>, steps: &[Step], none: &str) -> std::fmt::Result {
+    let shown = 12;
+    for (n, step) in steps.iter().take(shown).enumerate() {
+        let [x, y, z] = step.grid;
+        write!(f, "dispatch {n} {} on {x} x {y} x {z} workgroups:", step.variant.shader.name())?;
+        for (name, value) in step.variant.constants.iter().chain(&step.variant.overrides) {
+            write!(f, " {name}={value}")?;
+        }
+        for binding in &step.bindings {
+            let end = binding.start_bytes + binding.size_bytes;
+            write!(f, " {}[{}..{end}]", binding.slot.name(), binding.start_bytes)?;
+        }
+        writeln!(f)?;
+    }
+    if steps.len() > shown {
+        writeln!(f, "… and {} more dispatches like these", steps.len() - shown)?;
+    }
+    if steps.is_empty() {
+        writeln!(f, "no dispatch: {none}")?;
+    }
+    Ok(())
 }
 
 /// Why no plan could be made.

@@ -354,7 +354,7 @@ fn subgroups(caps: &DeviceCaps) -> String {
     }
 }
 
-fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
+pub(super) fn summary(problem: &AttentionProblem, caps: &DeviceCaps) -> String {
     let spec = problem.spec();
     let mut terms: Vec<_> = spec.softcap.iter().map(|softcap| format!("softcap {softcap}")).collect();
     terms.extend(spec.term_names());

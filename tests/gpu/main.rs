@@ -15,6 +15,7 @@
 mod common;
 
 mod adapters;
+mod backward;
 mod composed;
 mod executors;
 mod host;

@@ -10,7 +10,9 @@ use cross_attention::{
 use libtest_mimic::{Completion, Failed, Trial};
 
 use super::adapters::Adapter;
-use super::{composed, executors, keys, known_faults, levels, linear, merging, parts, places, shared, weights};
+use super::{
+    backward, composed, executors, keys, known_faults, levels, linear, merging, parts, places, shared, weights,
+};
 use crate::common::case::Case;
 use crate::common::check::{self, Extent, Run};
 use crate::common::{cases, meaning, onnx, random, real};
@@ -93,6 +95,7 @@ pub(crate) fn of_adapter(adapter: &Adapter) -> Vec<Trial> {
     }
     trials.extend(merging::trials(adapter));
     trials.extend(weights::trials(adapter));
+    trials.extend(backward::trials(adapter));
     trials.extend(composed::trials(adapter));
     trials.extend(shared::trials(adapter));
     trials.extend(linear::trials(adapter));

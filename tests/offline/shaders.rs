@@ -3,8 +3,9 @@
 
 use std::collections::HashSet;
 
+use cross_attention::backward::{BackwardProblem, BackwardSpec};
 use cross_attention::dispatch::{Shader, Step, Variant};
-use cross_attention::plan::WeightsPlan;
+use cross_attention::plan::{BackwardPlan, WeightsPlan};
 use cross_attention::weights::{HeadReduce, Keys, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AlibiSlopes, AttentionProblem, AttentionSpec, CooperativeMatrix, DeviceCaps, DeviceClass, Diagonal, Element,
@@ -210,9 +211,9 @@ fn every_variant_is_valid_and_host_and_shader_agree() {
     let mut shaders: HashSet<_> = steps.iter().map(|step| step.variant.shader).collect();
     shaders.extend(Variant::beside_plans().into_iter().map(|variant| variant.shader));
     assert_eq!(
-        shaders.len() + 2,
+        shaders.len() + 8,
         Shader::ALL.len(),
-        "weights have plans of their own, cooperative is in none of these"
+        "weights and gradients have plans of their own, cooperative is in none of these"
     );
     // the longest of all tests: on every core that others leave
     steps.par_iter().enumerate().for_each(|(n, step)| {
@@ -364,6 +365,59 @@ fn weights_are_valid_and_host_and_shader_agree() {
     }
 }
 
+/// Steps of gradients, each variant once: every gradient that there is, or some of them, biases of every shape, chosen weights, for the
+/// smallest device and for others.
+fn backward_steps() -> Vec<Step> {
+    // both scales, and all terms
+    let smallest = DeviceCaps { max_storage_buffers_per_shader_stage: 10, ..DeviceCaps::webgpu_defaults() };
+    let classes = [DeviceClass::Discrete, DeviceClass::Integrated, DeviceClass::Software];
+    let mut seen = HashSet::new();
+    let mut steps = vec![];
+    for (n, mut spec) in specs().into_iter().enumerate().filter(|(n, _)| n % 7 == 0) {
+        spec.scores = None;
+        if let Some(bias) = &mut spec.bias {
+            let mut shape = bias.layout.shape;
+            (0..4).filter(|axis| n / 7 >> axis & 1 == 1).for_each(|axis| shape[axis] = 1);
+            bias.layout = Layout::bhld(shape);
+        }
+        let mut backward = BackwardSpec::all(spec);
+        backward.d_output.element = [Element::F32, Element::F16, Element::Bf16][n % 3];
+        let gradients = [&mut backward.d_query, &mut backward.d_key, &mut backward.d_value, &mut backward.d_bias];
+        for (axis, gradient) in gradients.into_iter().enumerate() {
+            *gradient = gradient
+                .filter(|_| n / 3 % 5 != axis)
+                .map(|of| TensorSpec { element: [Element::F32, Element::F16, Element::Bf16][n / 9 % 3], ..of });
+        }
+        (backward.d_lse, backward.d_scale) = (n % 2 == 0, n % 4 == 1);
+        backward.d_weights = (n % 6 == 0).then(WeightsSpec::default);
+        let problem = BackwardProblem::new(backward).expect("a sound spec");
+        let caps = DeviceCaps { class: classes[n / 7 % 3], ..smallest.clone() };
+        let plan = BackwardPlan::new(&problem, &caps).expect("it fits");
+        plan.check(&caps).expect("it runs on what it was made for");
+        assert!(!plan.to_string().is_empty());
+        steps.extend(plan.steps().iter().filter(|step| seen.insert(step.variant.clone())).cloned());
+    }
+    steps
+}
+
+#[test]
+fn gradients_are_valid_and_host_and_shader_agree() {
+    let steps = backward_steps();
+    assert!(steps.len() > 1000, "only {} variants", steps.len());
+    let shaders: HashSet<_> = steps.iter().map(|step| step.variant.shader).collect();
+    assert_eq!(shaders.len(), 6);
+    steps.par_iter().enumerate().for_each(|(n, step)| {
+        let (module, info) = resolve(&step.variant);
+        compare_bindings(&module, step);
+        compare_params(&module, step.variant.shader);
+        assert_eq!(workgroup_bytes(&module), step.workgroup_bytes, "{:?}", step.variant);
+        assert!(step.workgroup_bytes <= 16384 && module.entry_points[0].workgroup_size.iter().product::<u32>() <= 256);
+        if n % 16 == 0 {
+            translate(&module, &info, false);
+        }
+    });
+}
+
 #[test]
 fn linear_maps_are_valid_and_host_and_shader_agree() {
     for variant in Variant::all_linear() {
@@ -408,12 +462,13 @@ fn compare_bindings(module: &naga::Module, step: &Step) {
     let name = |binding: &cross_attention::dispatch::Binding| match binding.slot.name() {
         "workspace" => "scores".to_owned(),
         "part_row_state" => "lse".to_owned(),
+        "d_query" | "d_key" | "d_value" | "d_bias" | "d_alibi_slopes" | "d_sinks" | "d_scale" => "output".to_owned(),
         name => name.trim_start_matches("part_").to_owned(),
     };
     let number = |name: &str| {
         let names = ["params", "query", "key", "value", "bias", "mask", "row_data", "output", "lse", "scores"];
-        let names = names.into_iter().chain(["selection", "weights", "key_scale", "value_scale"]);
-        let name = if name == "states" { "scores" } else { name };
+        let names = names.into_iter().chain(["selection", "weights", "key_scale", "value_scale", "d_output", "d_lse"]);
+        let name = if matches!(name, "states" | "gradients") { "scores" } else { name };
         (0..).zip(names).find(|(_, known)| *known == name).expect("a known buffer").0
     };
     let mut on_host: Vec<_> =
@@ -484,7 +539,12 @@ fn rests_are_scaled_back() {
 fn tint_accepts_the_shaders() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut seen = HashSet::new();
-    let variants = steps().into_iter().chain(weights_steps()).map(|step| step.variant).chain(Variant::beside_plans());
+    let variants = steps()
+        .into_iter()
+        .chain(weights_steps())
+        .chain(backward_steps())
+        .map(|step| step.variant)
+        .chain(Variant::beside_plans());
     // one of each combination of snippets: overrides are open in the text, and tint checks them as such
     let variants = variants.filter(|v| seen.insert((v.shader, v.snippets.clone())));
     // naga does not know the directive, browsers need it

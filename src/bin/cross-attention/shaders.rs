@@ -330,7 +330,9 @@ fn element_types(job: &Job) -> Vec<(&'static str, &'static str)> {
         Slot::Output => Some(spec.output.element),
         Slot::Mask | Slot::RowData | Slot::Lse => None,
         Slot::Scores | Slot::Workspace | Slot::States | Slot::PartOutput | Slot::PartRowState => None,
-        Slot::Selection | Slot::Weights => None,
+        Slot::Selection | Slot::Weights | Slot::Gradients | Slot::DOutput | Slot::DLse | Slot::DWeights => None,
+        Slot::DQuery | Slot::DKey | Slot::DValue | Slot::DBias => None,
+        Slot::DAlibiSlopes | Slot::DSinks | Slot::DScale => None,
     };
     let slots = step.bindings.iter().map(|binding| binding.slot);
     slots.filter_map(|slot| Some((slot.name(), element(slot)?.name()))).collect()

@@ -1,5 +1,6 @@
 //! What runs beside attentions, in the same encoder.
 
+mod backward;
 mod linear;
 mod merge;
 #[cfg(feature = "layer")]
@@ -7,6 +8,7 @@ mod norm;
 mod record;
 mod weights;
 
+pub use backward::{BackwardBuffers, GpuBackward, GradientBuffers};
 pub use linear::{LinearError, LinearInput, LinearOutput, PreparedLinear};
 pub use merge::MergeBuffers;
 #[cfg(feature = "layer")]
