@@ -20,9 +20,6 @@ pub enum Error {
     /// A spec was refused.
     #[error(transparent)]
     Problem(#[from] ProblemError),
-    /// Gradients were asked for that there are not.
-    #[error(transparent)]
-    Backward(#[from] BackwardError),
     /// The data of a call was refused.
     #[error(transparent)]
     Input(#[from] InputError),

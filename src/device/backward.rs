@@ -8,6 +8,7 @@ use crate::backward::{BackwardInputs, BackwardProblem, Gradients};
 use crate::cpu::reference;
 use crate::cpu::{CpuBackward, SimdLevel};
 use crate::error::Error;
+use crate::gpu::GpuBackward;
 #[cfg(feature = "native")]
 use crate::timing::{Timing, TimingSource};
 
@@ -19,13 +20,15 @@ pub enum PreparedBackward {
     Cpu(Box<CpuBackward>),
     /// By the oracle, rounded once.
     Oracle(Box<BackwardProblem>),
+    /// On a device of wgpu.
+    Gpu(Box<GpuBackward>),
 }
 
 impl Device {
     /// Plans and prepares the backward of an attention on this device.
     ///
     /// # Errors
-    /// [`Error::HostMemory`], [`Error::WrongKernel`] on a device that has no kernel for it.
+    /// [`Error::HostMemory`], [`Error::BackwardPlan`], [`Error::Gpu`].
     pub async fn prepare_backward(&self, problem: &BackwardProblem) -> Result<PreparedBackward, Error> {
         match self {
             Self::Cpu => {
@@ -36,11 +39,7 @@ impl Device {
                 if there { Ok(PreparedBackward::Cpu(Box::new(prepared))) } else { Err(Error::HostMemory { bytes }) }
             }
             Self::Oracle => Ok(PreparedBackward::Oracle(Box::new(problem.clone()))),
-            Self::Gpu(gpu) => Err(Error::WrongKernel {
-                kernel: "backward".to_owned(),
-                device: gpu.info().name.clone(),
-                possible: "those of the forward; cpu has it".to_owned(),
-            }),
+            Self::Gpu(gpu) => Ok(PreparedBackward::Gpu(Box::new(gpu.prepare_backward(problem).await?))),
         }
     }
 
@@ -77,12 +76,13 @@ impl Device {
 }
 
 impl PreparedBackward {
-    /// What runs: `cpu_backward`, `oracle`.
+    /// What runs: `cpu_backward`, `oracle`, `backward`.
     #[must_use]
     pub const fn kernel_name(&self) -> &'static str {
         match self {
             Self::Cpu(_) => "cpu_backward",
             Self::Oracle(_) => "oracle",
+            Self::Gpu(_) => "backward",
         }
     }
 
@@ -92,6 +92,7 @@ impl PreparedBackward {
         match self {
             Self::Cpu(prepared) => format!("{}threads    {}\n", prepared.plan_text(), cpu_threads()),
             Self::Oracle(_) => "kernel     oracle: f64, one pair after another\n".to_owned(),
+            Self::Gpu(prepared) => prepared.plan().to_string(),
         }
     }
 
@@ -101,18 +102,19 @@ impl PreparedBackward {
         match self {
             Self::Cpu(prepared) => prepared.problem(),
             Self::Oracle(problem) => problem,
+            Self::Gpu(prepared) => prepared.problem(),
         }
     }
 
     /// One call from host memory to host memory.
     ///
     /// # Errors
-    /// [`Error::Input`].
-    #[expect(clippy::unused_async, reason = "a device is waited for")]
+    /// [`Error::Input`], [`Error::Gpu`].
     pub async fn run(&self, inputs: &BackwardInputs<'_>) -> Result<Gradients, Error> {
         match self {
             Self::Cpu(prepared) => Ok(prepared.run(inputs)?),
             Self::Oracle(problem) => Ok(reference::backward(problem, inputs)?.to_gradients(problem)),
+            Self::Gpu(prepared) => prepared.run(inputs).await,
         }
     }
 
@@ -122,7 +124,10 @@ impl PreparedBackward {
     /// As [`run`](Self::run).
     #[cfg(feature = "native")]
     pub fn run_blocking(&self, inputs: &BackwardInputs<'_>) -> Result<Gradients, Error> {
-        pollster::block_on(self.run(inputs))
+        match self {
+            Self::Cpu(_) | Self::Oracle(_) => pollster::block_on(self.run(inputs)),
+            Self::Gpu(prepared) => prepared.run_blocking(inputs),
+        }
     }
 
     /// Times the backward alone, its inputs and the results of the forward in place; blocking. At least `min_rounds` rounds, until
@@ -138,6 +143,9 @@ impl PreparedBackward {
         budget: Duration,
         on_round: &mut (dyn FnMut() + '_),
     ) -> Result<Timing, Error> {
+        if let Self::Gpu(prepared) = self {
+            return prepared.time_blocking(inputs, min_rounds, budget, on_round);
+        }
         let mut gradients = self.run_blocking(inputs)?;
         let mut millis = vec![];
         let begin = Instant::now();
@@ -145,7 +153,7 @@ impl PreparedBackward {
             let start = Instant::now();
             match self {
                 Self::Cpu(prepared) => prepared.run_into(inputs, (&mut gradients).into())?,
-                Self::Oracle(_) => drop(self.run_blocking(inputs)?),
+                Self::Oracle(_) | Self::Gpu(_) => drop(self.run_blocking(inputs)?),
             }
             millis.push(start.elapsed().as_secs_f64() * 1e3);
             on_round();

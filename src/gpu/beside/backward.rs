@@ -443,6 +443,13 @@ impl GpuBackward {
     /// # Errors
     /// [`Error::Input`], [`Error::Gpu`].
     pub async fn run(&self, inputs: &BackwardInputs<'_>) -> Result<Gradients, Error> {
+        let (bound, gradients) = self.upload(inputs).await?;
+        self.submit(&bound).await?;
+        self.read(&gradients).await
+    }
+
+    /// Inputs of the host on the device, bound to gradients that are to be written.
+    async fn upload(&self, inputs: &BackwardInputs<'_>) -> Result<(BoundSteps, GradientBuffers), Error> {
         inputs.check(self.problem())?;
         let gpu = &self.gpu;
         let given = &inputs.attention;
@@ -469,9 +476,26 @@ impl GpuBackward {
         let mut buffers = gradients.buffers(&attention.buffers(), d_output.slice(..))?;
         buffers.d_lse = d_lse.as_ref().map(|d_lse| d_lse.slice(..));
         buffers.d_weights = d_weights.as_ref().map(|d_weights| d_weights.slice(..));
-        let bound = self.bind(&buffers)?;
-        self.submit(&bound).await?;
-        self.read(&gradients).await
+        Ok((self.bind(&buffers)?, gradients))
+    }
+
+    /// Times the backward alone, inputs in place and pipelines warm; blocking. At least `min_rounds` rounds, until `budget` is used
+    /// up; `on_round` is called after each.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    #[cfg(feature = "native")]
+    pub fn time_blocking(
+        &self,
+        inputs: &BackwardInputs<'_>,
+        min_rounds: usize,
+        budget: std::time::Duration,
+        on_round: &mut (dyn FnMut() + '_),
+    ) -> Result<crate::timing::Timing, Error> {
+        self.gpu.block_on(async {
+            let (bound, _gradients) = self.upload(inputs).await?;
+            Ok(self.gpu.time_bound(&bound, min_rounds, budget, on_round).await?)
+        })
     }
 
     /// [`run`](Self::run), blocking.

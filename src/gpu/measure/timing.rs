@@ -26,6 +26,29 @@ pub struct KernelTiming {
     pub timing: Timing,
 }
 
+impl Gpu {
+    /// Times what is bound on this device, an attention or gradients.
+    pub(crate) async fn time_bound(
+        &self,
+        bound: &BoundSteps,
+        min_rounds: usize,
+        budget: Duration,
+        on_round: &mut (dyn FnMut() + '_),
+    ) -> Result<Timing, GpuError> {
+        let stopwatch = Stopwatch::new(self).await?;
+        let round = || stopwatch.call(bound);
+        // warm up: the first call may compile or allocate
+        round().await?;
+        let mut millis = vec![];
+        let start = Instant::now();
+        while millis.len() < min_rounds || start.elapsed() < budget {
+            millis.push(round().await?);
+            on_round();
+        }
+        Ok(Timing { millis, source: stopwatch.source() })
+    }
+}
+
 impl GpuAttention {
     /// Times what is bound: at least `min_rounds` rounds and until `budget` is used up. By the device's own clock where
     /// it has one, else from submission to idle over several calls.
@@ -39,17 +62,7 @@ impl GpuAttention {
         budget: Duration,
         on_round: &mut (dyn FnMut() + '_),
     ) -> Result<Timing, GpuError> {
-        let stopwatch = Stopwatch::new(self.gpu()).await?;
-        let round = || stopwatch.call(bound);
-        // warm up: the first call may compile or allocate
-        round().await?;
-        let mut millis = vec![];
-        let start = Instant::now();
-        while millis.len() < min_rounds || start.elapsed() < budget {
-            millis.push(round().await?);
-            on_round();
-        }
-        Ok(Timing { millis, source: stopwatch.source() })
+        self.gpu().time_bound(bound, min_rounds, budget, on_round).await
     }
 
     /// [`time`](Self::time), blocking.
