@@ -225,7 +225,7 @@ fn map(
     Ok(device.attention_with_weights_blocking(problem.forward(), &inputs, &shown)?.weights)
 }
 
-/// The maps below each other: a row for each token, seconds to the right.
+/// The maps side by side: a row for each token, seconds to the right.
 fn draw(
     flags: &Flags,
     tokens: &[String],
