@@ -15,5 +15,8 @@ pub mod retrieval {}
 #[doc = include_str!("alignment.md")]
 pub mod alignment {}
 
+#[doc = include_str!("training.md")]
+pub mod training {}
+
 #[doc = include_str!("browser.md")]
 pub mod browser {}
