@@ -63,13 +63,14 @@
 //!   and such as grow by tokens.
 //! - [`quantize`]: signed bytes with scales out of numbers.
 //! - [`weights`]: chosen attention weights in a second pass, without the matrix; probability mass of ranges of keys.
+//! - [`backward`]: gradients of all inputs, also of chosen weights, in linear memory.
 //! - [`sources`]: several sources of keys and values in one softmax or a weighted sum; weights of keys, gates.
 //! - [`pool`]: passages that come and go, and attention to any list of them.
 //!
 //! Each of these takes [tensors](engine::Tensor) of the host or of the device, and beside the call that gives vectors has a
 //! `record` that leaves its results where they are, in an encoder of its own or of the caller's ([`engine::Recording`]).
 //!
-//! [`uses`] has a page for each use: diffusion, encoder-decoders, resamplers, retrieval, attention maps, browsers.
+//! [`uses`] has a page for each use: diffusion, encoder-decoders, resamplers, retrieval, attention maps, training, browsers.
 //!
 //! # Features
 //!
