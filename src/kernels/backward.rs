@@ -60,7 +60,7 @@ fn chosen_len(problem: &BackwardProblem) -> usize {
     (CHOSEN_HEADER + starts + weights.heads().len() + weights.rows().len()).saturating_add(places)
 }
 
-/// What stands before the gradient of chosen weights (shaders/common/chosen_buffer.wgsl), if it begins at word `at`: for each head,
+/// What stands before the gradient of chosen weights (`shaders/common/chosen_buffer.wgsl`), if it begins at word `at`: for each head,
 /// row and key its places in the gradient.
 pub(crate) fn chosen_words(problem: &BackwardProblem, at: usize) -> Vec<u32> {
     let Some(weights) = problem.weights() else { return vec![] };
@@ -250,7 +250,9 @@ impl Pass {
             _ => 64,
         };
         let least = if caps.class == DeviceClass::Software {
-            let most_tiles = (MAX_ITERATIONS as usize - 64) / self.tile_iterations(forward);
+            // some are left for what comes after the tiles
+            let safe = usize::try_from(MAX_ITERATIONS).unwrap_or(usize::MAX) / 2;
+            let most_tiles = safe / self.tile_iterations(forward);
             tiles.div_ceil(most_tiles.max(1))
         } else {
             1
