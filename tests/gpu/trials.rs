@@ -114,10 +114,11 @@ fn kernels(adapter: &Adapter) -> impl Iterator<Item = Kernel> + use<> {
 }
 
 /// Trials of combinations, which every kernel runs in its own way: what one kernel misses of them another one runs.
-const SHARED_OUT: [&str; 7] = ["pairs_", "onnx_", "cut_keys_", "i8_", "bf16_", "f16_", "pages_"];
+const SHARED_OUT: [&str; 3] = ["pairs_", "onnx_", "cut_keys_"];
 
 /// What software drivers run of the trials of kernels, for it takes them seconds to compile a kernel whose loops are written
-/// out: the first of them all but two thirds of the combinations, each kernel others; one beside it a share of everything.
+/// out: the first of them a quarter of the combinations, each kernel others, of the two kernels that take longest half of the rest;
+/// one beside it a share of everything.
 /// `GPU_TRIALS=all` leaves out nothing.
 fn shared_out(adapter: &Adapter, trials: Vec<Trial>) -> Vec<Trial> {
     // SwiftShader has subgroups of 4, and takes as long for the rows kernel as for the tiled one
@@ -129,8 +130,9 @@ fn shared_out(adapter: &Adapter, trials: Vec<Trial>) -> Vec<Trial> {
         (false, Kernel::Split | Kernel::Tiled | Kernel::Rows)
             if SHARED_OUT.iter().any(|start| case.starts_with(start)) =>
         {
-            3
+            4
         }
+        (false, Kernel::Tiled | Kernel::Rows) => 2,
         _ => 1,
     };
     // of each kernel, and of each share
