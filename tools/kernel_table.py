@@ -31,6 +31,8 @@ KERNELS = [
     ("`split` for discrete GPUs, 1 x 1500", "split", "discrete", 1, 1500),
     ("`fused`, 4096 x 77", "fused", "discrete", 4096, 77),
 ]
+# the two passes of a backward, by whether keys are owned; head_dim 64 and 128, discrete and integrated
+BACKWARD = [("queries", False), ("keys and values", True)]
 # how keys and values are stored, and the GPUs whose code for `split` is read for it: 1 x 1500, head_dim 64
 STORED, STORED_GPUS, STORED_DIM = ["f32", "f16", "bf16", "int8", "int8_32"], ["navi31", "ada", "apple-m1"], 64
 LIB = "/usr/lib/x86_64-linux-gnu"
@@ -382,15 +384,40 @@ def cell(stats, shader):
     return ", ".join(words)
 
 
-def shader_of(args, kernel, device_class, head_dim, q_len, kv_len, folder, more=()):
-    """The list's entry and the file of a kernel's first shader."""
+def backward_table(args, folder):
+    jobs, rows = [], []
+    for device_class in ["discrete", "integrated"]:
+        for head_dim in HEAD_DIMS:
+            where = folder / f"backward-{device_class}-{head_dim}"
+            for title, own_keys in BACKWARD:
+                wanted = lambda shader: (shader["constants"] or {}).get("OWN_KEYS") == own_keys
+                found = shader_of(args, "backward", device_class, head_dim, 1024, 1024, where, ["--force"], wanted)
+                rows.append((title, device_class, head_dim, found))
+    lines = []
+    for title, _ in BACKWARD:
+        for device_class in ["discrete", "integrated"]:
+            of = [(head_dim, found) for name, kind, head_dim, found in rows if (name, kind) == (title, device_class)]
+            heads = [f"head_dim {d}, {shader['workgroup_bytes'] / 1024:.1f} KiB" for d, (shader, _) in of]
+            lines += ["", f"**`backward`, gradients of {title}, for {device_class} GPUs, 1024 x 1024**", ""]
+            lines += ["| GPU | " + " | ".join(heads) + " |", "|---|" + "---|" * len(of)]
+            for gpu in GPUS:
+                with ThreadPoolExecutor(os.cpu_count()) as pool:
+                    stats = list(pool.map(lambda found: gpu.compile(args, found[1][1]), of))
+                cells = [cell(found, shader) for found, (_, (shader, _)) in zip(stats, of)]
+                lines.append(f"| {gpu.name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def shader_of(args, kernel, device_class, head_dim, q_len, kv_len, folder, more=(), wanted=lambda shader: True):
+    """The list's entry and the file of a kernel's first shader that is wanted."""
+    choice = ["--backward"] if kernel == "backward" else ["--kernel", kernel]
     command = [
-        args.program, "shaders", "--kernel", kernel, "--device-class", device_class, "--workgroup-memory", "32768",
+        args.program, "shaders", *choice, "--device-class", device_class, "--workgroup-memory", "32768",
         "--q-heads", "8", "--q-len", q_len, "--kv-len", kv_len, "--head-dim", head_dim, "--target", "spirv", "-o", folder, *more,
     ]  # fmt: skip
     subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
     listed = json.loads((folder / "manifest.json").read_text())["shaders"]
-    shader = next(shader for shader in listed if shader["shader"] == kernel)
+    shader = next(shader for shader in listed if shader["shader"] == kernel and wanted(shader))
     return shader, folder / shader["files"][0]["file"]
 
 
@@ -416,6 +443,7 @@ def tables(args, folder):
             cells = [cell(found[gpu.name, (title, d)], shaders[title, d][0]) for d in HEAD_DIMS]
             lines.append(f"| {gpu.name} | " + " | ".join(cells) + " |")
     lines += stored_table(args, folder)
+    lines += backward_table(args, folder)
     return "\n".join(["", *lines, "", ""])
 
 

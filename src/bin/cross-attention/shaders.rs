@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::ValueEnum;
+use cross_attention::backward::{BackwardProblem, BackwardSpec};
 use cross_attention::dispatch::{Shader, Slot, Step, Variant};
 use cross_attention::files::{Ours, OutputFile};
-use cross_attention::plan::{CatalogEntry, DeviceKind, WeightsPlan, catalog};
+use cross_attention::plan::{BackwardPlan, CatalogEntry, DeviceKind, WeightsPlan, catalog};
 use cross_attention::weights::{HeadReduce, Keys, WeightsProblem, WeightsSpec};
 use cross_attention::{AttentionProblem, Device, DeviceCaps, DeviceClass, DeviceRequest, KernelChoice, Plan};
 use rayon::prelude::*;
@@ -59,6 +60,9 @@ pub(crate) struct Args {
         "output_type", "probs",
     ])]
     all: bool,
+    /// The shaders of the backward: the gradients of all inputs
+    #[arg(long, conflicts_with_all = ["all", "kernel"])]
+    backward: bool,
     /// Write into a folder that is not empty, over files of the same names
     #[arg(long)]
     force: bool,
@@ -254,6 +258,19 @@ fn weights(entries: &[CatalogEntry]) -> Vec<Job> {
 fn planned(args: &Args, terminal: &Terminal) -> Result<Vec<Job>, Error> {
     let problem = args.problem.problem(terminal)?;
     let caps = caps(args)?;
+    let kind = DeviceKind {
+        class: caps.class,
+        workgroup_memory: caps.max_compute_workgroup_storage_size,
+        subgroups: caps.subgroups,
+    };
+    if args.backward {
+        let mut attention = problem.spec().clone();
+        attention.scores = None;
+        let backward = BackwardProblem::new(BackwardSpec::all(attention))?;
+        let plan =
+            BackwardPlan::new(&backward, &caps).map_err(|reason| cross_attention::Error::BackwardPlan { reason })?;
+        return Ok(once(plan.steps(), "backward", &problem, &[kind]));
+    }
     let kernel = match args.kernel {
         KernelChoice::Auto => None,
         KernelChoice::Gpu(kernel) => Some(kernel),
@@ -261,20 +278,21 @@ fn planned(args: &Args, terminal: &Terminal) -> Result<Vec<Job>, Error> {
     };
     let plan = Plan::new(&problem, &caps, kernel).map_err(cross_attention::Error::from)?;
     let chosen = kernel.is_none() || Plan::new(&problem, &caps, None).is_ok_and(|own| own.kernel() == plan.kernel());
-    let kind = DeviceKind {
-        class: caps.class,
-        workgroup_memory: caps.max_compute_workgroup_storage_size,
-        subgroups: caps.subgroups,
-    };
+    let chosen_for: &[DeviceKind] = if chosen { &[kind] } else { &[] };
+    Ok(once(plan.steps(), plan.kernel().name(), &problem, chosen_for))
+}
+
+/// The shaders of steps, each once.
+fn once(steps: &[Step], kernel: &'static str, problem: &AttentionProblem, chosen_for: &[DeviceKind]) -> Vec<Job> {
     let mut seen = HashSet::new();
-    let jobs = plan.steps().iter().filter(|step| seen.insert(step.variant.clone())).map(|step| Job {
-        kernel: plan.kernel().name(),
+    let jobs = steps.iter().filter(|step| seen.insert(step.variant.clone())).map(|step| Job {
+        kernel,
         variant: step.variant.clone(),
         step: Some(step.clone()),
         problem: Some(problem.clone()),
-        chosen_for: if chosen { vec![kind] } else { vec![] },
+        chosen_for: chosen_for.to_vec(),
     });
-    Ok(jobs.collect())
+    jobs.collect()
 }
 
 fn caps(args: &Args) -> Result<DeviceCaps, Error> {
