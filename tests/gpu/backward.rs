@@ -6,7 +6,7 @@ use cross_attention::dispatch::Slot;
 use cross_attention::gpu::{BackwardBuffers, BoundSteps, GpuBackward, GpuError};
 use cross_attention::plan::BackwardPlan;
 use cross_attention::verify::verify_backward;
-use cross_attention::{DeviceCaps, Diagonal, Element, Error, Layout, wgpu};
+use cross_attention::{DeviceCaps, DeviceClass, Diagonal, Element, Error, Layout, wgpu};
 use libtest_mimic::Trial;
 
 use super::adapters::Adapter;
@@ -18,6 +18,8 @@ use crate::common::{cases, random};
 const GROUP: &str = "backward";
 /// Random cases with many keys.
 const LONG_CASES: u32 = 6;
+/// One in so many cases of the table runs on the tiles of GPUs too.
+const GPU_TILES: usize = 12;
 /// A software driver beside another one runs one in so many.
 const SHARE: usize = 4;
 
@@ -42,6 +44,21 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
         let on = adapter.clone();
         trials.push(trial(adapter, GROUP, &format!("golden_{n:02}"), move || {
             backward::golden_with(&path, 2.0, &|problem, inputs| run_twice(&on, problem, inputs))
+        }));
+    }
+    // the tiles of GPUs, which software drivers have no use for
+    let table = cases::all().into_iter().step_by(GPU_TILES);
+    for case in own_cases().into_iter().chain(table).step_by(every) {
+        let on = adapter.clone();
+        let name = format!("gpu_tiles_{}", case.name);
+        trials.push(trial(adapter, GROUP, &name, move || {
+            backward::case_with(&case, &|problem, inputs| {
+                let class = if case.name.len() % 2 == 0 { DeviceClass::Discrete } else { DeviceClass::Integrated };
+                let plan = BackwardPlan::new(problem, &DeviceCaps { class, ..on.context.caps().clone() });
+                let plan = plan.map_err(|error| error.to_string())?;
+                let prepared = pollster::block_on(on.context.prepare_backward_plan(plan));
+                prepared.and_then(|prepared| prepared.run_blocking(inputs)).map_err(|error| message(&error))
+            })
         }));
     }
     let others: [(&str, Check); 3] = [("shared_batch", shared_batch), ("cut", cut), ("encoded", encoded)];
@@ -82,6 +99,8 @@ fn own_cases() -> Vec<Case> {
         new("few_keys", 1, [2, 1], [150, 5], [12, 20]),
         new("few_rows", 2, [4, 2], [1, 300], [24, 8]),
         new("wide", 1, [1, 1], [5, 19], [140, 132]),
+        new("of_128", 1, [2, 1], [70, 90], [128, 100]).causal(Diagonal::BottomRight).stored([Element::F16; 4]),
+        new("of_64", 1, [2, 1], [130, 70], [64, 64]).windows(Some(20), Some(3)),
         new("group_tiles", 1, [6, 2], [11, 35], [8, 8]).causal(Diagonal::BottomRight).softcap(3.0),
         new("shared", 3, [2, 1], [7, 21], [16, 4]).kv_lens(&[21, 0, 5]).spec(|spec| {
             (spec.key.layout.strides[0], spec.value.layout.strides[0]) = (0, 0);
