@@ -43,7 +43,7 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
     for (n, path) in backward::golden().into_iter().enumerate().step_by(every) {
         let on = adapter.clone();
         trials.push(trial(adapter, GROUP, &format!("golden_{n:02}"), move || {
-            backward::golden_with(&path, 2.0, &|problem, inputs| run_twice(&on, problem, inputs))
+            backward::golden_with(&path, 1.0, &|problem, inputs| run_twice(&on, problem, inputs))
         }));
     }
     // the tiles of GPUs, which software drivers have no use for
