@@ -377,7 +377,7 @@ fn backward_steps() -> Vec<Step> {
         spec.scores = None;
         if let Some(bias) = &mut spec.bias {
             let mut shape = bias.layout.shape;
-            (0..4).filter(|axis| n / 7 >> axis & 1 == 1).for_each(|axis| shape[axis] = 1);
+            (0..4).filter(|axis| (n / 7) >> axis & 1 == 1).for_each(|axis| shape[axis] = 1);
             bias.layout = Layout::bhld(shape);
         }
         let mut backward = BackwardSpec::all(spec);
