@@ -34,7 +34,7 @@ fn gradients_of_others_files() {
 fn gradients_have_the_shapes_of_their_inputs() {
     let folder = Folder::new();
     let bias = f32s("bias", &[3, 5], wave(0.3));
-    let plain = folder.run(&with_gradient(&[bias.clone()]), &[], &["--backward", "--verify"]);
+    let plain = folder.run(&with_gradient(std::slice::from_ref(&bias)), &[], &["--backward", "--verify"]);
     assert_eq!(plain.shape("d_query"), [2, 4, 3, 8]);
     assert_eq!(plain.shape("d_bias"), [3, 5]);
     // the same with heads inside, and the gradient of the log-sum-exp of nothing

@@ -254,6 +254,8 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
     all.d_alibi_slopes = Gradient::zeros(slopes);
     all.d_sinks = Gradient::zeros(if spec.d_sinks { q_heads } else { 0 });
     all.d_scale = Gradient::zeros(usize::from(spec.d_scale));
+    // what a term may lose below the normal range, before its scale or behind it
+    let flushed = (1.0 + scale.abs()) * f64::from(f32::MIN_POSITIVE);
     // terms of a sum over rows, and over everything
     let (of_rows, of_all) = (group * q_len * batch, batch * group * q_len * kv_len);
     for b in 0..batch {
@@ -389,13 +391,18 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                 for d in (0..query.len()).filter(|_| problem.has_dots()) {
                     let (q, k) = (query[d], keys[j][d]);
                     if spec.d_query.is_some() {
-                        all.d_query.add(at(of_query, [b, h, i, d]), scale * ds * k, (scale * e_ds * k).abs(), kv_len);
+                        all.d_query.add(
+                            at(of_query, [b, h, i, d]),
+                            scale * ds * k,
+                            (scale * e_ds * k).abs() + flushed,
+                            kv_len,
+                        );
                     }
                     if spec.d_key.is_some() {
                         all.d_key.add_row(
                             at(of_key, [b, kv_head, j, d]),
                             scale * ds * q,
-                            (scale * e_ds * q).abs(),
+                            (scale * e_ds * q).abs() + flushed,
                             of_rows,
                         );
                     }
@@ -408,7 +415,7 @@ fn of_head(problem: &BackwardProblem, inputs: &BackwardInputs<'_>, kv_head: usiz
                         all.d_scale.bounds[0] = f64::INFINITY;
                         continue;
                     }
-                    let error = e_ds * dot.abs() + ds.abs() * gamma(query.len()) * in_range(size);
+                    let error = e_ds * dot.abs() + ds.abs() * gamma(query.len()) * in_range(size) + flushed;
                     all.d_scale.add(0, ds * dot, error, of_all);
                 }
             }
