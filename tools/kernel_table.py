@@ -187,6 +187,9 @@ def share_of_fmas(found, shader):
         # loops over the width of a row and over keys, whose trips are not known here: each by itself
         inner = [loop for loop in every_loop if fmas(loop) and not any(other < loop for other in every_loop)]
         inner.sort(key=min)
+        if not inner and every_loop:
+            # the compiler wrote the inner loops out: all of the loop with the most FMAs
+            inner = [max(every_loop, key=lambda loop: (fmas(loop), -len(loop)))]
         return " and ".join(percent(fmas(loop), sum(found[n].instructions for n in loop)) for loop in inner)
     over_keys = max(every_loop, key=lambda loop: (fmas(loop), -len(loop)))
     inner = [loop for loop in every_loop if loop < over_keys]

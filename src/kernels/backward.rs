@@ -657,7 +657,8 @@ fn tiles(forward: &AttentionProblem, caps: &DeviceCaps, made: Made, rows: usize)
         // 128 columns at a time
         let columns = vecs.div_ceil(lanes).clamp(1, 32 / lanes);
         // what is written out takes software drivers long to compile
-        let most = if caps.class == DeviceClass::Software { 2 } else { 4 };
+        // the registers of integrated GPUs do not hold four by four beside the sums of a row
+        let most = if matches!(caps.class, DeviceClass::Software | DeviceClass::Integrated) { 2 } else { 4 };
         let reg = |n: usize| n.div_ceil(lanes).clamp(1, most).next_power_of_two();
         let column_blocks = vecs.div_ceil(lanes * columns).max(1);
         Tiles { lanes, row_reg: reg(rows), key_reg: reg(forward.kv_len()), columns, column_blocks }
