@@ -399,6 +399,10 @@ impl Job<'_> {
     fn reads_as_stored(&self, chunk: usize, keys: &[[usize; 2]]) -> bool {
         /// Rows that share what is widened in a register.
         const MOST: usize = 4;
+        // there elements are widened one by one either way, and a package for browsers is to be small
+        if cfg!(target_arch = "wasm32") {
+            return false;
+        }
         let (rows, spec) = (self.plan.map.rows(chunk), self.problem.spec());
         let bare = spec.mask.is_none() && spec.bias.is_none() && spec.alibi_slopes.is_none();
         self.few() && bare && rows <= MOST && keys[..rows].iter().all(|seen| *seen == keys[0])
