@@ -20,8 +20,8 @@ const GROUP: &str = "backward";
 const LONG_CASES: u32 = 6;
 /// One in so many cases of the table runs on the tiles of GPUs too.
 const GPU_TILES: usize = 12;
-/// A software driver beside another one runs one in so many.
-const SHARE: usize = 4;
+/// A software driver runs one in so many, for each compiles shaders of its own; one beside another driver fewer.
+const SHARES: [usize; 2] = [3, 8];
 
 /// What a trial does that has no case of the table.
 type Check = fn(&Adapter) -> Result<(), String>;
@@ -32,7 +32,8 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
     let long = random::drawn(&random::long_case(), LONG_CASES).into_iter().zip(0..);
     let long = long.map(|(case, n)| Case { name: format!("random_long_{n:02}"), ..case });
     let all = std::env::var("GPU_TRIALS").is_ok_and(|value| value == "all");
-    let every = if adapter.sparing && !all { SHARE } else { 1 };
+    let software = adapter.context.caps().class == DeviceClass::Software && !all;
+    let every = if software { SHARES[usize::from(adapter.sparing)] } else { 1 };
     for case in cases::all().into_iter().chain(own_cases()).chain(random).chain(long).step_by(every) {
         let on = adapter.clone();
         let name = case.name.clone();
