@@ -44,8 +44,10 @@ pub(crate) fn explain(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
         let backward = BackwardProblem::new(BackwardSpec::all(attention))?;
         let plan = choice.device.prepare_backward_blocking(&backward)?.plan_text();
         terminal.line(format_args!("chosen     {choice}"))?;
-        let extras = extras(&problem);
-        return terminal.line(format_args!("problem    {}, {extras}\n{}", shape(&problem), plan.trim_end()));
+        if !matches!(choice.device, Device::Gpu(_)) {
+            terminal.line(format_args!("problem    {}, {}", shape(&problem), extras(&problem)))?;
+        }
+        return terminal.line(format_args!("{}", plan.trim_end()));
     }
     let tuned = Tuned::load(&args.tuned, &choice.device, false, terminal);
     let text = match (&choice.device, &tuned) {
