@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Poll, Waker};
 
+use cross_attention::backward::{BackwardInputs, BackwardProblem, BackwardSpec};
 use cross_attention::context::{ContextInputs, ContextSpec, ContextStorage, PreparedContext};
 use cross_attention::gpu::{AttentionTensors, GpuAttention, PreparedWeights, WeightsBuffers};
 #[cfg(feature = "layer")]
@@ -14,7 +15,7 @@ use cross_attention::sources::{Combine, Gate, PreparedSources, Source, SourceInp
 use cross_attention::weights::{HeadReduce, WeightsProblem, WeightsSpec};
 use cross_attention::{
     AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Element, Error, Kernel, KernelChoice,
-    Layout, PreparedAttention, TensorSpec, Terms, wgpu,
+    Layout, PreparedAttention, PreparedBackward, TensorSpec, Terms, cpu, wgpu,
 };
 
 use super::plain::numbers;
@@ -38,6 +39,7 @@ pub(crate) fn all() -> Vec<(&'static str, Make)> {
     let mut all: Vec<(&'static str, Make)> = vec![
         ("attention", |device| attention(device, KernelChoice::Auto)),
         ("attention_with_weights", |device| Ok(Box::new(WithWeights { device: device.clone(), data: data() }))),
+        ("backward", backward),
         ("context_f32", |device| context(device, ContextStorage::F32)),
         ("context_q8_0", |device| context(device, ContextStorage::Q8_0)),
         ("sources_softmax", |device| sources(device, Combine::Softmax)),
@@ -204,6 +206,32 @@ fn attention(device: &Device, kernel: KernelChoice) -> Result<Box<dyn Prepared>,
 impl Prepared for Attention {
     fn call(&self, n: usize) -> Call<'_> {
         Box::pin(async move { Ok(output_bits(&self.prepared.run(&self.data[n].inputs()).await?)) })
+    }
+}
+
+/// Gradients of the attention, given what the CPU's forward returned.
+struct Backward {
+    prepared: PreparedBackward,
+    data: [Data; INPUTS],
+    forward: Vec<AttentionOutput>,
+    d_output: [Vec<f32>; INPUTS],
+}
+
+fn backward(device: &Device) -> Result<Box<dyn Prepared>, Error> {
+    let problem = BackwardProblem::new(BackwardSpec::all(problem()?.spec().clone()))?;
+    let data = data();
+    let forward = data.iter().map(|data| cpu::attention(problem.forward(), &data.inputs()));
+    let forward = forward.collect::<Result<_, _>>()?;
+    let d_output = [5, 6].map(|seed| numbers(seed, 2 * 4 * Q_LEN * DIM, 1.0));
+    Ok(Box::new(Backward { prepared: device.prepare_backward_blocking(&problem)?, data, forward, d_output }))
+}
+
+impl Prepared for Backward {
+    fn call(&self, n: usize) -> Call<'_> {
+        Box::pin(async move {
+            let inputs = BackwardInputs::new(self.data[n].inputs(), &self.forward[n], &self.d_output[n])?;
+            Ok(super::backward::bits(&self.prepared.run(&inputs).await?))
+        })
     }
 }
 

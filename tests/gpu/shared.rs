@@ -141,7 +141,11 @@ fn close(found: &[u32], wanted: &[u32]) -> bool {
 
 fn names_a_limit(error: &Error) -> bool {
     match error {
-        Error::Plan(_) | Error::WeightsPlan { .. } | Error::MergePlan { .. } | Error::LinearPlan { .. } => true,
+        Error::Plan(_)
+        | Error::WeightsPlan { .. }
+        | Error::BackwardPlan { .. }
+        | Error::MergePlan { .. }
+        | Error::LinearPlan { .. } => true,
         Error::Gpu(error) => matches!(error, GpuError::BufferTooLarge { .. } | GpuError::OutOfMemory { .. }),
         // a page of a pool
         Error::Pool(_) => true,
