@@ -130,7 +130,9 @@ pub fn attention_at(
 /// # Errors
 /// An [`InputError`] if the data is not what the problem asks for.
 pub fn backward(problem: &BackwardProblem, inputs: &BackwardInputs<'_>) -> Result<Gradients, InputError> {
-    CpuBackward::new(problem, SimdLevel::best()).run(inputs)
+    let prepared = CpuBackward::try_new(problem, SimdLevel::best());
+    let bytes = |bytes: u128| InputError::Memory { bytes: u64::try_from(bytes).unwrap_or(u64::MAX) };
+    prepared.map_err(bytes)?.run(inputs)
 }
 
 /// Plans a problem for the fused kernel and the best instructions of this machine; any number of calls can follow.

@@ -32,11 +32,8 @@ impl Device {
     pub async fn prepare_backward(&self, problem: &BackwardProblem) -> Result<PreparedBackward, Error> {
         match self {
             Self::Cpu => {
-                let prepared = CpuBackward::new(problem, SimdLevel::best());
-                let [each, shared] = prepared.workspace_bytes();
-                let bytes = cpu_threads() as u128 * each as u128 + shared as u128;
-                let there = usize::try_from(bytes).is_ok_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok());
-                if there { Ok(PreparedBackward::Cpu(Box::new(prepared))) } else { Err(Error::HostMemory { bytes }) }
+                let prepared = CpuBackward::try_new(problem, SimdLevel::best());
+                Ok(PreparedBackward::Cpu(Box::new(prepared.map_err(|bytes| Error::HostMemory { bytes })?)))
             }
             Self::Oracle => Ok(PreparedBackward::Oracle(Box::new(problem.clone()))),
             Self::Gpu(gpu) => Ok(PreparedBackward::Gpu(Box::new(gpu.prepare_backward(problem).await?))),

@@ -47,6 +47,15 @@ impl BackwardCase {
         }
         (spec.d_lse, spec.d_scale) = (random.bool(), random.bool());
         let problem = case.problem();
+        // what the batch shares has a gradient for each entry, or the sum of these
+        let summed = random.bool();
+        let shared = |of: &TensorSpec| of.layout.strides[0] == 0;
+        for (input, gradient) in [(&problem.spec().key, &mut spec.d_key), (&problem.spec().value, &mut spec.d_value)] {
+            if let (Some(gradient), true) = (gradient, summed && shared(input)) {
+                let [_, heads, len, width] = gradient.layout.shape;
+                gradient.layout = Layout::bhld([1, heads, len, width]);
+            }
+        }
         let [batch, heads, q_len, kv_len] = problem.score_shape();
         if random.u8(0..4) == 0 && batch * heads * q_len * kv_len > 0 {
             let pick = |random: &mut fastrand::Rng, len: usize| match random.u8(0..3) {

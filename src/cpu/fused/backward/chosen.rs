@@ -8,19 +8,39 @@ use crate::weights::{HeadReduce, KeyList, WeightsProblem};
 #[derive(Clone, Debug)]
 pub(super) struct Chosen {
     shape: [usize; 4],
-    /// Of each query head: its places among the heads, and what share of it counts.
-    heads: Vec<Vec<usize>>,
+    heads: Places,
+    /// What share of each head counts.
     share: f32,
-    /// Of each row: its places among the rows.
-    rows: Vec<Vec<usize>>,
+    rows: Places,
     columns: Columns,
 }
 
 #[derive(Clone, Debug)]
 enum Columns {
-    /// Keys in ascending order, and the place of each.
-    Each(Vec<(usize, usize)>),
+    Each(Places),
     Segments(Vec<Range<usize>>),
+}
+
+/// What is listed in ascending order, and the place of each in the list.
+#[derive(Clone, Debug)]
+struct Places(Vec<(usize, usize)>);
+
+impl Places {
+    fn new(of: &[u32]) -> Self {
+        let mut places: Vec<_> = of.iter().enumerate().map(|(place, &n)| (n as usize, place)).collect();
+        places.sort_unstable();
+        Self(places)
+    }
+
+    fn within(&self, range: &Range<usize>) -> &[(usize, usize)] {
+        let first = self.0.partition_point(|(n, _)| *n < range.start);
+        let last = self.0.partition_point(|(n, _)| *n < range.end);
+        &self.0[first..last.max(first)]
+    }
+
+    fn of(&self, n: usize) -> &[(usize, usize)] {
+        self.within(&(n..n + 1))
+    }
 }
 
 /// Elements of one row of the gradient, a stride apart.
@@ -31,62 +51,46 @@ pub(super) struct Line<'a> {
 
 impl Chosen {
     pub(super) fn new(weights: &WeightsProblem) -> Self {
-        let places = |of: &[u32], len: usize| {
-            let mut places = vec![vec![]; len];
-            of.iter().enumerate().for_each(|(place, &n)| places[n as usize].push(place));
-            places
-        };
-        let scores = weights.scores();
-        let mut heads = places(weights.heads(), scores.q_heads());
+        let mut heads = Places::new(weights.heads());
         let share = match weights.reduce() {
             HeadReduce::Each | HeadReduce::Sum => 1.0,
             HeadReduce::Mean => 1.0 / weights.heads().len().max(1) as f32,
         };
         if weights.reduce() != HeadReduce::Each {
             // all of them are one, and a head that is listed twice counts twice
-            heads.iter_mut().flatten().for_each(|place| *place = 0);
+            heads.0.iter_mut().for_each(|(_, place)| *place = 0);
         }
         let columns = match weights.keys() {
-            KeyList::Each(keys) => {
-                let mut keys: Vec<_> = keys.iter().enumerate().map(|(place, &key)| (key as usize, place)).collect();
-                keys.sort_unstable();
-                Columns::Each(keys)
-            }
+            KeyList::Each(keys) => Columns::Each(Places::new(keys)),
             KeyList::Segments(segments) => {
                 Columns::Segments(segments.iter().map(|&[start, end]| start as usize..end as usize).collect())
             }
         };
-        Self { shape: weights.shape(), heads, share, rows: places(weights.rows(), scores.q_len()), columns }
+        Self { shape: weights.shape(), heads, share, rows: Places::new(weights.rows()), columns }
     }
 
     /// Whether anything of a row was chosen.
     pub(super) fn has(&self, [_, h, i]: [usize; 3]) -> bool {
-        !self.heads[h].is_empty() && !self.rows[i].is_empty()
+        !self.heads.of(h).is_empty() && !self.rows.of(i).is_empty()
     }
 
     /// Whether anything of a block of keys was chosen.
     pub(super) fn has_keys(&self, keys: &Range<usize>) -> bool {
         match &self.columns {
-            Columns::Each(each) => !self.within(each, keys).is_empty(),
+            Columns::Each(each) => !each.within(keys).is_empty(),
             Columns::Segments(segments) => segments.iter().any(|of| of.start < keys.end && keys.start < of.end),
         }
-    }
-
-    fn within<'a>(&self, each: &'a [(usize, usize)], keys: &Range<usize>) -> &'a [(usize, usize)] {
-        let first = each.partition_point(|(key, _)| *key < keys.start);
-        let last = each.partition_point(|(key, _)| *key < keys.end);
-        &each[first..last]
     }
 
     /// Adds the gradient of the weights of a row and a block of keys.
     pub(super) fn add(&self, given: &[f32], [b, h, i]: [usize; 3], keys: &Range<usize>, line: &mut Line<'_>) {
         let [_, heads, rows, columns] = self.shape;
-        for &head in &self.heads[h] {
-            for &row in &self.rows[i] {
+        for &(_, head) in self.heads.of(h) {
+            for &(_, row) in self.rows.of(i) {
                 let given = &given[((b * heads + head) * rows + row) * columns..][..columns];
                 match &self.columns {
                     Columns::Each(each) => {
-                        for &(key, place) in self.within(each, keys) {
+                        for &(key, place) in each.within(keys) {
                             line.out[(key - keys.start) * line.stride] += self.share * given[place];
                         }
                     }

@@ -85,8 +85,10 @@ struct State {
     gathered: [Vec<f32>; 4],
     /// Of each task.
     bias_slabs: Buffer,
+    /// Of each head of a group, by each part of its rows and keys.
     slopes: Vec<f64>,
     sinks: Vec<f64>,
+    /// Of each task.
     scale: Vec<f64>,
     flags: [Vec<AtomicBool>; 9],
 }
@@ -96,17 +98,27 @@ const PIECE: usize = 1 << 14;
 
 impl CpuBackward {
     /// Plans a problem for the given instructions and makes a workspace for each thread of the current pool.
+    ///
+    /// Memory that is not there ends the process, as everywhere in Rust; [`Device::prepare_backward`](crate::Device::prepare_backward) and
+    /// [`cpu::backward`](crate::cpu::backward) ask for it first.
     #[must_use]
     pub fn new(problem: &BackwardProblem, level: SimdLevel) -> Self {
         let plan = BackwardPlan::new(problem, level);
-        #[cfg(feature = "native")]
-        let threads = if plan.scores.serial { 1 } else { rayon::current_num_threads() };
-        #[cfg(not(feature = "native"))]
-        let threads = 1;
-        let made = (0..threads.min(plan.tasks())).map(|_| Workspace::new(&plan, problem)).collect();
+        let made = (0..workspaces(&plan)).map(|_| Workspace::new(&plan, problem)).collect();
         let shared = Mutex::new(State::new(problem, &plan).ok());
         let chosen = problem.weights().map(Chosen::new);
         Self { problem: problem.clone(), plan, chosen, pool: Pool::new(made), shared }
+    }
+
+    /// The same where there is memory for it, else the bytes that it takes.
+    pub(crate) fn try_new(problem: &BackwardProblem, level: SimdLevel) -> Result<Self, u128> {
+        let plan = BackwardPlan::new(problem, level);
+        let shared = State::bytes(problem, &plan).unwrap_or(usize::MAX);
+        let bytes = workspaces(&plan) as u128 * Workspace::bytes(&plan, problem) as u128 + shared as u128;
+        match crate::cpu::check_bytes(usize::try_from(bytes).ok()) {
+            Ok(()) => Ok(Self::new(problem, level)),
+            Err(_) => Err(bytes),
+        }
     }
 
     /// The problem it is prepared for.
@@ -282,28 +294,30 @@ impl CpuBackward {
             let values = if final_keys(&spec.d_value) { &mut *value_out } else { &mut value_parts[..] };
             let values = Shared::new(values, parts(v_dim), f_value);
             let per_task = |len: usize| Consecutive { unit_len: len };
-            let tasks = plan.tasks().max(1);
             let slab = plan.bias.map_or(0, |slab| slab.len());
             let slabs = Shared::new(bias_slabs, per_task(slab), f_bias);
-            let [n_slopes, n_sinks, n_scale] = [slopes.len(), sinks.len(), scale.len()].map(|n| n / tasks);
-            let slopes = Shared::new(slopes, per_task(n_slopes), f_slopes);
-            let sinks = Shared::new(sinks, per_task(n_sinks), f_sinks);
-            let scale = Shared::new(scale, per_task(n_scale), f_scale);
+            let of_heads = Consecutive { unit_len: plan.heads_of_group(forward) };
+            let slopes = Shared::new(slopes, of_heads, f_slopes);
+            let sinks = Shared::new(sinks, of_heads, f_sinks);
+            let scale = Shared::new(scale, per_task(1), f_scale);
             let work = |number: usize, work: &mut Workspace| {
                 let (key_part, rest) = (number % plan.key_parts, number / plan.key_parts);
                 let (row_part, of_task) = (rest % plan.row_parts, rest / plan.row_parts);
                 let key_range = [key_part * plan.part_kv, ((key_part + 1) * plan.part_kv).min(kv_len)];
-                let mut units = (slabs.claim(number), slopes.claim(number), sinks.claim(number), scale.claim(number));
-                let mut others = OtherSums {
-                    d_bias: spec.d_bias.map(|_| units.0.row(0)),
-                    d_slopes: spec.d_alibi_slopes.then(|| units.1.row(0)),
-                    d_sinks: spec.d_sinks.then(|| units.2.row(0)),
-                    d_scale: spec.d_scale.then(|| units.3.row(0)),
-                };
-                others.d_bias.iter_mut().for_each(|slab| slab.fill(0.0));
+                let mut slab = spec.d_bias.map(|_| slabs.claim(number));
+                let mut scale = spec.d_scale.then(|| scale.claim(number));
+                slab.iter_mut().for_each(|slab| slab.row(0).fill(0.0));
                 for &group in &plan.groups_per_task[of_task] {
                     let unit = (row_part * map.groups() + group) * plan.key_parts + key_part;
                     let mut units = (spec.d_key.map(|_| keys.claim(unit)), spec.d_value.map(|_| values.claim(unit)));
+                    let mut heads =
+                        (spec.d_alibi_slopes.then(|| slopes.claim(unit)), spec.d_sinks.then(|| sinks.claim(unit)));
+                    let mut others = OtherSums {
+                        d_bias: slab.as_mut().map(|slab| slab.row(0)),
+                        d_slopes: heads.0.as_mut().map(|slopes| slopes.row(0)),
+                        d_sinks: heads.1.as_mut().map(|sinks| sinks.row(0)),
+                        d_scale: scale.as_mut().map(|scale| scale.row(0)),
+                    };
                     let mut sums = KeySums {
                         d_key: units.0.as_mut().map(|unit| unit.row(0)),
                         d_value: units.1.as_mut().map(|unit| unit.row(0)),
@@ -377,20 +391,21 @@ impl CpuBackward {
         if let (Some(gradient), Some(slab)) = (&spec.d_bias, plan.bias) {
             self.add_slabs(gradient.layout.shape, slab.shape, bias_slabs, bias_out);
         }
-        let totals = |out: &mut [f32], parts: &[f64]| {
-            let each = out.len().max(1);
-            for (n, out) in out.iter_mut().enumerate() {
-                *out = narrow(parts.iter().skip(n).step_by(each).sum());
-            }
-        };
+        let of_head = |sums: &[f64], b: usize, h: usize| plan.of_head(forward, sums, [b, h]);
+        let (batch, q_heads) = (forward.batch(), forward.q_heads());
+        let over_batch = |sums: &[f64], h: usize| narrow((0..batch).map(|b| of_head(sums, b, h)).sum());
         if let Some(out) = d_alibi_slopes {
-            totals(out, slopes);
+            let per_entry = spec.attention.alibi_slopes == Some(AlibiSlopes::PerBatchAndHead);
+            for (n, out) in out.iter_mut().enumerate() {
+                *out =
+                    if per_entry { narrow(of_head(slopes, n / q_heads, n % q_heads)) } else { over_batch(slopes, n) };
+            }
         }
         if let Some(out) = d_sinks {
-            totals(out, sinks);
+            out.iter_mut().enumerate().for_each(|(h, out)| *out = over_batch(sinks, h));
         }
         if let Some(out) = d_scale {
-            totals(std::slice::from_mut(out), scale);
+            *out = narrow(scale.iter().sum());
         }
         for (gradient, spec, dense) in [
             (d_query, &spec.d_query, of_query),
@@ -462,7 +477,11 @@ impl State {
     }
 
     fn bytes(problem: &BackwardProblem, plan: &BackwardPlan) -> Option<usize> {
-        Self::sizes(problem, plan)?.into_iter().try_fold(0usize, |sum, n| sum.checked_add(n.checked_mul(4)?))
+        let units = plan.row_parts.checked_mul(plan.scores.map.groups())?.checked_mul(plan.key_parts)?;
+        // slopes and sinks, and what tells who has what
+        let of_heads = units.checked_mul(plan.heads_of_group(problem.forward()))?.checked_mul(16)?;
+        let rest = of_heads.checked_add(units.checked_mul(8)?)?;
+        Self::sizes(problem, plan)?.into_iter().try_fold(rest, |sum, n| sum.checked_add(n.checked_mul(4)?))
     }
 
     fn new(problem: &BackwardProblem, plan: &BackwardPlan) -> Result<Self, InputError> {
@@ -473,21 +492,17 @@ impl State {
         let flags = |n: usize| (0..n).map(|_| AtomicBool::new(false)).collect::<Vec<_>>();
         let (chunks, tasks) = (map.chunks(), plan.tasks());
         let of_keys = plan.row_parts * map.groups() * plan.key_parts;
+        let of_heads = of_keys * plan.heads_of_group(forward);
         let elements = |gradient: &Option<TensorSpec>| gradient.and_then(|gradient| gradient.layout.elements());
         let most = elements(&spec.d_key).unwrap_or(0).max(elements(&spec.d_value).unwrap_or(0));
-        let slopes = match spec.attention.alibi_slopes.filter(|_| spec.d_alibi_slopes) {
-            Some(AlibiSlopes::PerBatchAndHead) => forward.batch() * forward.q_heads(),
-            Some(AlibiSlopes::PerHead) => forward.q_heads(),
-            None => 0,
-        };
         Ok(Self {
             query_parts: Buffer::new(query),
             key_parts: Buffer::new(key),
             value_parts: Buffer::new(value),
             gathered: [of_query, of_key, of_value, of_bias].map(|n| vec![0.0; n]),
             bias_slabs: Buffer::new(slabs),
-            slopes: vec![0.0; tasks * slopes],
-            sinks: vec![0.0; if spec.d_sinks { tasks * forward.q_heads() } else { 0 }],
+            slopes: vec![0.0; if spec.d_alibi_slopes { of_heads } else { 0 }],
+            sinks: vec![0.0; if spec.d_sinks { of_heads } else { 0 }],
             scale: vec![0.0; if spec.d_scale { tasks } else { 0 }],
             flags: [
                 flags(chunks),
@@ -495,8 +510,8 @@ impl State {
                 flags(of_keys),
                 flags(of_keys),
                 flags(tasks),
-                flags(tasks),
-                flags(tasks),
+                flags(of_keys),
+                flags(of_keys),
                 flags(tasks),
                 flags(most.div_ceil(PIECE)),
             ],
@@ -509,6 +524,15 @@ impl Clone for CpuBackward {
     fn clone(&self) -> Self {
         Self::new(&self.problem, self.plan.scores.level())
     }
+}
+
+/// Workspaces that a call uses at once.
+fn workspaces(plan: &BackwardPlan) -> usize {
+    #[cfg(feature = "native")]
+    let threads = if plan.scores.serial { 1 } else { rayon::current_num_threads() };
+    #[cfg(not(feature = "native"))]
+    let threads = 1;
+    threads.min(plan.tasks())
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]

@@ -4,6 +4,7 @@ use crate::backward::BackwardProblem;
 use crate::cpu::fused::plan::CpuPlan;
 use crate::cpu::simd::SimdLevel;
 use crate::cpu::simd::shared::RowMap;
+use crate::problem::AttentionProblem;
 use crate::tensor::{Layout, TensorSpec};
 
 /// Tasks that a backward is cut into where it can be.
@@ -85,6 +86,25 @@ impl BackwardPlan {
 
     pub(super) fn tasks(&self) -> usize {
         self.groups_per_task.len() * self.row_parts * self.key_parts
+    }
+
+    /// Heads whose rows are one group: several of a batch that shares its keys.
+    pub(super) fn heads_of_group(&self, forward: &AttentionProblem) -> usize {
+        let entries = if self.scores.map.is_one_context() { forward.batch() } else { 1 };
+        entries * forward.group_size()
+    }
+
+    /// What the parts of a group have for head `[b, h]` in `sums`, `[row part, group, key part, head of the group]`.
+    pub(super) fn of_head(&self, forward: &AttentionProblem, sums: &[f64], [b, h]: [usize; 2]) -> f64 {
+        let (map, heads, group_size) = (&self.scores.map, self.heads_of_group(forward), forward.group_size());
+        let (kv_head, in_group) = (h / group_size, h % group_size);
+        let (group, local) = if map.is_one_context() {
+            (kv_head, b * group_size + in_group)
+        } else {
+            (b * forward.kv_heads() + kv_head, in_group)
+        };
+        let parts = (0..self.row_parts).flat_map(|rows| (0..self.key_parts).map(move |keys| (rows, keys)));
+        parts.map(|(rows, keys)| sums[((rows * map.groups() + group) * self.key_parts + keys) * heads + local]).sum()
     }
 
     /// Whether what the groups sum up for each key is what the gradient has, and nothing is left to add.

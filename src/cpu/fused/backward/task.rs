@@ -30,12 +30,15 @@ pub(super) struct KeySums<'a> {
     pub(super) d_value: Option<&'a mut [f32]>,
 }
 
-/// What else a task adds up, for all of its groups.
+/// What else a task adds up.
 pub(super) struct OtherSums<'a> {
-    /// `[heads, q_len, keys]`, see [`BiasSlab`](super::plan::BiasSlab).
+    /// `[heads, q_len, keys]`, see [`BiasSlab`](super::plan::BiasSlab); for all of the task's groups.
     pub(super) d_bias: Option<&'a mut [f32]>,
+    /// Of each head of the group.
     pub(super) d_slopes: Option<&'a mut [f64]>,
+    /// The same.
     pub(super) d_sinks: Option<&'a mut [f64]>,
+    /// One number, for all of the task's groups.
     pub(super) d_scale: Option<&'a mut [f64]>,
 }
 
@@ -499,15 +502,20 @@ impl<'a> Backward<'a> {
             }
         }
         if let Some(d_slopes) = others.d_slopes.as_deref_mut() {
-            let per_entry = d_slopes.len() > forward.q_heads();
             for r in 0..tile.rows {
                 let [b, h, i] = places(r);
                 let diagonal = inputs.diagonal(forward, b, i) - keys.start as i64;
                 let of_key = |(j, &d): (usize, &f32)| f64::from(d) * (diagonal - j as i64).abs() as f64;
-                let at = if per_entry { b * forward.q_heads() + h } else { h };
-                d_slopes[at] -= of_row(r).enumerate().map(of_key).sum::<f64>();
+                d_slopes[self.head_of_group([b, h])] -= of_row(r).enumerate().map(of_key).sum::<f64>();
             }
         }
+    }
+
+    /// Which of its group's heads a head is.
+    fn head_of_group(&self, [b, h]: [usize; 2]) -> usize {
+        let group_size = self.problem.forward().group_size();
+        let entry = if self.plan.scores.map.is_one_context() { b } else { 0 };
+        entry * group_size + h % group_size
     }
 
     /// Adds what the rows of a chunk give to the sinks.
@@ -527,7 +535,7 @@ impl<'a> Backward<'a> {
                 let alone = sum.to_bits() == 1f32.to_bits() && sink.to_bits() == max.to_bits();
                 let weight = if alone { 1.0 } else { (f64::from(sink) - f64::from(max)).exp() / f64::from(sum) };
                 let delta = work.delta[tile.number * job.plan.tile_rows + r];
-                d_sinks[place[1]] -= weight * f64::from(delta);
+                d_sinks[self.head_of_group([place[0], place[1]])] -= weight * f64::from(delta);
             }
         }
     }
