@@ -8,10 +8,10 @@
 //! Every attention (encoder, decoder, decoder to encoder) runs on the device that is named; the logits are compared with
 //! the published ones, and each next token with what the model wrote.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
-
 #[path = "common/dense.rs"]
 mod dense;
+#[path = "common/flags.rs"]
+mod flags;
 #[path = "common/tensors.rs"]
 mod tensors;
 
@@ -20,12 +20,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use cross_attention::{
-    AttentionInputs, AttentionProblem, AttentionSpec, Device, DeviceRequest, Diagonal, KernelChoice, Layout,
-    PreparedAttention, TensorSpec,
+    AttentionInputs, AttentionProblem, AttentionSpec, Diagonal, KernelChoice, Layout, PreparedAttention, TensorSpec,
 };
 use dense::{LayerNorm, Linear, add, largest};
+use flags::{DeviceFlag, Failure, say};
 use serde::Deserialize;
-use tensors::{Failure, Tensors};
+use tensors::{Tensors, read_json};
 
 const WIDTH: usize = 256;
 const HEADS: usize = 8;
@@ -34,13 +34,13 @@ const LAYERS: usize = 3;
 /// f32 lie before it.
 const CLOSE: f32 = 1e-3;
 
+/// A small encoder-decoder writes an analogue of each of five substances, every attention on the device
 #[derive(Parser)]
 struct Flags {
-    /// auto, cpu, oracle, gpu, or part of an adapter's name
-    #[arg(long, default_value = "auto")]
-    device: DeviceRequest,
+    #[command(flatten)]
+    device: DeviceFlag,
     /// Folder with model.safetensors, batch.safetensors and batch.json
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/annalog"))]
+    #[arg(long, value_name = "FOLDER", hide_default_value = true, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/annalog"))]
     data: PathBuf,
 }
 
@@ -119,22 +119,17 @@ fn open_norm(file: &Tensors, name: &str) -> Result<LayerNorm, Failure> {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    flags::end(run(&Flags::parse()))
 }
 
-fn run() -> Result<(), Failure> {
-    let flags = Flags::parse();
+fn run(flags: &Flags) -> Result<(), Failure> {
     let model = Tensors::open(&flags.data.join("model.safetensors"))?;
     let file = Tensors::open(&flags.data.join("batch.safetensors"))?;
-    let batch: Batch = serde_json::from_str(&std::fs::read_to_string(flags.data.join("batch.json"))?)?;
-    let choice = Device::choose_blocking(&flags.device)?;
-    println!("device: {} ({})", choice.device.name(), choice.reason);
+    let batch: Batch = read_json(&flags.data.join("batch.json"))?;
+    let device = flags.device.begin([
+        "Five substances, written as SMILES, go through a small encoder-decoder, which writes an analogue of each.",
+        "All of its attentions run on the device; its logits are compared with the published ones.",
+    ])?;
 
     let (source, target) = (file.i32("src")?, file.i32("trg")?);
     let shape = file.shape("src")?;
@@ -147,8 +142,8 @@ fn run() -> Result<(), Failure> {
     padded.kv_lens = true;
     // padding stands behind the text, where a causal mask hides it from every row that counts
     causal.causal = Some(Diagonal::TopLeft);
-    let padded = choice.device.prepare_blocking(&AttentionProblem::new(padded)?, KernelChoice::Auto)?;
-    let causal = choice.device.prepare_blocking(&AttentionProblem::new(causal)?, KernelChoice::Auto)?;
+    let padded = device.prepare_blocking(&AttentionProblem::new(padded)?, KernelChoice::Auto)?;
+    let causal = device.prepare_blocking(&AttentionProblem::new(causal)?, KernelChoice::Auto)?;
     let lens = Some(batch.source_lengths.as_slice());
 
     let mut states = embed(&model, "encoder", &source, len)?;
@@ -176,7 +171,7 @@ fn run() -> Result<(), Failure> {
 
     let words = batch.vocabulary.len();
     let (published, mut off, mut wrong) = (file.f32("logits")?, 0f32, 0);
-    println!("\n{:<12} {:<38} {:<38} next tokens", "substance", "read", "written");
+    say!("{:<12} {:<38} {:<38} next tokens right", "substance", "read", "written");
     for (b, molecule) in batch.molecules.iter().enumerate() {
         let (mut right, mut places, mut written) = (0, 0, String::new());
         for i in 0..len - 1 {
@@ -194,12 +189,12 @@ fn run() -> Result<(), Failure> {
             }
         }
         wrong += places - right;
-        println!("{:<12} {:<38} {written:<38} {right} of {places}", molecule.name, molecule.source);
+        say!("{:<12} {:<38} {written:<38} {right} of {places}", molecule.name, molecule.source);
         if written != molecule.greedy_output {
-            println!("{:<12} {:<38} {:<38} is what was to be expected", "", "", molecule.greedy_output);
+            say!("{:<12} {:<38} {:<38} is what was to be expected", "", "", molecule.greedy_output);
         }
     }
-    println!("\nlogits at most {off:.1e} off the published ones");
+    say!("\nlogits at most {off:.1e} off the published ones");
     if wrong > 0 || off > CLOSE {
         return Err(format!("{wrong} next tokens wrong, logits {off} off, {CLOSE} allowed").into());
     }

@@ -10,45 +10,38 @@
 //! prompt (Attend-and-Excite, arXiv:2301.13826; layout guidance, arXiv:2304.03373) takes the same step. Neither the weights nor their gradient
 //! are ever held as a matrix.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
+#[path = "common/flags.rs"]
+mod flags;
+#[allow(dead_code, reason = "other examples and the program draw more")]
+#[path = "common/picture.rs"]
+mod picture;
+#[path = "common/recording.rs"]
+mod recording;
+#[path = "common/tensors.rs"]
+mod tensors;
 
-#[allow(dead_code, reason = "the program asks for more")]
-#[path = "../src/bin/cross-attention/draw.rs"]
-mod draw;
-#[path = "../src/bin/cross-attention/text.rs"]
-#[allow(dead_code, reason = "of the program's functions the drawing uses one")]
-mod text;
-
-use std::error::Error;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use cross_attention::backward::{BackwardInputs, BackwardProblem, BackwardSpec};
 use cross_attention::weights::{HeadReduce, Keys, Select, WeightsSpec};
-use cross_attention::{
-    AttentionInputs, AttentionSpec, Device, DeviceRequest, Layout, TensorData, TensorRef, TensorSpec, f16,
-};
-use draw::HeatMap;
-use safetensors::SafeTensors;
+use cross_attention::{AttentionInputs, AttentionSpec, Device, Layout, TensorData, TensorRef, TensorSpec, f16};
+use flags::{DeviceFlag, Failure, say};
+use picture::OutputFlag;
+use picture::draw::heat::{Figure, HeatMap, Mark};
+use picture::draw::scale::Spacing;
+use picture::draw::scene::Scene;
+use recording::{FRAMES, HEADS, ROWS, RecordingFlag, SECONDS_PER_FRAME, SPEECH, WIDTH};
 
-const HEADS: usize = 6;
-const WIDTH: usize = 64;
-const ROWS: usize = 39;
-const FRAMES: usize = 1500;
-/// Frames up to the end of speech: those that are drawn.
-const SPEECH: usize = 535;
-const SECONDS_PER_FRAME: f64 = 0.02;
 /// The mass that is to be reached.
 const GOAL: f32 = 0.5;
 
-/// Words that are made to listen elsewhere.
+/// Words of a transcript are made to listen to another part of the recording
 #[derive(Debug, Parser)]
 struct Flags {
-    /// auto, cpu, oracle, gpu, or part of an adapter's name
-    #[arg(long, default_value = "auto")]
-    device: DeviceRequest,
+    #[command(flatten)]
+    device: DeviceFlag,
     /// The words to move, as they are written; each wherever it stands
     #[arg(long, value_delimiter = ',', default_value = "wisdom,belief")]
     words: Vec<String>,
@@ -64,51 +57,37 @@ struct Flags {
     /// Steps at most
     #[arg(long, default_value_t = 60)]
     steps: usize,
-    /// Where to draw the maps before and after
-    #[arg(long, default_value = "guide.png")]
-    out: PathBuf,
-    /// The file with query, key and value
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/whisper.safetensors"))]
-    file: PathBuf,
+    #[command(flatten)]
+    output: OutputFlag,
+    #[command(flatten)]
+    recording: RecordingFlag,
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    flags::end(run(&Flags::parse()))
 }
 
-fn run() -> Result<(), Box<dyn Error>> {
-    let flags = Flags::parse();
-    let choice = Device::choose_blocking(&flags.device)?;
-    println!("device: {} ({})", choice.device.name(), choice.reason);
-    let device = &choice.device;
-
-    let bytes = std::fs::read(&flags.file)?;
-    let file = SafeTensors::deserialize(&bytes)?;
-    let mut query: Vec<f32> = bytemuck::pod_collect_to_vec(file.tensor("query")?.data());
-    let [key, value] = [file.tensor("key")?, file.tensor("value")?];
-    let [key, value] = [key, value].map(|tensor| bytemuck::pod_collect_to_vec::<u8, f16>(tensor.data()));
-    if query.len() != HEADS * ROWS * WIDTH || [&key, &value].iter().any(|data| data.len() != HEADS * FRAMES * WIDTH) {
-        return Err("the file holds other shapes than [1, 6, 39, 64] and [1, 6, 1500, 64]".into());
-    }
-    let (_, header) = SafeTensors::read_metadata(&bytes)?;
-    let labels =
-        header.metadata().as_ref().and_then(|metadata| metadata.get("row_labels").cloned()).unwrap_or_default();
-    let tokens: Vec<String> = serde_json::from_str(&labels)?;
+fn run(flags: &Flags) -> Result<(), Failure> {
+    let recording::Recording { mut query, key, value, words: tokens } = flags.recording.open()?;
     let rows = rows_of(&tokens, &flags.words)?;
     let frames = frame(flags.from)..frame(flags.to);
-    if frames.is_empty() || frames.end > SPEECH {
+    let known = [flags.from, flags.to].iter().all(|seconds| seconds.is_finite() && *seconds >= 0.0);
+    if !known || frames.is_empty() || frames.end > SPEECH {
         return Err(format!(
             "from {} s to {} s is no part of {SPEECH} frames of {SECONDS_PER_FRAME} s",
             flags.from, flags.to
         )
         .into());
     }
+
+    if !(flags.length.is_finite() && flags.length > 0.0) {
+        return Err(format!("a step of length {} leads nowhere; name one above 0, such as 0.5", flags.length).into());
+    }
+    let output = flags.output.open("guide")?;
+    let device = &flags.device.begin([
+        "Whisper's queries for some words are moved along the gradient of their attention weights, step by step,",
+        "until the words listen to another part of the recording; the picture shows the weights before and after.",
+    ])?;
 
     // the mean over the heads of what each of these rows gives to these frames
     let mass = WeightsSpec {
@@ -133,9 +112,9 @@ fn run() -> Result<(), Box<dyn Error>> {
         let plan = prepared.plan_text();
         let workspace = plan.lines().find_map(|line| line.strip_prefix("workspace")).unwrap_or("not told by the plan");
         let whole = 2 * 4 * HEADS * ROWS * frames;
-        println!("{frames:>5} frames: workspace {}; all weights and their gradient: {whole} bytes", workspace.trim());
+        say!("{frames:>5} frames: workspace {}; all weights and their gradient: {whole} bytes", workspace.trim());
     }
-    println!(
+    say!(
         "\n{} (rows {rows:?}) are to listen to {} s to {} s, frames {frames:?}",
         flags.words.join(", "),
         flags.from,
@@ -156,7 +135,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         if step == 0 {
             before = last;
         }
-        println!("step {step:>3}  mass {last:.4}");
+        say!("step {step:>3}  mass {last:.4}");
         if last > GOAL {
             break;
         }
@@ -170,13 +149,12 @@ fn run() -> Result<(), Box<dyn Error>> {
     }
     maps.push(map(device, &problem, &query, [&key, &value])?);
 
-    println!();
+    say!();
     for (row, mass) in rows.iter().zip(&masses) {
-        println!("{:>10} (row {row}) {mass:.4}", tokens[*row].trim());
+        say!("{:>10} (row {row}) {mass:.4}", tokens[*row].trim());
     }
-    println!("mean mass {before:.4} before, {last:.4} after {steps} steps");
-    draw(&flags, &tokens, &rows, &frames, &maps, [before, last])?;
-    println!("drawn: {}", flags.out.display());
+    say!("mean mass {before:.4} before, {last:.4} after {steps} steps");
+    output.write(&draw(flags, &tokens, &rows, &frames, &maps, [before, last]))?;
     // so that a mass which is no number fails too
     if before < 0.1 && last > GOAL {
         Ok(())
@@ -186,7 +164,7 @@ fn run() -> Result<(), Box<dyn Error>> {
 }
 
 /// The rows whose token is one of the words.
-fn rows_of(tokens: &[String], words: &[String]) -> Result<Vec<usize>, Box<dyn Error>> {
+fn rows_of(tokens: &[String], words: &[String]) -> Result<Vec<usize>, Failure> {
     for word in words {
         if !tokens.iter().any(|token| token.trim() == word) {
             return Err(format!("no token is {word:?}; there are {tokens:?}").into());
@@ -218,14 +196,14 @@ fn map(
     problem: &BackwardProblem,
     query: &[f32],
     [key, value]: [&[f16]; 2],
-) -> Result<Vec<f32>, Box<dyn Error>> {
+) -> Result<Vec<f32>, Failure> {
     let shown =
         WeightsSpec { reduce: HeadReduce::Mean, keys: Keys::Each(Select::Range(0..SPEECH)), ..WeightsSpec::default() };
     let inputs = AttentionInputs::new(query, TensorRef::F16(key), TensorRef::F16(value));
     Ok(device.attention_with_weights_blocking(problem.forward(), &inputs, &shown)?.weights)
 }
 
-/// The maps side by side: a row for each token, seconds to the right.
+/// The maps, a row for each token, seconds to the right; what was asked is framed.
 fn draw(
     flags: &Flags,
     tokens: &[String],
@@ -233,27 +211,35 @@ fn draw(
     frames: &Range<usize>,
     maps: &[Vec<f32>],
     masses: [f32; 2],
-) -> Result<(), Box<dyn Error>> {
-    let mark = |row: usize| if rows.contains(&row) { "> " } else { "" };
-    let labels: Vec<String> =
-        tokens.iter().enumerate().map(|(row, token)| format!("{}{}", mark(row), token.trim())).collect();
+) -> Scene {
+    let labels: Vec<String> = tokens.iter().map(|token| token.trim().to_owned()).collect();
     let ticks: Vec<_> =
         (0..=10u32).map(|second| (f64::from(second) / SECONDS_PER_FRAME, format!("{second} s"))).collect();
-    let axis = format!("time; {} s to {} s was asked of the rows with >", flags.from, flags.to);
-    let panels: Vec<_> = ["before", "after"]
-        .iter()
-        .zip(maps)
-        .zip(masses)
-        .map(|((when, values), mass)| HeatMap {
-            title: format!("{when}: mean over 6 heads, mass {mass:.3} on frames {frames:?}"),
+    let marks: Vec<Mark> = rows.iter().map(|&row| Mark { rows: row..row + 1, columns: frames.clone() }).collect();
+    let mut panels = vec![];
+    for ((when, values), mass) in ["before", "after"].into_iter().zip(maps).zip(masses) {
+        panels.push(HeatMap {
+            title: format!("{when}: the frames hold {:.1} % of these words' weight", 100.0 * mass),
             values,
             columns: SPEECH,
             row_labels: &labels,
             ticks: &ticks,
-            axis: &axis,
-        })
-        .collect();
-    std::fs::write(&flags.out, draw::draw(&panels).png()?)
-        .map_err(|error| format!("{}: {error}", flags.out.display()))?;
-    Ok(())
+            axes: ["token", "time in the recording"],
+            marks: &marks,
+            ..HeatMap::default()
+        });
+    }
+    let (words, from, to) = (flags.words.join(" and "), flags.from, flags.to);
+    Figure {
+        title: format!("Guidance: {words} are made to listen to {from} s to {to} s of the recording"),
+        notes: vec![format!(
+            "attention of Whisper tiny.en, mean over {HEADS} heads; only the queries of these words are moved"
+        )],
+        panels,
+        unit: "weight",
+        spacing: Spacing::Sqrt,
+        each: false,
+        marks: "what is asked",
+    }
+    .scene()
 }

@@ -2,23 +2,26 @@
 //! encoder, on its buffers. Nothing goes to the host in between, and there is one submission.
 //!
 //! ```sh
-//! cargo run --release --example own_device              the best adapter
-//! cargo run --release --example own_device -- llvmpipe  one with this in its name
+//! cargo run --release --example own_device                       a GPU
+//! cargo run --release --example own_device -- --device llvmpipe  the adapter with this in its name
 //! ```
 //!
 //! Image positions attend to the tokens of a text, as in a diffusion model: the first pass normalises the states to queries, the
 //! attention answers, the second pass adds the answer to the states.
 
 #![expect(clippy::cast_possible_truncation, reason = "a few workgroups")]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
+
+#[allow(dead_code, reason = "other examples take their device from the library")]
+#[path = "common/flags.rs"]
+mod flags;
 
 use std::process::ExitCode;
 
-use cross_attention::gpu::{AttentionBuffers, Gpu};
-use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Layout, TensorSpec, cpu, wgpu};
+use clap::Parser;
+use cross_attention::gpu::{self, AdapterRequest, AttentionBuffers, Gpu};
+use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, DeviceRequest, Layout, TensorSpec, cpu, wgpu};
+use flags::{DeviceFlag, Failure, say};
 use wgpu::BufferUsages as Uses;
-
-type Failure = Box<dyn std::error::Error>;
 
 const POSITIONS: usize = 256;
 const TOKENS: usize = 77;
@@ -50,22 +53,28 @@ fn add_answer(@builtin(global_invocation_id) id: vec3u) {
     for (var d = 0u; d < WIDTH; d++) { states[start + d] += answer[start + d]; }
 }";
 
-fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+/// Attention between two compute passes of a program that has a wgpu device of its own
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    device: DeviceFlag,
 }
 
-fn run() -> Result<(), Failure> {
+fn main() -> ExitCode {
+    flags::end(run(&Flags::parse()))
+}
+
+fn run(flags: &Flags) -> Result<(), Failure> {
+    say!(
+        "Image positions attend to the tokens of a text between two compute passes of a program that owns the device:"
+    );
+    say!(
+        "in its command encoder, on its buffers, in one submission; the states that come out are compared with the CPU's."
+    );
     // what such a program has anyway: an adapter, a device, pipelines, buffers
-    let wanted = std::env::args().nth(1);
-    let adapter = find_adapter(wanted.as_deref())?;
+    let adapter = find_adapter(&flags.device.device)?;
     let info = adapter.get_info();
-    println!("adapter: {}, {} {} ({})", info.name, info.driver, info.driver_info, info.backend);
+    say!("device: {}, {} {} ({})\n", info.name, info.driver, info.driver_info, info.backend);
     let descriptor = wgpu::DeviceDescriptor {
         // nothing of it is needed; kernels use what is there
         required_features: adapter.features() & Gpu::FEATURES,
@@ -133,7 +142,7 @@ fn run() -> Result<(), Failure> {
     spec.output = tensor(POSITIONS, 1, 0);
     let problem = AttentionProblem::new(spec)?;
     let attention = Gpu::from_device_blocking(device.clone(), queue.clone())?.prepare_blocking(&problem, None)?;
-    println!("{}", attention.plan());
+    say!("{}\n", attention.plan());
 
     // every step of the program: three dispatches of its own choice, one submission
     let buffers =
@@ -149,7 +158,7 @@ fn run() -> Result<(), Failure> {
     // the end of the example: what came out, beside the same on the CPU
     staging.map_async(wgpu::MapMode::Read, .., |result| {
         if let Err(error) = result {
-            eprintln!("the result cannot be mapped: {error}");
+            say!("the result cannot be mapped: {error}");
         }
     });
     device.poll(wgpu::PollType::wait_indefinitely())?;
@@ -164,24 +173,34 @@ fn run() -> Result<(), Failure> {
     let inputs = AttentionInputs::new(&normal, &keys_and_values, &keys_and_values);
     let answer = cpu::attention(&problem, &inputs)?.output.to_f32();
     let off = (0..found.len()).map(|n| (found[n] - first[n] - answer[n]).abs()).fold(0.0, f32::max);
-    println!("{} states, at most {off:.1e} off the CPU's", found.len());
+    say!("{} states, at most {off:.1e} off the CPU's", found.len());
     // states of size 1, sums of 40 products, and an inverse root that may be two units off
     if off > 1e-5 { Err(format!("{off} is too much").into()) } else { Ok(()) }
 }
 
-fn find_adapter(wanted: Option<&str>) -> Result<wgpu::Adapter, Failure> {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
-    let Some(wanted) = wanted else {
-        let options = wgpu::RequestAdapterOptions {
-            power_preference: wgpu::PowerPreference::HighPerformance,
-            ..Default::default()
-        };
-        return Ok(pollster::block_on(instance.request_adapter(&options))?);
+/// The adapter that the library would take for the same words; a program with a device of its own has one already.
+fn find_adapter(wanted: &DeviceRequest) -> Result<wgpu::Adapter, Failure> {
+    let request = match wanted {
+        DeviceRequest::Auto | DeviceRequest::Gpu => AdapterRequest::Hardware,
+        DeviceRequest::Named(name) => AdapterRequest::Named(name.clone()),
+        DeviceRequest::Number(number) => AdapterRequest::Number(*number),
+        DeviceRequest::Backend(backend) => AdapterRequest::Backend(*backend),
+        other => {
+            return Err(
+                format!("--device {other} is no device of wgpu, and this example is about one; {OTHERS}").into()
+            );
+        }
     };
-    let named = |adapter: &wgpu::Adapter| adapter.get_info().name.to_lowercase().contains(&wanted.to_lowercase());
+    let chosen = pollster::block_on(gpu::choose(&request)).map_err(|error| format!("{error}; {OTHERS}"))?;
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let all = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    all.into_iter().find(named).ok_or_else(|| format!("no adapter is named like {wanted}").into())
+    let same = |adapter: &wgpu::Adapter| adapter.get_info() == chosen.summary.info;
+    Ok(all.into_iter().find(same).ok_or("the adapter that was chosen is gone")?)
 }
+
+/// What would do.
+const OTHERS: &str =
+    "--device takes gpu, an adapter's number, a backend, or part of a name, of a software driver too (llvmpipe)";
 
 fn own_pass(encoder: &mut wgpu::CommandEncoder, pipeline: &wgpu::ComputePipeline, group: &wgpu::BindGroup) {
     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());

@@ -7,39 +7,44 @@
 //!
 //!     cargo run --features cli --example retrieval -- --passages 0,1,2,5 --device auto
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
+#[path = "common/flags.rs"]
+mod flags;
+#[allow(dead_code, reason = "other examples and the program draw more")]
+#[path = "common/picture.rs"]
+mod picture;
+#[path = "common/recording.rs"]
+mod recording;
+#[path = "common/tensors.rs"]
+mod tensors;
 
-use std::error::Error;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use cross_attention::pool::{GroupQuery, PassagePool, PoolAttention, PoolSpec, Storage};
 use cross_attention::verify::verify;
 use cross_attention::{
-    AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, DeviceRequest, Element, Layout,
-    TensorData, TensorRef, TensorSpec, f16,
+    AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Element, Layout, TensorData, TensorRef,
+    TensorSpec, f16,
 };
-use safetensors::SafeTensors;
+use flags::{DeviceFlag, Failure, say};
+use picture::OutputFlag;
+use picture::draw::heat::{Figure, HeatMap};
+use picture::draw::scale::Spacing;
+use picture::draw::scene::Scene;
+use recording::{FRAMES, HEADS, ROWS, Recording, RecordingFlag, SECONDS_PER_FRAME, SPEECH, WIDTH};
 
-const HEADS: usize = 6;
-const WIDTH: usize = 64;
-/// Frames of sound; speech ends before the last of them.
-const FRAMES: usize = 1500;
-const SPEECH: usize = 535;
-const WORDS: usize = 39;
 /// Heads of this layer that follow the sound.
 const LISTENING: usize = 5;
 
-/// Attention to some of the seconds of a recording.
+/// Words of a transcript attend to a choice of passages of the recording, kept in a pool
 #[derive(Debug, Parser)]
-struct Args {
-    /// The file with query, key and value
-    #[arg(long, default_value = "examples/data/whisper.safetensors")]
-    file: PathBuf,
-    /// auto, cpu, gpu, or a part of an adapter's name
-    #[arg(long, default_value = "auto")]
-    device: DeviceRequest,
+struct Flags {
+    #[command(flatten)]
+    device: DeviceFlag,
+    #[command(flatten)]
+    output: OutputFlag,
+    #[command(flatten)]
+    recording: RecordingFlag,
     /// The passages to attend to, by their numbers; all if not given
     #[arg(long, value_delimiter = ',')]
     passages: Vec<usize>,
@@ -52,68 +57,54 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    flags::end(run(&Flags::parse()))
 }
 
-fn run() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse();
-    let choice = Device::choose_blocking(&args.device)?;
-    println!("device: {choice}\n");
-
-    let bytes = std::fs::read(&args.file)?;
-    let file = SafeTensors::deserialize(&bytes)?;
-    let query: Vec<f32> = bytemuck::pod_collect_to_vec(file.tensor("query")?.data());
-    let [key, value] = [file.tensor("key")?, file.tensor("value")?];
-    let [key, value] = [key, value].map(|tensor| bytemuck::pod_collect_to_vec::<u8, f16>(tensor.data()));
-    if query.len() != HEADS * WORDS * WIDTH || [&key, &value].iter().any(|data| data.len() != HEADS * FRAMES * WIDTH) {
-        return Err("the file holds other shapes than [1, 6, 39, 64] and [1, 6, 1500, 64]".into());
-    }
-    let (_, header) = SafeTensors::read_metadata(&bytes)?;
-    let labels =
-        header.metadata().as_ref().and_then(|metadata| metadata.get("row_labels").cloned()).unwrap_or_default();
-    let words: Vec<String> = serde_json::from_str(&labels)?;
+fn run(flags: &Flags) -> Result<(), Failure> {
+    let Recording { query, key, value, words } = flags.recording.open()?;
+    let output = flags.output.open("retrieval")?;
+    let device = flags.device.begin([
+        "A recording is cut into passages, which a pool keeps as Whisper's keys and values; the words of its transcript attend",
+        "to a choice of them with one softmax, and the table and the picture show what share each passage has.",
+    ])?;
 
     // the pool, f16 as the file is
-    let storage = if args.host { Storage::Host } else { Storage::Device };
+    let storage = if flags.host { Storage::Host } else { Storage::Device };
     let mut pool =
-        PassagePool::new(&choice.device, PoolSpec { element: Element::F16, storage, ..PoolSpec::new(HEADS, WIDTH) })?;
-    let frames = usize::from(args.frames);
+        PassagePool::new(&device, PoolSpec { element: Element::F16, storage, ..PoolSpec::new(HEADS, WIDTH) })?;
+    let frames = usize::from(flags.frames);
     let cuts: Vec<_> = (0..SPEECH.div_ceil(frames)).map(|n| cut(frames, n)).collect();
     let mut ids = vec![];
     for &(first, len) in &cuts {
         let [key, value] = [&key, &value].map(|data| passage(data, first, len));
         ids.push(pool.append_blocking(&key, &value, len)?);
     }
-    println!("{} passages in {} pages, {} bytes", pool.len(), pool.pages(), pool.bytes());
+    say!("{} passages in {} pages, {} bytes", pool.len(), pool.pages(), pool.bytes());
 
-    let chosen = if args.passages.is_empty() { (0..ids.len()).collect() } else { args.passages };
+    let chosen = if flags.passages.is_empty() { (0..ids.len()).collect() } else { flags.passages.clone() };
     if let Some(wrong) = chosen.iter().find(|n| **n >= ids.len()) {
         return Err(format!("there is no passage {wrong}, the last is {}", ids.len() - 1).into());
     }
     let list: Vec<_> = chosen.iter().map(|&n| ids[n]).collect();
-    let group = GroupQuery { query: (&query).into(), q_len: WORDS, passages: &list };
+    let group = GroupQuery { query: (&query).into(), q_len: ROWS, passages: &list };
     let options = PoolAttention { scale: Some(0.125), ..PoolAttention::new(HEADS) };
     let result = pool.attend_blocking(&[group], &options)?.remove(0);
 
+    let mean = |p: usize, row: usize| {
+        let mass = |h: usize| result.mass[(p * HEADS + h) * ROWS + row];
+        (0..LISTENING).map(mass).sum::<f32>() / LISTENING as f32
+    };
+    let shares: Vec<f32> =
+        (0..ROWS).flat_map(|row| (0..chosen.len()).map(move |p| (p, row))).map(|(p, row)| mean(p, row)).collect();
+    let starts: Vec<f64> = chosen.iter().map(|&n| cuts[n].0 as f64 * SECONDS_PER_FRAME).collect();
     let wide = words.iter().map(|word| format!("{word:?}").len()).max().unwrap_or_default();
-    print!("\n{:>wide$}", "share of");
-    chosen.iter().for_each(|n| print!("{:>7}", format!("{:.1}s", cuts[*n].0 as f32 / 50.0)));
-    println!("   (mean of heads 0 to {})", LISTENING - 1);
-    for (i, word) in words.iter().enumerate().take(WORDS) {
-        print!("{:>wide$}", format!("{word:?}"));
-        for p in 0..chosen.len() {
-            let mass = |h: usize| result.mass[(p * HEADS + h) * WORDS + i];
-            let mean = (0..LISTENING).map(mass).sum::<f32>() / LISTENING as f32;
-            print!("{:>6.1}%", 100.0 * mean);
-        }
-        println!();
+    let heads: String = starts.iter().map(|start| format!("{:>7}", format!("{start:.1}s"))).collect();
+    say!("\n{:>wide$}{heads}   (mean of heads 0 to {})", "share of", LISTENING - 1);
+    for (word, shares) in words.iter().zip(shares.chunks(chosen.len())) {
+        let shares: String = shares.iter().map(|share| format!("{:>6.1}%", 100.0 * share)).collect();
+        say!("{:>wide$}{shares}", format!("{word:?}"));
     }
+    output.write(&draw(&shares, &words, &starts, frames))?;
 
     // the same over the concatenation of the chosen passages, judged by the oracle in f64
     let total: usize = chosen.iter().map(|&n| cuts[n].1).sum();
@@ -124,7 +115,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     let (key, value) = (joined(&key), joined(&value));
     let of = |len| Layout::bhld([1, HEADS, len, WIDTH]);
     let held = TensorSpec::f16(of(total));
-    let mut spec = AttentionSpec::from_tensors(TensorSpec::f32(of(WORDS)), held, held);
+    let mut spec = AttentionSpec::from_tensors(TensorSpec::f32(of(ROWS)), held, held);
     (spec.scale, spec.lse) = (Some(0.125), true);
     let problem = AttentionProblem::new(spec)?;
     let inputs = AttentionInputs::new(&query, TensorRef::F16(&key), TensorRef::F16(&value));
@@ -135,8 +126,37 @@ fn run() -> Result<(), Box<dyn Error>> {
         scores: None,
     };
     let report = verify(&problem, &inputs, &output)?;
-    println!("\nagainst attention over the {total} frames put together: {report}");
+    say!("\nagainst attention over the {total} frames put together: {report}");
     if report.passed() { Ok(()) } else { Err("the pool and the whole differ".into()) }
+}
+
+/// A row for each word, a column for each passage.
+fn draw(shares: &[f32], words: &[String], starts: &[f64], frames: usize) -> Scene {
+    let labels: Vec<String> = words.iter().map(|word| word.trim().to_owned()).collect();
+    let tick = |(n, start): (usize, &f64)| (n as f64 + 0.5, format!("{start:.1} s"));
+    let ticks: Vec<_> = starts.iter().enumerate().map(tick).collect();
+    let panel = HeatMap {
+        values: shares,
+        columns: starts.len(),
+        row_labels: &labels,
+        ticks: &ticks,
+        axes: ["word", "passage, by the time it starts at"],
+        ..HeatMap::default()
+    };
+    let length = frames as f64 * SECONDS_PER_FRAME;
+    Figure {
+        title: format!("Which {length} s of a recording each word of its transcript attends to"),
+        notes: vec![format!(
+            "Whisper tiny.en, one softmax over all of these passages, mean of heads 0 to {}",
+            LISTENING - 1
+        )],
+        panels: vec![panel],
+        unit: "share of a word's attention",
+        spacing: Spacing::Linear,
+        each: false,
+        marks: "",
+    }
+    .scene()
 }
 
 /// Frames `first..first + len` of every head, `[heads, len, width]`.

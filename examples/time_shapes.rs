@@ -7,26 +7,67 @@
 //! A shape is `batch,q_heads,kv_heads,q_len,kv_len,head_dim[,v_head_dim]`. `median_ms` is of an attention that is prepared
 //! once, `call_ms` of the form that plans, checks and allocates in each call.
 
-#![expect(clippy::print_stdout, reason = "an example shows what it does")]
+#[allow(dead_code, reason = "other examples take their device from the library")]
+#[path = "common/flags.rs"]
+mod flags;
 
-use std::error::Error;
+use std::process::ExitCode;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Layout, TensorSpec, cpu};
+use clap::Parser;
+use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, DeviceRequest, Layout, TensorSpec, cpu};
+use flags::{Failure, say};
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let mut budget = Duration::from_millis(400);
-    for argument in std::env::args().skip(1) {
-        if let Some(seconds) = argument.strip_prefix("--seconds=") {
-            budget = Duration::try_from_secs_f64(seconds.parse()?)?;
-            continue;
-        }
-        let numbers = argument.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?;
-        let (batch, q_heads, kv_heads, q_len, kv_len, head_dim, v_head_dim) = match *numbers {
-            [b, hq, hk, lq, lk, d] => (b, hq, hk, lq, lk, d, d),
-            [b, hq, hk, lq, lk, d, dv] => (b, hq, hk, lq, lk, d, dv),
-            _ => return Err(format!("{argument}: a shape has 6 or 7 numbers, this has {}", numbers.len()).into()),
+/// Times attentions of given shapes on the CPU, a line of JSON each
+#[derive(Parser)]
+struct Flags {
+    /// Shapes, each of 6 or 7 numbers: batch, query heads, key heads, queries, keys, width of a key, of a value if it differs
+    #[arg(required = true, value_name = "SHAPE")]
+    shapes: Vec<Shape>,
+    /// Where to compute: only the CPU is timed here, `cross-attention bench` times all devices
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: DeviceRequest,
+    /// How long to time each form of each shape
+    #[arg(long, default_value_t = 0.4)]
+    seconds: f64,
+}
+
+/// A shape, and how it was written.
+#[derive(Clone)]
+struct Shape {
+    text: String,
+    numbers: [usize; 7],
+}
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>();
+        let numbers = match numbers.map_err(|error| format!("a shape is whole numbers: {error}"))?[..] {
+            [b, hq, hk, lq, lk, d] => [b, hq, hk, lq, lk, d, d],
+            [b, hq, hk, lq, lk, d, dv] => [b, hq, hk, lq, lk, d, dv],
+            ref other => return Err(format!("a shape has 6 or 7 numbers, this has {}", other.len())),
         };
+        Ok(Self { text: text.to_owned(), numbers })
+    }
+}
+
+fn main() -> ExitCode {
+    flags::end(run(&Flags::parse()))
+}
+
+fn run(flags: &Flags) -> Result<(), Failure> {
+    if flags.device != DeviceRequest::Cpu {
+        return Err(
+            format!("--device {} is not timed here, only cpu; `cross-attention bench` times it", flags.device).into()
+        );
+    }
+    let budget = Duration::try_from_secs_f64(flags.seconds)
+        .map_err(|error| format!("--seconds {} is no time to measure for: {error}", flags.seconds))?;
+    for Shape { text, numbers } in &flags.shapes {
+        let [batch, q_heads, kv_heads, q_len, kv_len, head_dim, v_head_dim] = *numbers;
         let tensor = |shape| TensorSpec::f32(Layout::bhld(shape));
         let spec = AttentionSpec::from_tensors(
             tensor([batch, q_heads, q_len, head_dim]),
@@ -34,6 +75,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             tensor([batch, kv_heads, kv_len, v_head_dim]),
         );
         let problem = AttentionProblem::new(spec)?;
+        let elements = [q_heads * q_len * head_dim, kv_heads * kv_len * head_dim, kv_heads * kv_len * v_head_dim];
+        let bytes: usize = elements.iter().map(|of| 4 * batch * of).sum();
+        if Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+            return Err(format!("{text} would take {bytes} bytes, more memory than there is").into());
+        }
         let query = noise(1, batch * q_heads * q_len * head_dim);
         let key = noise(2, batch * kv_heads * kv_len * head_dim);
         let value = noise(3, batch * kv_heads * kv_len * v_head_dim);
@@ -42,7 +88,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut output = prepared.run(&inputs)?;
         let median = time(budget, || prepared.run_into(&inputs, (&mut output).into()))?;
         let call = time(budget, || cpu::attention(&problem, &inputs).map(drop))?;
-        println!("{{\"shape\": \"{argument}\", \"median_ms\": {median:.5}, \"call_ms\": {call:.5}}}");
+        say!("{{\"shape\": \"{text}\", \"median_ms\": {median:.5}, \"call_ms\": {call:.5}}}");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Training of a cross-attention layer: a fresh one learns to give what a layer of a real model gives.
 //!
 //! ```sh
-//! cargo run --release --features cli --example train_layer -- --device auto --out loss.png
+//! cargo run --release --features cli --example train_layer -- --device auto --output loss.svg
 //! ```
 //!
 //! The data is real: five substances as SMILES go through the encoder of the model of `annalog.rs`, their analogues through
@@ -10,20 +10,18 @@
 //! left out of the training and only looked at: 110 rows are fitted by 263 168 weights, which says little of others. The seed gives the weights at the start, and with them the bits of
 //! all that follows.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
-#![expect(clippy::cast_possible_truncation, reason = "rounding to f32 and to pixels")]
+#![expect(clippy::cast_possible_truncation, reason = "rounding to f32, and powers of ten")]
 
 #[allow(dead_code, reason = "another example asks for more")]
 #[path = "common/dense.rs"]
 mod dense;
-#[allow(dead_code, reason = "the program asks for more")]
-#[path = "../src/bin/cross-attention/draw.rs"]
-mod draw;
+#[path = "common/flags.rs"]
+mod flags;
+#[allow(dead_code, reason = "other examples and the program draw more")]
+#[path = "common/picture.rs"]
+mod picture;
 #[path = "common/tensors.rs"]
 mod tensors;
-#[path = "../src/bin/cross-attention/text.rs"]
-#[allow(dead_code, reason = "of the program's functions the drawing uses one")]
-mod text;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,17 +29,14 @@ use std::time::Instant;
 
 use clap::Parser;
 use cross_attention::layer::{CrossAttention, LayerConfig, LayerMask, LayerOn, LayerOptions, LayerWeights, Projection};
-use cross_attention::{Device, DeviceRequest, Diagonal, TensorData};
+use cross_attention::{Device, Diagonal, TensorData};
 use dense::{LayerNorm, Linear, add};
-use draw::Picture;
-use embedded_graphics::mono_font::MonoTextStyle;
-use embedded_graphics::mono_font::iso_8859_1::FONT_8X13;
-use embedded_graphics::pixelcolor::{Rgb888, RgbColor};
-use embedded_graphics::prelude::{Drawable, Point, Primitive};
-use embedded_graphics::primitives::{Line, Polyline, PrimitiveStyle};
-use embedded_graphics::text::{Alignment, Baseline, Text, TextStyleBuilder};
+use flags::{DeviceFlag, Failure, say};
+use picture::OutputFlag;
+use picture::draw::scale::number;
+use picture::draw::scene::{Anchor, Color, Scene, Style};
 use serde::Deserialize;
-use tensors::{Failure, Tensors};
+use tensors::{Tensors, read_json};
 
 const WIDTH: usize = 256;
 const HEADS: usize = 8;
@@ -51,11 +46,11 @@ const LEFT_OUT: usize = 3;
 /// The error must fall by this factor at least.
 const GOAL: f64 = 50.0;
 
+/// A fresh cross-attention layer learns to give what a layer of a real model gives
 #[derive(Parser)]
 struct Flags {
-    /// auto, cpu, gpu, or part of an adapter's name
-    #[arg(long, default_value = "auto")]
-    device: DeviceRequest,
+    #[command(flatten)]
+    device: DeviceFlag,
     /// Steps of training
     #[arg(long, default_value_t = 300)]
     steps: usize,
@@ -65,11 +60,10 @@ struct Flags {
     /// Of the weights at the start
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where to draw the error over the steps
-    #[arg(long, default_value = "loss.png")]
-    out: PathBuf,
+    #[command(flatten)]
+    output: OutputFlag,
     /// Folder with model.safetensors, batch.safetensors and batch.json
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/annalog"))]
+    #[arg(long, value_name = "FOLDER", hide_default_value = true, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/annalog"))]
     data: PathBuf,
 }
 
@@ -98,21 +92,20 @@ struct Data {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    flags::end(run(&Flags::parse()))
 }
 
-fn run() -> Result<(), Failure> {
-    let flags = Flags::parse();
-    let batch: Batch = serde_json::from_str(&std::fs::read_to_string(flags.data.join("batch.json"))?)?;
-    let choice = Device::choose_blocking(&flags.device)?;
-    println!("device: {} ({})", choice.device.name(), choice.reason);
-    let data = collect(&choice.device, &flags.data, batch.pad)?;
+fn run(flags: &Flags) -> Result<(), Failure> {
+    if !(flags.rate.is_finite() && flags.rate > 0.0) {
+        return Err(format!("a step width of {} teaches nothing; name one above 0, such as 0.01", flags.rate).into());
+    }
+    let batch: Batch = read_json(&flags.data.join("batch.json"))?;
+    let output = flags.output.open("train_layer")?;
+    let device = flags.device.begin([
+        "A fresh cross-attention layer learns, by its gradients and Adam, to give what a layer of a real model gives;",
+        "the picture shows its error over the steps, on what it is trained on and on a substance that is left out.",
+    ])?;
+    let data = collect(&device, &flags.data, batch.pad)?;
     let name = &batch.molecules.get(LEFT_OUT).ok_or("the batch has too few molecules")?.name;
 
     let rows = |left_out: bool| -> Vec<usize> {
@@ -121,27 +114,27 @@ fn run() -> Result<(), Failure> {
     };
     let (trained, left_out) = (rows(false), rows(true));
     let constant = variance(&data.target, &trained);
-    println!("{} rows to train on, {} of {name} left out", trained.len(), left_out.len());
-    println!("mean square of the target about its mean: {constant:.3e}\n");
+    say!("{} rows to train on, {} of {name} left out", trained.len(), left_out.len());
+    say!("mean square of the target about its mean: {constant:.3e}\n");
 
     let mut parts = fresh(flags.seed);
     let mut adam = Adam::new(&parts);
     let options = padding(&data.keep, [data.count, data.len]);
     let mut curves = [vec![], vec![]];
     let begin = Instant::now();
-    println!("{:>5} {:>12} {:>12}", "step", "error", name);
+    say!("{:>5} {:>12} {:>12}", "step", "error", name);
     for step in 0..=flags.steps {
-        let layer = CrossAttention::new(config(), weights(&parts))?.on_blocking(&choice.device)?;
-        let (output, saved) = layer.forward_saving_blocking(data.count, &data.states, &data.context, &options)?;
-        let error = [&trained, &left_out].map(|rows| mean_square(&output, &data.target, rows));
+        let layer = CrossAttention::new(config(), weights(&parts))?.on_blocking(&device)?;
+        let (given, saved) = layer.forward_saving_blocking(data.count, &data.states, &data.context, &options)?;
+        let error = [&trained, &left_out].map(|rows| mean_square(&given, &data.target, rows));
         curves.iter_mut().zip(error).for_each(|(curve, error)| curve.push(error));
         if step.is_multiple_of(25) || step == flags.steps {
-            println!("{step:>5} {:>12.3e} {:>12.3e}", error[0], error[1]);
+            say!("{step:>5} {:>12.3e} {:>12.3e}", error[0], error[1]);
         }
         if step == flags.steps {
             break;
         }
-        let gradients = layer.backward_blocking(&saved, &slope(&output, &data.target, &trained))?;
+        let gradients = layer.backward_blocking(&saved, &slope(&given, &data.target, &trained))?;
         // the gradient of what the mask hides is no number near zero, but zero
         let hidden = gradients.context.chunks_exact(WIDTH).zip(&data.keep).filter(|(_, keep)| !**keep);
         if hidden.flat_map(|(token, _)| token).any(|d| *d != 0.0) {
@@ -155,16 +148,10 @@ fn run() -> Result<(), Failure> {
 
     let [first, last] = [curves[0][0], curves[0][flags.steps]];
     let bytes: Vec<u8> = parts.iter().flatten().flat_map(|weight| weight.to_le_bytes()).collect();
-    println!("\n{} steps in {seconds:.1} s, {:.1} ms each", flags.steps, 1e3 * seconds / flags.steps.max(1) as f64);
-    println!(
-        "the error fell by a factor of {:.0}; crc32 of the weights: {:08x}",
-        first / last,
-        crc32fast::hash(&bytes)
-    );
-    let names = ["trained on".to_owned(), format!("left out: {name}")];
-    std::fs::write(&flags.out, plot(&curves, &names, constant).png()?)
-        .map_err(|error| format!("{}: {error}", flags.out.display()))?;
-    println!("drawn: {}", flags.out.display());
+    say!("\n{} steps in {seconds:.1} s, {:.1} ms each", flags.steps, 1e3 * seconds / flags.steps.max(1) as f64);
+    say!("the error fell by a factor of {:.0}; crc32 of the weights: {:08x}", first / last, crc32fast::hash(&bytes));
+    let names = ["trained on".to_owned(), format!("{name}, left out")];
+    output.write(&plot(&curves, &names, constant))?;
     // so that an error which is no number fails too
     if first / last >= GOAL { Ok(()) } else { Err(format!("a factor of {GOAL} was the goal").into()) }
 }
@@ -322,65 +309,67 @@ fn variance(target: &[f32], rows: &[usize]) -> f64 {
 }
 
 /// Errors over the steps, on a scale of powers of ten, and the error of a constant.
-fn plot(curves: &[Vec<f64>; 2], names: &[String; 2], constant: f64) -> Picture {
-    const PLOT: [f64; 2] = [760.0, 400.0];
-    const LEFT: f64 = 80.0;
-    const TOP: f64 = 40.0;
-    let (width, height) = (880, 510);
-    let mut picture = Picture { width, height, pixels: vec![255; 3 * width * height] };
+fn plot(curves: &[Vec<f64>; 2], names: &[String; 2], constant: f64) -> Scene {
+    const PLOT: [f64; 2] = [760.0, 420.0];
+    const LEFT: f64 = 88.0;
+    const TOP: f64 = 64.0;
+    const GRID: Color = [216; 3];
+    const INK: Color = [0; 3];
+    const GREY: Color = [112; 3];
+    let title = "A cross-attention layer learns: its error over the steps of training";
+    let mut scene = Scene::new(title);
+    scene.size = [1130, 560];
     let steps = (curves[0].len() - 1).max(1) as f64;
     let all = || curves.iter().flatten().copied().chain([constant]).filter(|error| *error > 0.0).map(f64::log10);
-    let (low, high) =
-        all().fold((0.0, f64::NEG_INFINITY), |(low, high): (f64, f64), log| (low.min(log), high.max(log)));
-    let (low, high) = (low.floor(), high + 0.2);
-    let x = |step: f64| (LEFT + PLOT[0] * step / steps) as i32;
-    let y = |log: f64| (TOP + PLOT[1] * (high - log) / (high - low).max(1.0)) as i32;
-    let mut line = |from: Point, to: Point, color, width| {
-        let Ok(()) = Line::new(from, to).into_styled(PrimitiveStyle::with_stroke(color, width)).draw(&mut picture);
-    };
-    let (grid, ink, grey) = (Rgb888::new(216, 216, 216), Rgb888::BLACK, Rgb888::new(128, 128, 128));
-    let decades: Vec<i32> = (low as i32..=high.floor() as i32).collect();
-    let (left, right, bottom) = (x(0.0), x(steps), y(low));
-    for &decade in &decades {
-        line(Point::new(left, y(decade.into())), Point::new(right, y(decade.into())), grid, 1);
-    }
-    line(Point::new(left, y(constant.log10())), Point::new(right, y(constant.log10())), grey, 1);
-    line(Point::new(left, y(high)), Point::new(left, bottom), ink, 1);
-    line(Point::new(left, bottom), Point::new(right, bottom), ink, 1);
-    let ticks: Vec<f64> = (0..=6).map(|n| (steps * f64::from(n) / 6.0).round()).collect();
-    for &step in &ticks {
-        line(Point::new(x(step), bottom), Point::new(x(step), bottom + 4), ink, 1);
-    }
-    let colors = [Rgb888::new(24, 72, 168), Rgb888::new(208, 88, 24)];
-    for (curve, color) in curves.iter().zip(colors) {
-        let place = |(step, error): (usize, &f64)| Point::new(x(step as f64), y(error.log10()));
-        let points: Vec<Point> = curve.iter().enumerate().filter(|(_, error)| **error > 0.0).map(place).collect();
-        let Ok(()) = Polyline::new(&points).into_styled(PrimitiveStyle::with_stroke(color, 2)).draw(&mut picture);
-    }
-    let mut text = |text: &str, at: Point, alignment, color| {
-        let style = TextStyleBuilder::new().alignment(alignment).baseline(Baseline::Middle).build();
-        let Ok(_) = Text::with_text_style(text, at, MonoTextStyle::new(&FONT_8X13, color), style).draw(&mut picture);
-    };
-    text(
-        "Mean squared error of a cross-attention layer in training, scale of powers of ten",
-        Point::new(left, 20),
-        Alignment::Left,
-        ink,
+    let (low, high) = all()
+        .filter(|log| log.is_finite())
+        .fold((0.0, f64::NEG_INFINITY), |(low, high): (f64, f64), log| (low.min(log), high.max(log)));
+    let (low, high) = (low.floor(), high.max(low.floor() + 1.0) + 0.2);
+    let x = |step: f64| LEFT + PLOT[0] * step / steps;
+    let y = |log: f64| TOP + PLOT[1] * (high - log) / (high - low);
+    let (right, bottom) = (x(steps), y(low));
+    scene.text(title, [LEFT, 22.0], Style::bold(Anchor::Start));
+    scene.text(
+        "mean squared error, logarithmic scale",
+        [LEFT, 46.0],
+        Style { color: GREY, ..Style::plain(Anchor::Start) },
     );
-    for &decade in &decades {
+    for decade in low as i32..=high.floor() as i32 {
+        let at = y(decade.into());
+        scene.line(vec![[LEFT, at], [right, at]], GRID, 1.0);
         let label = format!("{:.*}", decade.min(0).unsigned_abs() as usize, 10f64.powi(decade));
-        text(&label, Point::new(left - 8, y(decade.into())), Alignment::Right, ink);
+        scene.text(&label, [LEFT - 8.0, at], Style::plain(Anchor::End));
     }
-    for &step in &ticks {
-        text(&format!("{step}"), Point::new(x(step), bottom + 14), Alignment::Center, ink);
+    let mut last = f64::NEG_INFINITY;
+    for step in
+        (0..=6).map(|n| (steps * f64::from(n) / 6.0).round()).filter(|step| std::mem::replace(&mut last, *step) < *step)
+    {
+        scene.line(vec![[x(step), bottom], [x(step), bottom + 5.0]], INK, 1.0);
+        scene.text(&format!("{step}"), [x(step), bottom + 16.0], Style::plain(Anchor::Middle));
     }
-    text("step", Point::new((left + right) / 2, bottom + 34), Alignment::Center, ink);
-    text("the best constant", Point::new(right, y(constant.log10()) - 10), Alignment::Right, grey);
-    // one falls, and the place right above it is free; the other hardly does
-    for (((curve, name), color), [right, down]) in curves.iter().zip(names).zip(colors).zip([[10, -10], [0, 16]]) {
-        let step = curve.len() * 2 / 5;
-        let at = Point::new(x(step as f64) + right, y(curve[step].log10()) + down);
-        text(name, at, Alignment::Left, color);
+    scene.text("step", [(LEFT + right) / 2.0, bottom + 38.0], Style { color: GREY, ..Style::plain(Anchor::Middle) });
+    scene.line(vec![[LEFT, TOP], [LEFT, bottom], [right, bottom]], INK, 1.0);
+    scene.line(vec![[LEFT, y(constant.log10())], [right, y(constant.log10())]], GREY, 2.0);
+    // each line is named at its end; names that would overlap are moved apart
+    let mut ends = vec![(constant, "the best constant output".to_owned(), GREY)];
+    for ((curve, name), color) in curves.iter().zip(names).zip([[24, 72, 168], [208, 88, 24]]) {
+        let place = |(step, error): (usize, &f64)| [x(step as f64), y(error.log10())];
+        let points: Vec<[f64; 2]> = curve.iter().enumerate().filter(|(_, error)| **error > 0.0).map(place).collect();
+        if let Some([_, _]) = points.last() {
+            scene.line(points, color, 2.0);
+        }
+        ends.push((curve.last().copied().filter(|error| *error > 0.0).unwrap_or(constant), name.clone(), color));
     }
-    picture
+    ends.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let mut free = TOP;
+    for (error, name, color) in ends {
+        let at = y(error.log10()).max(free);
+        free = at + 20.0;
+        scene.text(
+            &format!("{name}: {}", number(error as f32)),
+            [right + 10.0, at],
+            Style { color, ..Style::plain(Anchor::Start) },
+        );
+    }
+    scene
 }

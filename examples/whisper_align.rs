@@ -2,39 +2,41 @@
 //! was said from the weights of eight cross-attention heads, and draws them.
 //!
 //! ```sh
-//! cargo run --release --features cli --example whisper_align -- --device auto --out alignment.png
+//! cargo run --release --features cli --example whisper_align -- --device auto --output alignment.svg
 //! ```
 //!
 //! Cross-attention runs on the device that is named, self-attention on the same; the rest is plain code. Keys and values
 //! of the sound are projected once. Times come from the heads that the model's authors publish as those that follow the
 //! sound, by dynamic time warping, as in the authors' own program.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it does")]
 #![expect(clippy::cast_possible_truncation, reason = "numbers that are small")]
 
 #[path = "common/dense.rs"]
 mod dense;
-#[allow(dead_code, reason = "the program asks for more")]
-#[path = "../src/bin/cross-attention/draw.rs"]
-mod draw;
+#[path = "common/flags.rs"]
+mod flags;
+#[allow(dead_code, reason = "other examples and the program draw more")]
+#[path = "common/picture.rs"]
+mod picture;
 #[path = "common/tensors.rs"]
 mod tensors;
-#[path = "../src/bin/cross-attention/text.rs"]
-#[expect(dead_code, reason = "of the program's functions the drawing uses one")]
-mod text;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use cross_attention::weights::{Keys, Select, WeightsSpec};
 use cross_attention::{
-    AttentionInputs, AttentionProblem, AttentionSpec, Device, DeviceRequest, Diagonal, KernelChoice, Layout, TensorSpec,
+    AttentionInputs, AttentionProblem, AttentionSpec, Device, Diagonal, KernelChoice, Layout, TensorSpec,
 };
 use dense::{LayerNorm, Linear, add, largest, product};
-use draw::HeatMap;
+use flags::{DeviceFlag, Failure, say};
+use picture::OutputFlag;
+use picture::draw::heat::{Figure, HeatMap, Mark};
+use picture::draw::scale::Spacing;
+use picture::draw::scene::Scene;
 use serde::Deserialize;
-use tensors::{Failure, Tensors};
+use tensors::{Tensors, read_json};
 
 const WIDTH: usize = 384;
 const HEADS: usize = 6;
@@ -44,16 +46,15 @@ const FRAMES: usize = 1500;
 /// Start of transcript, no time stamps: what is given before the text.
 const PROMPT: usize = 2;
 
+/// Whisper's decoder over ten seconds of speech: which token comes next, and when each word was said
 #[derive(Parser)]
 struct Flags {
-    /// auto, cpu, oracle, gpu, or part of an adapter's name
-    #[arg(long, default_value = "auto")]
-    device: DeviceRequest,
-    /// Where to draw the weights of tokens over time
-    #[arg(long, default_value = "alignment.png")]
-    out: PathBuf,
+    #[command(flatten)]
+    device: DeviceFlag,
+    #[command(flatten)]
+    output: OutputFlag,
     /// Folder with model.safetensors and transcript.json
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/whisper-tiny-en"))]
+    #[arg(long, value_name = "FOLDER", hide_default_value = true, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/whisper-tiny-en"))]
     data: PathBuf,
 }
 
@@ -109,27 +110,22 @@ impl Layer {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    flags::end(run(&Flags::parse()))
 }
 
-fn run() -> Result<(), Failure> {
-    let flags = Flags::parse();
+fn run(flags: &Flags) -> Result<(), Failure> {
     let file = Tensors::open(&flags.data.join("model.safetensors"))?;
-    let text = std::fs::read_to_string(flags.data.join("transcript.json"))?;
-    let transcript: Transcript = serde_json::from_str(&text)?;
-    let choice = Device::choose_blocking(&flags.device)?;
-    println!("device: {} ({})", choice.device.name(), choice.reason);
+    let transcript: Transcript = read_json(&flags.data.join("transcript.json"))?;
+    let output = flags.output.open("whisper_align")?;
+    let device = flags.device.begin([
+        "Whisper's decoder hears ten seconds of speech, predicts each next token of the text, and the weights of",
+        "eight of its cross-attention heads tell when each word was said; the picture shows them over time.",
+    ])?;
 
     let tokens = &transcript.tokens;
     let sound = file.f32("encoder_output")?;
     let layers = (0..LAYERS).map(|n| Layer::open(&file, n)).collect::<Result<Vec<_>, _>>()?;
-    let (hidden, weights) = decode(&choice.device, &file, &layers, tokens, &sound, &transcript)?;
+    let (hidden, weights) = decode(&device, &file, &layers, tokens, &sound, &transcript)?;
 
     // the largest product with an embedding names the next token
     let rows = file.i32("embedding_rows/ids")?;
@@ -139,24 +135,23 @@ fn run() -> Result<(), Failure> {
     let next: Vec<i32> = logits.chunks_exact(rows.len()).map(|row| rows[largest(row)]).collect();
     let (told, asked) = (&next[PROMPT - 1..tokens.len() - 1], &tokens[PROMPT..]);
     let right = told.iter().zip(asked).filter(|(a, b)| a == b).count();
-    println!("next token right in {right} of {} places", asked.len());
+    say!("next token right in {right} of {} places", asked.len());
 
     let speech = transcript.frames_with_speech;
     let matrix = alignment(&weights, transcript.alignment_heads.len(), tokens.len(), speech);
     let starts = warp(&matrix, tokens.len() - PROMPT, speech);
     let mut at = 0;
     let mut worst = 0f64;
-    println!("\n{:>7} {:>7}  word", "start", "end");
+    say!("\n{:>7} {:>7}  word", "start", "end");
     for word in &transcript.words {
         let start = starts[at] as f64 * transcript.seconds_per_frame;
         at += word.tokens.len();
         let end = starts[at] as f64 * transcript.seconds_per_frame;
         worst = worst.max((start - word.start).abs()).max((end - word.end).abs());
-        println!("{start:6.2}s {end:6.2}s {}", word.word);
+        say!("{start:6.2}s {end:6.2}s {}", word.word);
     }
-    println!("\nat most {worst:.2} s off the published times");
-    draw(&flags.out, &matrix, &transcript)?;
-    println!("drawn: {}", flags.out.display());
+    say!("\nat most {worst:.2} s off the published times");
+    output.write(&draw(&matrix, &starts, &transcript))?;
     if right != asked.len() {
         return Err(format!("{} of {} next tokens are wrong", asked.len() - right, asked.len()).into());
     }
@@ -308,19 +303,35 @@ fn warp(matrix: &[f32], tokens: usize, frames: usize) -> Vec<usize> {
     starts
 }
 
-/// One row for each token of text, seconds to the right.
-fn draw(path: &Path, matrix: &[f32], transcript: &Transcript) -> Result<(), Failure> {
-    let values: Vec<f32> = matrix.iter().map(|x| x.max(0.0)).collect();
-    let seconds = transcript.frames_with_speech as f64 * transcript.seconds_per_frame;
+/// One row for each token of text, seconds to the right; a frame around the time that was found for it.
+fn draw(matrix: &[f32], starts: &[usize], transcript: &Transcript) -> Scene {
+    let frames = transcript.frames_with_speech;
+    let seconds = frames as f64 * transcript.seconds_per_frame;
     let tick = |second: u32| (f64::from(second) / transcript.seconds_per_frame, format!("{second} s"));
+    let ends = starts.iter().skip(1).copied().chain([frames]);
+    let mark = |(row, (&start, end)): (usize, (&usize, usize))| Mark { rows: row..row + 1, columns: start..end };
+    let marks: Vec<Mark> = starts.iter().zip(ends).enumerate().map(mark).collect();
     let panel = HeatMap {
-        title: "Whisper tiny.en: where in the sound each token was heard".to_owned(),
-        values: &values,
-        columns: transcript.frames_with_speech,
+        values: matrix,
+        columns: frames,
         row_labels: &transcript.token_text[PROMPT..],
         ticks: &(0..).take_while(|&second| f64::from(second) < seconds).map(tick).collect::<Vec<_>>(),
-        axis: "time",
+        axes: ["token", "time in the recording"],
+        marks: &marks,
+        ..HeatMap::default()
     };
-    std::fs::write(path, draw::draw(&[panel]).png()?).map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(())
+    Figure {
+        title: "When each token was said: where Whisper tiny.en listens while it writes it".to_owned(),
+        notes: vec![format!(
+            "mean over the {} heads that follow the sound; of each head, a frame's weights over all tokens are brought to \
+             mean 0 and deviation 1; what is below the mean is drawn as 0",
+            transcript.alignment_heads.len()
+        )],
+        panels: vec![panel],
+        unit: "deviations above the mean",
+        spacing: Spacing::Linear,
+        each: false,
+        marks: "the time found for a token",
+    }
+    .scene()
 }

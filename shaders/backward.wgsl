@@ -17,13 +17,15 @@
 // grid       workgroup_id = (tile of rows, tile of keys, split + splits * (block of columns + blocks * (plane + planes * batch))),
 //            1 along what is summed
 // workgroup  LANES * LANES invocations
-// memory     row_tile, key_tile: a chunk of a tile, then numbers that lanes put together   factor_tile, seen_tile, other_tile:
-//            SLICE of the others   seen_block, seen_by_any, span, wild_slice   each written before it is read
-// needs      every barrier in uniform control flow; SLICE divides LANES
+// memory     staged: chunks of the rows and of the keys of a tile; then a slice, LANES of the others with their factors; in the end
+//            numbers that lanes put together   seen_tile   seen_block, seen_by_any, span, wild_slice
+//            each written before it is read
+// needs      every barrier in uniform control flow; CHUNK divides LANES * LANES
 // constants  LANES, ROW_REG, KEY_REG <= 4: rows and keys of an invocation, of which OWN_REG are owned, OTHER_REG not
-//            OWN_KEYS: keys are owned   PAIR_SUMS: pairs are   CHUNK, ROW_TILE, KEY_TILE: vec4s of a chunk, of a lane's tile
+//            OWN_KEYS: keys are owned   PAIR_SUMS: pairs are   CHUNK: vec4s of a chunk   STAGE: vec4s of a lane of `staged`
+//            STAGED_ROWS, STAGED_KEYS: vec4s of a chunk that an invocation stages
 //            TURNS: 2 if values matter   PRODUCTS, DOT_PRODUCTS: products with what is owned, those of queries or keys first
-//            COLUMNS, SLICE, OTHER_TILE: vec4 columns of an invocation, others at a time, vec4s of a lane of other_tile
+//            COLUMNS: vec4 columns of an invocation
 //            ALIBI_SUM, SCALE_SUM: whether the row's share of these gradients is kept
 //            CHOSEN_SUM: in the place of the latter, what chosen weights add to delta, of chosen pairs alone
 // bindings   0 params (uniform)  1 query  2 key  3 value  4 bias  5 mask  6 row_data  14 d_output (read)
@@ -34,6 +36,10 @@
 const TILE_ROWS: u32 = ROW_REG * LANES;
 const TILE_KEYS: u32 = KEY_REG * LANES;
 const WORKGROUP_SIZE: u32 = LANES * LANES;
+// rows or keys whose chunks all invocations stage at a time
+const STAGE_STEP: u32 = WORKGROUP_SIZE / CHUNK;
+// where the keys of a chunk begin
+const KEYS_AT: u32 = ROW_REG * CHUNK;
 
 override HEAD_DIM: u32;
 override V_HEAD_DIM: u32;
@@ -53,15 +59,11 @@ override SUM_HEADS: bool;
 override SUM_ROWS: bool;
 override SUM_KEYS: bool;
 
-// [lane][n, d]
-var<workgroup> row_tile: array<array<vec4f, ROW_TILE>, LANES>;
-var<workgroup> key_tile: array<array<vec4f, KEY_TILE>, LANES>;
-// [own_lane][other]: factors of what the lane owns
-var<workgroup> factor_tile: array<array<vec4f, SLICE + 1u>, LANES>;
-// the same, bit r: the r-th of them sees the other, or is seen by it
-var<workgroup> seen_tile: array<array<u32, SLICE>, LANES>;
+// chunks: [lane][n, d], rows and behind them keys; a slice: [own_lane][other], factors of what the lane owns, and behind them
 // [other_lane][other, column]
-var<workgroup> other_tile: array<array<vec4f, OTHER_TILE>, LANES>;
+var<workgroup> staged: array<array<vec4f, STAGE>, LANES>;
+// [own_lane][other], bit r: the r-th of what the lane owns sees the other, or is seen by it
+var<workgroup> seen_tile: array<array<u32, LANES>, LANES>;
 var<workgroup> span_begin: atomic<u32>;
 var<workgroup> span_end: atomic<u32>;
 var<workgroup> span: vec2u;
@@ -71,6 +73,7 @@ var<workgroup> wild_slice: atomic<u32>;
 struct Tile {
     b: u32,
     plane: u32,
+    kv_h: u32,
     row_block: u32,
     key_block: u32,
 }
@@ -132,73 +135,45 @@ fn tile_at(own: Tile, n: u32) -> Tile {
     if SUM_BATCH {
         tile.b = rest;
     }
+    tile.kv_h = row_at(tile.b, tile.plane * HEADS, 0u).kv_h;
     return tile;
 }
 
-// Vec4 d of the n-th row of a plane, of the query or of the output's gradient; zeros behind the last row.
-fn row_vec(tile: Tile, n: u32, d: u32, of_output: bool) -> vec4f {
-    if n >= row_count() {
-        return vec4f(0.0);
-    }
-    let row = row_of(tile, n);
+// Rows and keys behind the last are staged as the last: no pair has them.
+fn row_start(tile: Tile, n: u32, of_output: bool) -> u32 {
+    let row = row_of(tile, min(n, row_count() - 1u));
     if of_output {
-        return load_d_output_vec(offset_4(params.d_output_offset, params.d_output_strides, row.b, row.h, row.i), d);
+        return offset_4(params.d_output_offset, params.d_output_strides, row.b, row.h, row.i);
     }
-    return load_query_vec(offset_4(params.query_offset, params.query_strides, row.b, row.h, row.i), d);
+    return offset_4(params.query_offset, params.query_strides, row.b, row.h, row.i);
 }
 
-// Vec4 d of a key or its value; zeros behind the last key.
-fn token_vec(tile: Tile, j: u32, d: u32, of_value: bool) -> vec4f {
-    if j >= params.kv_len {
-        return vec4f(0.0);
+fn row_vec(start: u32, d: u32, of_output: bool) -> vec4f {
+    if of_output {
+        return load_d_output_vec(start, d);
     }
-    let kv_h = row_at(tile.b, tile.plane * HEADS, 0u).kv_h;
+    return load_query_vec(start, d);
+}
+
+// Where a key or its value lies if keys lie side by side.
+fn token_start(tile: Tile, n: u32, of_value: bool) -> u32 {
+    let j = min(n, params.kv_len - 1u);
     if of_value {
-        let at = offset_4(params.value_offset, params.value_strides, tile.b, kv_h, j);
-        return load_value_vec(value_place(tile.b, kv_h, j, at), d);
+        return offset_4(params.value_offset, params.value_strides, tile.b, tile.kv_h, j);
     }
-    let at = offset_4(params.key_offset, params.key_strides, tile.b, kv_h, j);
-    return load_key_vec(key_place(tile.b, kv_h, j, at), d);
+    return offset_4(params.key_offset, params.key_strides, tile.b, tile.kv_h, j);
 }
 
-fn stage_rows(tile: Tile, chunk: u32, of_output: bool, lane: u32) {
-    for (var at = lane; at < TILE_ROWS * CHUNK; at += WORKGROUP_SIZE) {
-        let n = at / CHUNK;
-        let d = at % CHUNK;
-        row_tile[n % LANES][n / LANES * CHUNK + d] =
-            row_vec(tile, tile.row_block * TILE_ROWS + n, chunk * CHUNK + d, of_output);
+fn token_vec(tile: Tile, n: u32, start: u32, d: u32, of_value: bool) -> vec4f {
+    let j = min(n, params.kv_len - 1u);
+    if of_value {
+        return load_value_vec(value_place(tile.b, tile.kv_h, j, start), d);
     }
-}
-
-fn stage_tokens(tile: Tile, chunk: u32, of_value: bool, lane: u32) {
-    for (var at = lane; at < TILE_KEYS * CHUNK; at += WORKGROUP_SIZE) {
-        let n = at / CHUNK;
-        let d = at % CHUNK;
-        key_tile[n % LANES][n / LANES * CHUNK + d] =
-            token_vec(tile, tile.key_block * TILE_KEYS + n, chunk * CHUNK + d, of_value);
-    }
+    return load_key_vec(key_place(tile.b, tile.kv_h, j, start), d);
 }
 
 fn is_wild(elements: vec4f) -> bool {
     return any((bitcast<vec4u>(elements) & vec4u(0x7f800000u)) == vec4u(0x7f800000u));
-}
-
-// Of the others of a slice the vec4 columns that are multiplied.
-fn stage_others(tile: Tile, first: u32, first_column: u32, of_weights: bool, slice: u32, lane: u32) {
-    for (var at = lane; at < SLICE * COLUMNS * LANES; at += WORKGROUP_SIZE) {
-        let other = at / (COLUMNS * LANES);
-        let column = at % (COLUMNS * LANES);
-        var elements: vec4f;
-        if OWN_KEYS == 1u {
-            elements = row_vec(tile, tile.row_block * TILE_ROWS + first + other, first_column + column, of_weights);
-        } else {
-            elements = token_vec(tile, tile.key_block * TILE_KEYS + first + other, first_column + column, false);
-        }
-        if is_wild(elements) {
-            atomicMax(&wild_slice, slice);
-        }
-        other_tile[column % LANES][other * COLUMNS + column / LANES] = elements;
-    }
 }
 
 // Of a tile's bits those of the n-th other, one for each that is owned.
@@ -221,7 +196,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     let column_block = behind_split % COLUMN_BLOCKS;
     let of_plane = behind_split / COLUMN_BLOCKS;
     let planes = select(PLANES, 1u, SUM_HEADS);
-    let own = Tile(of_plane / planes, of_plane % planes, group.x, group.y);
+    let own = Tile(of_plane / planes, of_plane % planes, 0u, group.x, group.y);
     let first_column = column_block * COLUMNS * LANES;
 
     if lane == 0u {
@@ -270,7 +245,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     var key_vecs: array<vec4f, 4>;
     // [dT or P][other][owned]
     var factors: array<array<vec4f, 4>, 2>;
+    var row_starts: array<u32, STAGED_ROWS>;
+    var token_starts: array<u32, STAGED_KEYS>;
     var slice = 0u;
+    // what an invocation stages of a chunk: vec4 staged_d of staged_n, and of those STAGE_STEP behind it
+    let staged_n = lane / CHUNK;
+    let staged_d = lane % CHUNK;
 
     for (var number = first_tile; number < end_tile; number++) {
         let tile = tile_at(own, number);
@@ -305,9 +285,31 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         // repeat x < ROW_REG
         dots[turn][x] = vec4f(0.0);
         // end
+        // repeat s < STAGED_ROWS
+        row_starts[s] = row_start(tile, tile.row_block * TILE_ROWS + staged_n + s * STAGE_STEP, turn == 1u);
+        // end
+        // repeat s < STAGED_KEYS
+        token_starts[s] = token_start(tile, tile.key_block * TILE_KEYS + staged_n + s * STAGE_STEP, turn == 1u);
+        // end
         for (var chunk = 0u; chunk < (select(HEAD_DIM, V_HEAD_DIM, turn == 1u) + 4u * CHUNK - 1u) / (4u * CHUNK); chunk++) {
-            stage_rows(tile, chunk, turn == 1u, lane);
-            stage_tokens(tile, chunk, turn == 1u, lane);
+            let d_at = chunk * CHUNK + staged_d;
+            // repeat s < STAGED_ROWS
+            {
+                let n = staged_n + s * STAGE_STEP;
+                if n < TILE_ROWS {
+                    staged[n % LANES][n / LANES * CHUNK + staged_d] = row_vec(row_starts[s], d_at, turn == 1u);
+                }
+            }
+            // end
+            // repeat s < STAGED_KEYS
+            {
+                let n = staged_n + s * STAGE_STEP;
+                if n < TILE_KEYS {
+                    staged[n % LANES][KEYS_AT + n / LANES * CHUNK + staged_d] =
+                        token_vec(tile, tile.key_block * TILE_KEYS + n, token_starts[s], d_at, turn == 1u);
+                }
+            }
+            // end
             workgroupBarrier();
             // repeat x < ROW_REG
             chunk_dots[x] = vec4f(0.0);
@@ -315,10 +317,10 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             // repeat d < CHUNK
             {
                 // repeat x < ROW_REG
-                row_vecs[x] = row_tile[row_lane][x * CHUNK + d];
+                row_vecs[x] = staged[row_lane][x * CHUNK + d];
                 // end
                 // repeat y < KEY_REG
-                key_vecs[y] = key_tile[key_lane][y * CHUNK + d];
+                key_vecs[y] = staged[key_lane][KEYS_AT + y * CHUNK + d];
                 // end
                 // repeat x < ROW_REG
                 chunk_dots[x] = fma(
@@ -400,21 +402,49 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
         // end
         // end
         // repeat c < OTHER_REG
-        for (var first = 0u; first < LANES; first += SLICE) {
+        {
+            // of each product which, LANES of the others; this invocation stages columns of that of own_lane
             slice += 1u;
-            if other_lane >= first && other_lane < first + SLICE {
-                factor_tile[own_lane][other_lane - first] = factors[which + 1u - DOT_PRODUCTS][c];
-                seen_tile[own_lane][other_lane - first] = seen_of(seen, c);
+            let of_weights = which + 1u - DOT_PRODUCTS == 1u;
+            staged[own_lane][other_lane] = factors[which + 1u - DOT_PRODUCTS][c];
+            seen_tile[own_lane][other_lane] = seen_of(seen, c);
+            let other = c * LANES + own_lane;
+            let row_at_other = tile.row_block * TILE_ROWS + other;
+            let key_at_other = tile.key_block * TILE_KEYS + other;
+            var start: u32;
+            if OWN_KEYS == 1u {
+                start = row_start(tile, row_at_other, of_weights);
+            } else {
+                start = token_start(tile, key_at_other, false);
             }
-            stage_others(tile, c * LANES + first, first_column, which + 1u - DOT_PRODUCTS == 1u, slice, lane);
+            var wild = false;
+            // repeat n < COLUMNS
+            {
+                let column = first_column + other_lane + n * LANES;
+                var elements: vec4f;
+                if OWN_KEYS == 1u {
+                    elements = row_vec(start, column, of_weights);
+                } else {
+                    elements = token_vec(tile, key_at_other, start, column, false);
+                }
+                wild = wild || is_wild(elements);
+                staged[other_lane][LANES + own_lane * COLUMNS + n] = elements;
+            }
+            // end
+            if wild {
+                atomicMax(&wild_slice, slice);
+            }
             workgroupBarrier();
             if atomicLoad(&wild_slice) == slice {
-                for (var k = 0u; k < SLICE; k++) {
-                    let factor = factor_tile[own_lane][k];
-                    let sees = seen_tile[own_lane][k];
+                // those behind the last are the last again, and are not asked
+                let first = select(tile.key_block * TILE_KEYS, tile.row_block * TILE_ROWS, OWN_KEYS == 1u) + c * LANES;
+                let end = min(select(params.kv_len, row_count(), OWN_KEYS == 1u), first + LANES);
+                for (var at = first; at < end; at++) {
+                    let factor = staged[own_lane][at - first];
+                    let sees = seen_tile[own_lane][at - first];
                     // repeat n < COLUMNS
                     {
-                        let elements = other_tile[other_lane][k * COLUMNS + n];
+                        let elements = staged[other_lane][LANES + (at - first) * COLUMNS + n];
                         // repeat r < OWN_REG
                         slice_sums[r][which * COLUMNS + n] = select(
                             slice_sums[r][which * COLUMNS + n],
@@ -426,12 +456,12 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                     // end
                 }
             } else {
-                // repeat k < SLICE
+                // repeat k < LANES
                 {
-                    let factor = factor_tile[own_lane][k];
+                    let factor = staged[own_lane][k];
                     // repeat n < COLUMNS
                     {
-                        let elements = other_tile[other_lane][k * COLUMNS + n];
+                        let elements = staged[other_lane][LANES + k * COLUMNS + n];
                         // repeat r < OWN_REG
                         slice_sums[r][which * COLUMNS + n] =
                             fma(vec4f(factor[r]), elements, slice_sums[r][which * COLUMNS + n]);
@@ -482,16 +512,16 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     // end
     if ALIBI_SUM == 1u || SCALE_SUM == 1u {
         // what the lanes of a row have, put together
-        row_tile[own_lane][other_lane] = alibi_sums;
-        key_tile[own_lane][other_lane] = scale_sums;
+        staged[own_lane][other_lane] = alibi_sums;
+        staged[own_lane][LANES + other_lane] = scale_sums;
         workgroupBarrier();
         let n = own.row_block * TILE_ROWS + own_lane + other_lane * LANES;
         if other_lane < ROW_REG && n < row_count() && column_block == 0u {
             var of_alibi = 0.0;
             var of_scale = 0.0;
             for (var other = 0u; other < LANES; other++) {
-                of_alibi += row_tile[own_lane][other][other_lane];
-                of_scale += key_tile[own_lane][other][other_lane];
+                of_alibi += staged[own_lane][other][other_lane];
+                of_scale += staged[own_lane][LANES + other][other_lane];
             }
             let row = row_of(own, n);
             let at = gradient_at(row.b, row.h, row.i) + (split + 1u) * WIDTH;
@@ -519,7 +549,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
             if SUM_ROWS && SUM_KEYS {
                 own_sums.x = (own_sums.x + own_sums.y) + (own_sums.z + own_sums.w);
             }
-            row_tile[row_lane][key_lane] = own_sums;
+            staged[row_lane][key_lane] = own_sums;
             workgroupBarrier();
             if SUM_ROWS && SUM_KEYS {
                 if lane == 0u {
@@ -527,7 +557,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                     for (var r = 0u; r < LANES; r++) {
                         var row_sum = 0.0;
                         for (var k = 0u; k < LANES; k++) {
-                            row_sum += row_tile[r][k].x;
+                            row_sum += staged[r][k].x;
                         }
                         sum += row_sum;
                     }
@@ -538,7 +568,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 if row_lane < KEY_REG && j < params.kv_len {
                     var sum = 0.0;
                     for (var r = 0u; r < LANES; r++) {
-                        sum += row_tile[r][key_lane][row_lane];
+                        sum += staged[r][key_lane][row_lane];
                     }
                     store_gradient(gradient_at(own.b, own.plane, 0u) + split * WIDTH + j, sum);
                 }
@@ -547,7 +577,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
                 if key_lane < ROW_REG && i < params.q_len {
                     var sum = 0.0;
                     for (var k = 0u; k < LANES; k++) {
-                        sum += row_tile[row_lane][k][key_lane];
+                        sum += staged[row_lane][k][key_lane];
                     }
                     store_gradient(gradient_at(own.b, own.plane, i) + split * WIDTH, sum);
                 }

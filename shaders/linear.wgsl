@@ -18,6 +18,11 @@ struct Params {
     blocks_per_row: u32,
     column_blocks: u32,
     has_bias: u32,
+    // from row to row and from element to element, of x and of W: either may lie transposed
+    input_row_stride: u32,
+    input_stride: u32,
+    weight_row_stride: u32,
+    weight_stride: u32,
 }
 
 const BLOCK: u32 = 64u;
@@ -36,14 +41,14 @@ fn load_x(row: u32, k: u32) -> f32 {
     if row >= params.rows || k >= params.in_features {
         return 0.0;
     }
-    return load_query(row * params.in_features + k);
+    return load_query(row * params.input_row_stride + k * params.input_stride);
 }
 
 fn load_w(column: u32, k: u32) -> f32 {
     if column >= params.out_features || k >= params.in_features {
         return 0.0;
     }
-    return load_key(column * params.in_features + k);
+    return load_key(column * params.weight_row_stride + k * params.weight_stride);
 }
 
 fn store(row: u32, column: u32, value: f32) {
@@ -75,9 +80,11 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     }
     let own_row = lane / SIDE;
     let own_column = lane % SIDE;
-    // neighbouring lanes read neighbouring elements
-    let load_depth = lane % DEPTH;
-    let load_quad = lane / DEPTH;
+    // neighbouring lanes read neighbouring elements, also where those are of neighbouring rows
+    let along = vec2u(lane % DEPTH, lane / DEPTH);
+    let across = vec2u(lane / SIDE, lane % SIDE);
+    let x_from = select(across, along, params.input_stride == 1u);
+    let w_from = select(across, along, params.weight_stride == 1u);
     var acc_0 = vec4f(0.0);
     var acc_1 = vec4f(0.0);
     var acc_2 = vec4f(0.0);
@@ -85,13 +92,14 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) la
     for (var start = 0u; start < params.in_features; start += DEPTH) {
         // the tiles of the round before are read to the end
         workgroupBarrier();
-        let k = start + load_depth;
-        let row = first_row + load_quad * 4u;
-        let column = first_column + load_quad * 4u;
-        let place = load_depth * SIDE + load_quad;
-        x_tile[place] = vec4f(load_x(row, k), load_x(row + 1u, k), load_x(row + 2u, k), load_x(row + 3u, k));
-        w_tile[place] =
-            vec4f(load_w(column, k), load_w(column + 1u, k), load_w(column + 2u, k), load_w(column + 3u, k));
+        let row = first_row + x_from.y * 4u;
+        let x_k = start + x_from.x;
+        x_tile[x_from.x * SIDE + x_from.y] =
+            vec4f(load_x(row, x_k), load_x(row + 1u, x_k), load_x(row + 2u, x_k), load_x(row + 3u, x_k));
+        let column = first_column + w_from.y * 4u;
+        let w_k = start + w_from.x;
+        w_tile[w_from.x * SIDE + w_from.y] = vec4f(
+            load_w(column, w_k), load_w(column + 1u, w_k), load_w(column + 2u, w_k), load_w(column + 3u, w_k));
         workgroupBarrier();
         // each block of k is summed on its own: roundings grow with DEPTH + k / DEPTH, not with k
         var part_0 = vec4f(0.0);

@@ -18,6 +18,11 @@ struct Params {
     blocks_per_row: u32,
     column_blocks: u32,
     has_bias: u32,
+    // from row to row and from element to element, of x and of W: either may lie transposed
+    input_row_stride: u32,
+    input_stride: u32,
+    weight_row_stride: u32,
+    weight_stride: u32,
 }
 
 const LANES: u32 = 64u;
@@ -33,7 +38,7 @@ fn load_x(row: u32, k: u32) -> f32 {
     if row >= params.rows {
         return 0.0;
     }
-    return load_query(row * params.in_features + k);
+    return load_query(row * params.input_row_stride + k * params.input_stride);
 }
 
 @compute @workgroup_size(256)
@@ -44,7 +49,7 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) in
     var sum = vec4f(0.0);
     if column < params.out_features {
         for (var k = lane; k < params.in_features; k += LANES) {
-            sum += load_key(column * params.in_features + k)
+            sum += load_key(column * params.weight_row_stride + k * params.weight_stride)
                 * vec4f(load_x(0u, k), load_x(1u, k), load_x(2u, k), load_x(3u, k));
         }
     }

@@ -1,128 +1,28 @@
 //! One handle for whatever computes: a GPU if there is one, else the CPU.
 
 mod backward;
+mod prepared;
+mod request;
+
+#[cfg(feature = "threads")]
+use std::time::Duration;
 
 pub use backward::PreparedBackward;
+pub use prepared::PreparedAttention;
+pub use request::{DeviceRequest, DeviceRequestError, KernelChoice};
 
-use std::str::FromStr;
-#[cfg(feature = "native")]
-use std::time::{Duration, Instant};
+use self::prepared::{ORACLE_TEXT, fused_text, plain_text};
 
 use crate::cpu::{self, CpuKernel, CpuPlan, SimdLevel};
 use crate::dispatch::Kernel;
 use crate::error::{Error, kernel_names};
 use crate::gpu::{self, AdapterRequest, Gpu, GpuError};
-use crate::inputs::{AttentionInputs, AttentionOutput, CheckedInputs};
+use crate::inputs::{AttentionInputs, AttentionOutput};
 use crate::plan::Plan;
 use crate::problem::AttentionProblem;
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 use crate::roofline::Roofline;
-#[cfg(feature = "native")]
-use crate::timing::{Timing, TimingSource};
 use crate::weights::{AttentionWithWeights, WeightsProblem, WeightsSpec};
-
-/// Which device is wanted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DeviceRequest {
-    /// A GPU if there is one, else the CPU. A software driver is taken only if `WGPU_ADAPTER_NAME` names it.
-    #[default]
-    Auto,
-    /// The CPU path.
-    Cpu,
-    /// The oracle: f64, slow, exact as far as f64 goes.
-    Oracle,
-    /// A GPU, or an error.
-    Gpu,
-    /// The adapter whose name contains this, in any case; also a software driver.
-    Named(String),
-    /// The adapter at this place of [`gpu::adapters`], counted from 0; also a software driver.
-    Number(usize),
-    /// The first adapter of this backend; also a software driver.
-    Backend(wgpu::Backend),
-}
-
-impl FromStr for DeviceRequest {
-    type Err = DeviceRequestError;
-
-    /// In any case: `auto`, `cpu`, `oracle`, `gpu`; a number, which is an adapter's place in the list; a backend, `vulkan`,
-    /// `metal`, `dx12`, `gl` or `webgpu`; else a part of an adapter's name.
-    fn from_str(text: &str) -> Result<Self, DeviceRequestError> {
-        let text = text.trim();
-        if text.is_empty() {
-            return Err(DeviceRequestError::Empty);
-        }
-        if text.bytes().all(|byte| byte.is_ascii_digit()) {
-            let number = text.parse().map_err(|_| DeviceRequestError::Number { found: text.to_owned() })?;
-            return Ok(Self::Number(number));
-        }
-        let backends = wgpu::Backend::ALL.into_iter().filter(|backend| *backend != wgpu::Backend::Noop);
-        let backend = backends.into_iter().find(|backend| text.eq_ignore_ascii_case(backend.to_str()));
-        Ok(match (text.to_ascii_lowercase().as_str(), backend) {
-            ("auto", _) => Self::Auto,
-            ("cpu", _) => Self::Cpu,
-            ("oracle", _) => Self::Oracle,
-            ("gpu", _) => Self::Gpu,
-            (_, Some(backend)) => Self::Backend(backend),
-            (_, None) => Self::Named(text.to_owned()),
-        })
-    }
-}
-
-impl std::fmt::Display for DeviceRequest {
-    /// What is read back as the same, unless a name is one of the other words.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Oracle => f.write_str("oracle"),
-            Self::Gpu => f.write_str("gpu"),
-            Self::Named(name) => f.write_str(name),
-            Self::Number(number) => write!(f, "{number}"),
-            Self::Backend(backend) => f.write_str(backend.to_str()),
-        }
-    }
-}
-
-/// Why a text is no [`DeviceRequest`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeviceRequestError {
-    /// There is nothing in it.
-    #[error("a device has no name; needs auto, cpu, oracle, gpu, an adapter's number, a backend, or part of a name")]
-    Empty,
-    /// A number that no list has.
-    #[error("{found} is no adapter's number; they count from 0")]
-    Number {
-        /// The number.
-        found: String,
-    },
-}
-
-/// Which kernel is wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KernelChoice {
-    /// What the plan finds best.
-    #[default]
-    Auto,
-    /// This kernel on a GPU.
-    Gpu(Kernel),
-    /// This kernel on the CPU.
-    Cpu(CpuKernel),
-}
-
-impl FromStr for KernelChoice {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        if text == "auto" {
-            return Ok(Self::Auto);
-        }
-        let gpu = text.parse().ok().map(Self::Gpu);
-        let cpu = CpuKernel::ALL.into_iter().find(|kernel| kernel.name() == text).map(Self::Cpu);
-        gpu.or(cpu).ok_or_else(|| Error::UnknownKernel { name: text.to_owned() })
-    }
-}
 
 /// What computes.
 ///
@@ -201,7 +101,7 @@ impl Device {
     ///
     /// # Errors
     /// As [`choose`](Self::choose).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn choose_blocking(request: &DeviceRequest) -> Result<Choice, Error> {
         pollster::block_on(Self::choose(request))
     }
@@ -210,7 +110,7 @@ impl Device {
     ///
     /// # Errors
     /// As [`choose`](Self::choose) with [`DeviceRequest::Auto`].
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn auto() -> Result<Choice, Error> {
         Self::choose_blocking(&DeviceRequest::Auto)
     }
@@ -300,7 +200,7 @@ impl Device {
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn prepare_blocking(
         &self,
         problem: &AttentionProblem,
@@ -326,7 +226,7 @@ impl Device {
     ///
     /// # Errors
     /// As [`attention`](Self::attention).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn attention_blocking(
         &self,
         problem: &AttentionProblem,
@@ -383,7 +283,7 @@ impl Device {
     ///
     /// # Errors
     /// As [`attention_with_weights`](Self::attention_with_weights).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn attention_with_weights_blocking(
         &self,
         problem: &AttentionProblem,
@@ -398,7 +298,7 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::Gpu`].
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn roofline_blocking(&self, budget: Duration) -> Result<Option<Roofline>, Error> {
         Ok(match self {
             Self::Cpu => cpu::roofline(budget),
@@ -426,7 +326,7 @@ impl Device {
         }
     }
 
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         match self {
             Self::Cpu | Self::Oracle => pollster::block_on(future),
@@ -443,201 +343,8 @@ enum ItsKernel {
 }
 
 fn cpu_threads() -> usize {
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     return rayon::current_num_threads();
-    #[cfg(not(feature = "native"))]
+    #[cfg(not(feature = "threads"))]
     1
-}
-
-fn fused_text(plan: &CpuPlan) -> String {
-    format!("{plan}threads    {}\n", cpu_threads())
-}
-
-fn plain_text() -> String {
-    format!("kernel     cpu_plain, on {} threads: all scores of a row, one row after another\n", cpu_threads())
-}
-
-const ORACLE_TEXT: &str = "kernel     oracle: f64, all scores of a row, one row after another\n";
-
-/// An attention that is planned and prepared on a device: what a problem costs once is spent, and calls follow.
-///
-/// ```
-/// use cross_attention::{AttentionInputs, AttentionProblem, AttentionSpec, Device, KernelChoice};
-/// # pollster::block_on(async {
-/// let problem = AttentionProblem::new(AttentionSpec::new([1, 1, 1, 2], [1, 1, 2, 2]))?;
-/// let prepared = Device::Cpu.prepare(&problem, KernelChoice::Auto).await?;
-/// println!("{}", prepared.plan_text());
-/// let (key, value) = ([0.0f32; 4], [1.0f32, 2.0, 3.0, 4.0]);
-/// for query in [[1.0f32, 0.0], [0.0, 1.0]] {
-///     let output = prepared.run(&AttentionInputs::new(&query, &key, &value)).await?;
-///     assert_eq!(output.output.to_f32(), [2.0, 3.0]);
-/// }
-/// # Ok::<(), cross_attention::Error>(())
-/// # })?;
-/// # Ok::<(), cross_attention::Error>(())
-/// ```
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum PreparedAttention {
-    /// On the CPU, with the fused kernel.
-    Cpu(Box<cpu::CpuAttention>),
-    /// On the CPU, with the plain kernel.
-    CpuPlain(AttentionProblem),
-    /// By the oracle.
-    Oracle(AttentionProblem),
-    /// On a device of wgpu.
-    Gpu(Box<gpu::GpuAttention>),
-}
-
-impl PreparedAttention {
-    fn cpu(problem: &AttentionProblem, kernel: CpuKernel) -> Result<Self, Error> {
-        match kernel {
-            CpuKernel::Fused => {
-                let plan = CpuPlan::new(problem, SimdLevel::best());
-                let bytes = cpu_threads() as u128 * plan.workspace_bytes() as u128 + plan.partial_bytes() as u128;
-                // asked for and given back: a workspace that cannot be allocated would end the process
-                let there = usize::try_from(bytes).is_ok_and(|n| Vec::<u8>::new().try_reserve_exact(n).is_ok());
-                if !there {
-                    return Err(Error::HostMemory { bytes });
-                }
-                Ok(Self::Cpu(Box::new(cpu::prepare(problem))))
-            }
-            CpuKernel::Plain => Ok(Self::CpuPlain(problem.clone())),
-        }
-    }
-
-    fn gpu(prepared: gpu::GpuAttention) -> Self {
-        Self::Gpu(Box::new(prepared))
-    }
-
-    /// `fused`, `plain`, `cpu_fused`, …, `oracle`.
-    #[must_use]
-    pub fn kernel_name(&self) -> &'static str {
-        match self {
-            Self::Cpu(_) => CpuKernel::Fused.name(),
-            Self::CpuPlain(_) => CpuKernel::Plain.name(),
-            Self::Oracle(_) => "oracle",
-            Self::Gpu(prepared) => prepared.plan().kernel().name(),
-        }
-    }
-
-    /// What will run, and why.
-    #[must_use]
-    pub fn plan_text(&self) -> String {
-        match self {
-            Self::Cpu(prepared) => fused_text(prepared.plan()),
-            Self::CpuPlain(_) => plain_text(),
-            Self::Oracle(_) => ORACLE_TEXT.to_owned(),
-            Self::Gpu(prepared) => prepared.plan().to_string(),
-        }
-    }
-
-    /// One call from host memory to host memory.
-    ///
-    /// # Errors
-    /// [`Error::Input`], [`Error::Gpu`].
-    pub async fn run(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
-        self.run_checked(inputs.checked(self.problem())?).await
-    }
-
-    /// The same of inputs that were compared with the problem.
-    async fn run_checked(&self, inputs: CheckedInputs<'_, '_>) -> Result<AttentionOutput, Error> {
-        match self {
-            Self::Cpu(prepared) => Ok(prepared.run_checked(inputs)?),
-            Self::CpuPlain(problem) => Ok(cpu::attention_checked(CpuKernel::Plain, problem, inputs)?),
-            Self::Oracle(problem) => Ok(cpu::reference::attention(problem, &inputs)?.to_output(problem)),
-            Self::Gpu(prepared) => prepared.run_checked(inputs).await,
-        }
-    }
-
-    /// [`run`](Self::run) without waiting, where it is prepared on the host; `None` where it is not.
-    pub(crate) fn run_on_host(&self, inputs: &AttentionInputs<'_>) -> Option<Result<AttentionOutput, Error>> {
-        if matches!(self, Self::Gpu(_)) {
-            return None;
-        }
-        let mut run = std::pin::pin!(self.run(inputs));
-        match run.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
-            std::task::Poll::Ready(result) => Some(result),
-            // nothing there waits for anything
-            std::task::Poll::Pending => None,
-        }
-    }
-
-    /// The problem it is prepared for.
-    #[must_use]
-    pub fn problem(&self) -> &AttentionProblem {
-        match self {
-            Self::Cpu(prepared) => prepared.problem(),
-            Self::CpuPlain(problem) | Self::Oracle(problem) => problem,
-            Self::Gpu(prepared) => prepared.problem(),
-        }
-    }
-
-    /// [`run`](Self::run), blocking.
-    ///
-    /// # Errors
-    /// As [`run`](Self::run).
-    #[cfg(feature = "native")]
-    pub fn run_blocking(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
-        match self {
-            Self::Cpu(_) | Self::CpuPlain(_) | Self::Oracle(_) => pollster::block_on(self.run(inputs)),
-            Self::Gpu(prepared) => prepared.run_blocking(inputs),
-        }
-    }
-
-    /// Times the attention alone: inputs in place, pipelines warm; blocking. At least `min_rounds` rounds, until `budget`
-    /// is used up; `on_round` is called after each.
-    ///
-    /// # Errors
-    /// [`Error::Input`], [`Error::Gpu`].
-    #[cfg(feature = "native")]
-    pub fn time_blocking(
-        &self,
-        inputs: &AttentionInputs<'_>,
-        min_rounds: usize,
-        budget: Duration,
-        on_round: &mut (dyn FnMut() + '_),
-    ) -> Result<Timing, Error> {
-        if let Self::Gpu(prepared) = self {
-            let gpu = prepared.gpu();
-            let tensors = gpu.block_on(prepared.upload(inputs))?;
-            let bound = prepared.bind(&tensors.buffers())?;
-            return Ok(prepared.time_blocking(&bound, min_rounds, budget, on_round)?);
-        }
-        let mut output = self.run_blocking(inputs)?;
-        let mut millis = vec![];
-        let begin = Instant::now();
-        while millis.len() < min_rounds || begin.elapsed() < budget {
-            let start = Instant::now();
-            match self {
-                Self::Cpu(prepared) => prepared.run_into(inputs, (&mut output).into())?,
-                _ => drop(self.run_blocking(inputs)?),
-            }
-            millis.push(start.elapsed().as_secs_f64() * 1e3);
-            on_round();
-        }
-        Ok(Timing { millis, source: TimingSource::Cpu })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_is_read_back() {
-        let requests = [
-            DeviceRequest::Auto,
-            DeviceRequest::Cpu,
-            DeviceRequest::Oracle,
-            DeviceRequest::Gpu,
-            DeviceRequest::Named("llvmpipe (LLVM 15)".to_owned()),
-            DeviceRequest::Number(12),
-            DeviceRequest::Backend(wgpu::Backend::Vulkan),
-            DeviceRequest::Backend(wgpu::Backend::BrowserWebGpu),
-        ];
-        for request in requests {
-            assert_eq!(request.to_string().parse(), Ok(request));
-        }
-    }
 }

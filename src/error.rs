@@ -77,6 +77,10 @@ pub enum Error {
         /// Why.
         reason: Unsupported,
     },
+    /// An attention over several ranks was refused or failed.
+    #[cfg(feature = "mpi")]
+    #[error(transparent)]
+    Sharded(#[from] crate::sharded::ShardedError),
     /// A cross-attention layer refused what it was given.
     #[cfg(feature = "layer")]
     #[error(transparent)]

@@ -89,7 +89,8 @@ impl<'a> AttentionInputs<'a> {
     fn pages(&self, problem: &AttentionProblem) -> Option<Pages<'a>> {
         let (table, paged) = self.terms.block_table.zip(problem.spec().paged)?;
         let [pages, _, page_len, _] = problem.spec().key.layout.shape;
-        Some(Pages { table, table_len: paged.table_len, page_len, pages })
+        // pages of no token hold no key that anybody asks for
+        Some(Pages { table, table_len: paged.table_len, page_len: page_len.max(1), pages })
     }
 
     /// Number of rows of batch entry `b`: its query length where given, else `q_len`.
@@ -266,7 +267,7 @@ pub(crate) fn check_table(
         // scores before the masks are those of all keys
         let lens = kv_lens.filter(|_| !matches!(problem.spec().scores, Some(ScoreStage::Scaled | ScoreStage::Capped)));
         let keys = lens.map_or(paged.kv_len, |lens| lens[batch] as usize);
-        let used = &of_entry[..keys.div_ceil(page_len)];
+        let used = &of_entry[..keys.div_ceil(page_len.max(1))];
         let is_none = |page: &i32| usize::try_from(*page).map_or(true, |page| page >= pages);
         if let Some(place) = used.iter().position(is_none) {
             return Err(InputError::Page { batch, place, found: used[place], pages });

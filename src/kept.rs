@@ -97,7 +97,7 @@ impl<T: Holds> Kept<T> {
 }
 
 #[cfg(test)]
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 

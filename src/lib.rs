@@ -48,7 +48,7 @@
 //! ```
 //!
 //! Async functions are the base, in any executor: natively a thread polls the device while a call is awaited, and only then.
-//! Blocking twins (`.._blocking`) exist with the feature `native`; they poll on the thread that calls them.
+//! Blocking twins (`.._blocking`) exist with the feature `threads`; they poll on the thread that calls them.
 //!
 //! # What is computed
 //!
@@ -65,6 +65,7 @@
 //! - [`weights`]: chosen attention weights in a second pass, without the matrix; probability mass of ranges of keys.
 //! - [`backward`]: gradients of all inputs, also of chosen weights, in linear memory.
 //! - [`sources`]: several sources of keys and values in one softmax or a weighted sum; weights of keys, gates.
+//! - `sharded` (feature `mpi`): keys over several machines.
 //! - [`pool`]: passages that come and go, and attention to any list of them.
 //!
 //! Each of these takes [tensors](engine::Tensor) of the host or of the device, and beside the call that gives vectors has a
@@ -74,11 +75,16 @@
 //!
 //! # Features
 //!
-//! - `native` (default): Vulkan, Metal, DX12 and GL adapters, blocking calls, threads on the CPU path.
+//! - `native` (default): all of the next five.
+//! - `vulkan`, `metal`, `dx12`, `gles`: adapters of one graphics API each, where the system has it. `vulkan` alone builds for
+//!   Linux, Windows and Android; `metal` for Apple's systems; `dx12` for Windows; `gles` is what old devices have.
+//! - `threads`: blocking calls, threads on the CPU path, pipelines kept in a file. Each of those four brings it; alone it is
+//!   the CPU path without any graphics API.
 //! - `webgpu`: the browser's WebGPU.
 //! - `tune`: tuning on the device at hand, and the file that keeps what it finds.
 //! - `layer`: projections and attention as one layer, with weights from files (module `layer`).
 //! - `cli`: the program `cross-attention`.
+//! - `mpi`: exact attention over keys on several machines (module `sharded`); needs an MPI and libclang to build.
 //! - `cooperative-matrix`: the kernel on matrix units, an experimental feature of wgpu ([`Kernel::Cooperative`]).
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -111,6 +117,8 @@ pub mod pool;
 mod problem;
 pub mod quantize;
 mod roofline;
+#[cfg(feature = "mpi")]
+pub mod sharded;
 mod slice;
 pub mod sources;
 mod stored;
@@ -144,6 +152,6 @@ pub use timing::{Timing, TimingSource};
 pub use wgpu;
 
 /// The README's code, compiled and run as a test.
-#[cfg(all(doctest, feature = "native"))]
+#[cfg(all(doctest, feature = "threads"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -1,15 +1,18 @@
 //! What may be asked: [`AttentionSpec`], plain fields, becomes a checked [`AttentionProblem`] or a [`ProblemError`].
 
+mod check;
 mod derived;
+mod error;
 mod terms;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
+pub use error::ProblemError;
 pub use terms::{AlibiSlopes, Diagonal, Paged, ScoreStage};
 
-use crate::tensor::{Element, Layout, TensorSpec};
+use crate::tensor::{Layout, TensorSpec};
 
 /// The longest query or key sequence, in tokens: 2^30, so that positions and their differences fit an `i32`.
 pub const MAX_LEN: usize = 1 << 30;
@@ -60,8 +63,8 @@ pub struct AttentionSpec {
     /// `[batch, kv_heads, kv_len, v_head_dim]`; a batch of 1 is shared by the whole batch. Where they are
     /// [`paged`](Self::paged), `[pages, kv_heads, page_len, v_head_dim]`.
     pub value: TensorSpec,
-    /// Scales of keys that are [`Element::I8`], which need them: `[batch, kv_heads, kv_len, blocks]` (of pages as the key), f32
-    /// or f16. Each holds for `head_dim / blocks` neighbouring columns of its row; `blocks` divides `head_dim`.
+    /// Scales of keys that are [`Element::I8`](crate::Element::I8), which need them: `[batch, kv_heads, kv_len, blocks]` (of
+    /// pages as the key), f32 or f16. Each holds for `head_dim / blocks` neighbouring columns of its row; `blocks` divides `head_dim`.
     pub key_scale: Option<TensorSpec>,
     /// The same of values, by `v_head_dim`.
     pub value_scale: Option<TensorSpec>,
@@ -197,147 +200,8 @@ impl AttentionProblem {
     ///
     /// # Errors
     /// A [`ProblemError`] that names the tensor or option, what was found and what would do.
-    pub fn new(mut spec: AttentionSpec) -> Result<Self, ProblemError> {
-        let [batch, q_heads, q_len, head_dim] = spec.query.layout.shape;
-        let [pages, kv_heads, page_len, _] = spec.key.layout.shape;
-        let kv_len = spec.kv_len();
-        let v_head_dim = spec.value.layout.shape[3];
-        for (name, n) in
-            [("q_heads", q_heads), ("kv_heads", kv_heads), ("head_dim", head_dim), ("v_head_dim", v_head_dim)]
-        {
-            if n == 0 {
-                return Err(ProblemError::Zero { name });
-            }
-        }
-        for (name, len) in [("q_len", q_len), ("kv_len", kv_len)] {
-            if len > MAX_LEN {
-                return Err(ProblemError::TooLong { name, len, max: MAX_LEN });
-            }
-        }
-        if q_heads % kv_heads != 0 {
-            return Err(ProblemError::Heads { q_heads, kv_heads });
-        }
-        let scores = [batch, q_heads, q_len, kv_len];
-        let paged = spec.paged.is_some();
-        let broadcast = |name, layout: &Layout, wanted: [usize; 4], free: [bool; 4]| {
-            let fits = (0..4).all(|axis| layout.shape[axis] == wanted[axis] || (free[axis] && layout.shape[axis] == 1));
-            let stretched = if fits { layout.broadcast_to(wanted) } else { None };
-            stretched.ok_or(match name {
-                "key" | "value" | "key_scale" | "value_scale" if paged => {
-                    ProblemError::PageShape { name, wanted, found: layout.shape }
-                }
-                _ => ProblemError::Shape { name, wanted, found: layout.shape },
-            })
-        };
-        let batch_only = [spec.paged.is_none(), false, false, false];
-        let [of_batch, of_len] = if spec.paged.is_some() { [pages, page_len] } else { [batch, kv_len] };
-        spec.key.layout = broadcast("key", &spec.key.layout, [of_batch, kv_heads, of_len, head_dim], batch_only)?;
-        spec.value.layout =
-            broadcast("value", &spec.value.layout, [of_batch, kv_heads, of_len, v_head_dim], batch_only)?;
-        for (name, tensor, scale_name, scale) in [
-            ("key", &spec.key, "key_scale", &mut spec.key_scale),
-            ("value", &spec.value, "value_scale", &mut spec.value_scale),
-        ] {
-            let width = tensor.layout.shape[3];
-            match (tensor.element, scale) {
-                (Element::I8, None) => return Err(ProblemError::NoScale { name, scale: scale_name }),
-                (Element::I8, Some(scale)) => {
-                    if !matches!(scale.element, Element::F32 | Element::F16) {
-                        return Err(ProblemError::Element {
-                            name: scale_name,
-                            found: scale.element,
-                            wanted: "f32 or f16",
-                        });
-                    }
-                    let blocks = scale.layout.shape[3];
-                    if blocks == 0 || !width.is_multiple_of(blocks) {
-                        return Err(ProblemError::Blocks { name: scale_name, blocks, width });
-                    }
-                    let wanted = [of_batch, kv_heads, of_len, blocks];
-                    scale.layout = broadcast(scale_name, &scale.layout, wanted, batch_only)?;
-                }
-                (found, Some(_)) => return Err(ProblemError::UselessScale { name, scale: scale_name, found }),
-                (_, None) => {}
-            }
-        }
-        for (name, tensor) in
-            [("query", Some(&spec.query)), ("output", Some(&spec.output)), ("bias", spec.bias.as_ref())]
-        {
-            if let Some(found) = tensor.map(|tensor| tensor.element).filter(|found| !Element::FLOATS.contains(found)) {
-                return Err(ProblemError::Element { name, found, wanted: "f32, f16 or bf16" });
-            }
-        }
-        if let Some(Paged { table_len, kv_len }) = spec.paged {
-            if table_len > 1 && (!page_len.is_power_of_two() || page_len > MAX_PAGE_LEN) {
-                return Err(ProblemError::PageLen { page_len });
-            }
-            if table_len.checked_mul(page_len).is_some_and(|reach| reach < kv_len) {
-                return Err(ProblemError::TableLen { table_len, page_len, kv_len });
-            }
-        }
-        let output = [batch, q_heads, q_len, v_head_dim];
-        spec.output.layout = broadcast("output", &spec.output.layout, output, [false; 4])?;
-        if let Some(bias) = &mut spec.bias {
-            bias.layout = broadcast("bias", &bias.layout, scores, [true; 4])?;
-        }
-        if let Some(mask) = &mut spec.mask {
-            *mask = broadcast("mask", mask, scores, [true; 4])?;
-        }
-        let tensors = [
-            ("query", Some(&spec.query.layout)),
-            ("key", Some(&spec.key.layout)),
-            ("value", Some(&spec.value.layout)),
-            ("output", Some(&spec.output.layout)),
-            ("bias", spec.bias.as_ref().map(|bias| &bias.layout)),
-            ("mask", spec.mask.as_ref()),
-            ("key_scale", spec.key_scale.as_ref().map(|scale| &scale.layout)),
-            ("value_scale", spec.value_scale.as_ref().map(|scale| &scale.layout)),
-        ];
-        for (name, layout) in tensors {
-            let overflows = |layout: &Layout| {
-                // bytes must fit too, and nothing is wider than four of them; counts of rows must fit where another
-                // axis is 0
-                let count = layout.shape.iter().try_fold(4usize, |product, &n| product.checked_mul(n.max(1)));
-                count.is_none() || layout.extent().is_none_or(|extent| extent.checked_mul(4).is_none())
-            };
-            if let Some(layout) = layout.filter(|layout| overflows(layout)) {
-                return Err(ProblemError::Overflow { name, shape: layout.shape, strides: layout.strides });
-            }
-        }
-        let score_bytes = Layout::bhld(scores).elements().and_then(|n| n.checked_mul(4));
-        if spec.scores.is_some() && score_bytes.is_none() {
-            let strides = Layout::bhld(scores).strides;
-            return Err(ProblemError::Overflow { name: "scores", shape: scores, strides });
-        }
-        if !spec.output.layout.is_injective() {
-            let Layout { shape, strides, .. } = spec.output.layout;
-            return Err(ProblemError::OutputOverlaps { shape, strides });
-        }
-        let scale = spec.scale.unwrap_or_else(|| default_scale(head_dim));
-        if !scale.is_finite() {
-            return Err(ProblemError::Scale { scale });
-        }
-        if let Some(softcap) = spec.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
-            return Err(ProblemError::Softcap { softcap });
-        }
-        // a device may take a subnormal number for 0, and divide by it; every cap as small as this one makes scores that
-        // add nothing to 1
-        spec.softcap = spec.softcap.map(|cap| cap.max(f32::MIN_POSITIVE));
-        let diagonal = match (spec.causal, spec.offset) {
-            (Some(causal), Some(offset)) if causal != offset => {
-                return Err(ProblemError::TwoDiagonals { causal, offset });
-            }
-            (causal, offset) => causal.or(offset).unwrap_or_default(),
-        };
-        let tensors = [&mut spec.query, &mut spec.key, &mut spec.value, &mut spec.output].into_iter();
-        let optional = [&mut spec.bias, &mut spec.key_scale, &mut spec.value_scale].into_iter().flatten();
-        for layout in tensors.chain(optional).map(|tensor| &mut tensor.layout).chain(&mut spec.mask) {
-            // nothing of it is ever touched, so where it would lie must not matter either
-            if layout.is_empty() {
-                *layout = Layout { shape: layout.shape, strides: [0; 4], offset: 0 };
-            }
-        }
-        Ok(Self { spec, scale, diagonal })
+    pub fn new(spec: AttentionSpec) -> Result<Self, ProblemError> {
+        check::check(spec)
     }
 
     /// The spec, with every layout stretched to its full shape.
@@ -469,166 +333,4 @@ impl AttentionProblem {
         let from = from.min(to);
         from.unsigned_abs() as usize..to.unsigned_abs() as usize
     }
-}
-
-/// `1 / sqrt(head_dim)`, rounded once.
-#[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
-fn default_scale(head_dim: usize) -> f32 {
-    (1.0 / (head_dim as f64).sqrt()) as f32
-}
-
-/// Why a spec was refused.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ProblemError {
-    /// A count or width is 0 that must not be.
-    #[error("{name} is 0, needs at least 1 (batch, q_len and kv_len may be 0)")]
-    Zero {
-        /// Which one.
-        name: &'static str,
-    },
-    /// A sequence is longer than positions can be counted.
-    #[error("{name} is {len}, at most {max} tokens are possible")]
-    TooLong {
-        /// `q_len` or `kv_len`.
-        name: &'static str,
-        /// What was asked, in tokens.
-        len: usize,
-        /// The longest possible, in tokens.
-        max: usize,
-    },
-    /// Query heads cannot be shared out evenly.
-    #[error("key has kv_heads {kv_heads}, which does not divide q_heads {q_heads}")]
-    Heads {
-        /// Heads of the query.
-        q_heads: usize,
-        /// Heads of the key.
-        kv_heads: usize,
-    },
-    /// A tensor's shape does not fit the others.
-    #[error(
-        "{name} has shape {found:?}, needs {wanted:?}{}",
-        match *name {
-            "bias" | "mask" => " (each axis may also be 1)",
-            "key" | "value" | "key_scale" | "value_scale" => " (batch may also be 1)",
-            _ => "",
-        }
-    )]
-    Shape {
-        /// Which tensor.
-        name: &'static str,
-        /// The shape that would do.
-        wanted: [usize; 4],
-        /// The shape that was given.
-        found: [usize; 4],
-    },
-    /// Pages of one tensor are not those of another.
-    #[error("{name} has shape {found:?}, needs {wanted:?}: pages as many and as long as those of the key")]
-    PageShape {
-        /// Which tensor.
-        name: &'static str,
-        /// The shape that would do.
-        wanted: [usize; 4],
-        /// The shape that was given.
-        found: [usize; 4],
-    },
-    /// Positions in a tensor, or its bytes, do not fit a `usize`.
-    #[error("{name} with shape {shape:?} and strides {strides:?} is larger than memory can be addressed")]
-    Overflow {
-        /// Which tensor.
-        name: &'static str,
-        /// Its shape.
-        shape: [usize; 4],
-        /// Its strides, in elements.
-        strides: [usize; 4],
-    },
-    /// A tensor cannot hold elements of this type.
-    #[error("{name} holds {found}, needs {wanted}; signed bytes are for key and value, beside their scales")]
-    Element {
-        /// Which tensor.
-        name: &'static str,
-        /// The type that was given.
-        found: Element,
-        /// The types that would do.
-        wanted: &'static str,
-    },
-    /// Signed bytes without the scales that they are to be multiplied by.
-    #[error(
-        "{name} holds i8 and needs {scale}, one for each block of a row: [batch, kv_heads, kv_len, blocks], f32 or f16"
-    )]
-    NoScale {
-        /// `key` or `value`.
-        name: &'static str,
-        /// The tensor that is missing.
-        scale: &'static str,
-    },
-    /// Scales of elements that have none.
-    #[error("{scale} is given, but {name} holds {found}; only i8 has scales")]
-    UselessScale {
-        /// `key` or `value`.
-        name: &'static str,
-        /// Its scales.
-        scale: &'static str,
-        /// The type of the elements.
-        found: Element,
-    },
-    /// Blocks of a row that are not all alike.
-    #[error("{name} has {blocks} blocks a row, which does not divide the width of {width}")]
-    Blocks {
-        /// `key_scale` or `value_scale`.
-        name: &'static str,
-        /// Blocks of a row.
-        blocks: usize,
-        /// Columns of a row.
-        width: usize,
-    },
-    /// Pages of a length that is not possible.
-    #[error(
-        "page_len is {page_len}, needs a power of two from 1 to {MAX_PAGE_LEN} tokens where an entry has several pages"
-    )]
-    PageLen {
-        /// What was asked, in tokens.
-        page_len: usize,
-    },
-    /// The table reaches less far than the keys.
-    #[error("a table of {table_len} pages of {page_len} tokens does not reach over kv_len {kv_len}")]
-    TableLen {
-        /// Pages of a batch entry.
-        table_len: usize,
-        /// Tokens of a page.
-        page_len: usize,
-        /// Keys of a batch entry.
-        kv_len: usize,
-    },
-    /// Two elements of the output would be written to one place.
-    #[error(
-        "output with shape {shape:?} and strides {strides:?} has elements that share a place; \
-         each axis must step over what the smaller strides span"
-    )]
-    OutputOverlaps {
-        /// Shape of the output.
-        shape: [usize; 4],
-        /// Strides of the output, in elements.
-        strides: [usize; 4],
-    },
-    /// The scale is infinite or not a number.
-    #[error("scale is {scale}, needs a finite number")]
-    Scale {
-        /// What was asked.
-        scale: f32,
-    },
-    /// The softcap is not a positive number.
-    #[error("softcap is {softcap}, needs a finite number above 0 (no softcap: None)")]
-    Softcap {
-        /// What was asked.
-        softcap: f32,
-    },
-    /// The causal mask and the offset name different diagonals.
-    #[error("causal is {causal} but offset is {offset}; there is one diagonal, leave offset out or make it the same")]
-    TwoDiagonals {
-        /// The diagonal of the causal mask.
-        causal: Diagonal,
-        /// The diagonal of windows and ALiBi.
-        offset: Diagonal,
-    },
 }

@@ -1,5 +1,8 @@
 //! Times of repeated calls, and by which clock.
 
+#[cfg(feature = "threads")]
+use std::time::{Duration, Instant};
+
 /// The clock that a time was read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "tune", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
@@ -42,4 +45,23 @@ impl Timing {
         let at = (last as f64 * share.clamp(0.0, 1.0)).round() as usize;
         sorted.get(at).copied().unwrap_or(f64::NAN)
     }
+}
+
+/// Times calls by the host's clock: at least so many rounds, and until the budget is used up; `on_round` is called after each.
+#[cfg(feature = "threads")]
+pub(crate) fn time_calls<E>(
+    min_rounds: usize,
+    budget: Duration,
+    on_round: &mut (dyn FnMut() + '_),
+    mut call: impl FnMut() -> Result<(), E>,
+) -> Result<Timing, E> {
+    let mut millis = vec![];
+    let begin = Instant::now();
+    while millis.len() < min_rounds || begin.elapsed() < budget {
+        let start = Instant::now();
+        call()?;
+        millis.push(start.elapsed().as_secs_f64() * 1e3);
+        on_round();
+    }
+    Ok(Timing { millis, source: TimingSource::Cpu })
 }

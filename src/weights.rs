@@ -92,7 +92,7 @@ impl RowNorm<'_> {
     }
 
     /// Compares the lengths with the number of rows.
-    fn check(self, wanted: usize) -> Result<(), InputError> {
+    pub(crate) fn check(self, wanted: usize) -> Result<(), InputError> {
         let exactly = |name, found| if found == wanted { Ok(()) } else { Err(InputError::Len { name, wanted, found }) };
         match self {
             Self::Lse(lse) => exactly("lse", lse.len()),

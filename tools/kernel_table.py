@@ -183,6 +183,8 @@ def share_of_fmas(found, shader):
     """Share of FMAs among the instructions of the loop over keys, as text."""
     every_loop = loops(found)
     fmas = lambda loop: sum(found[n].fmas for n in loop)
+    if shader["shader"] == "backward":
+        return share_of_backward(found, every_loop, shader)
     if shader["shader"] != "tiled":
         # loops over the width of a row and over keys, whose trips are not known here: each by itself
         inner = [loop for loop in every_loop if fmas(loop) and not any(other < loop for other in every_loop)]
@@ -213,6 +215,29 @@ def share_of_fmas(found, shader):
     _, counted, everything = best
     if abs(counted - wanted) > 0.05 * wanted:
         raise SystemExit(f"tiled: {counted} FMAs counted in the loop over keys, there must be {wanted}")
+    return percent(counted, everything)
+
+
+def share_of_backward(found, every_loop, shader):
+    """Of the loop over tiles of pairs: the loops over a row's width weighted by their trips, those that ask again pair by pair, which
+    only infinite or NaN elements make run, left out."""
+    fmas = lambda loop: sum(found[n].fmas for n in loop)
+    over_tiles = max(every_loop, key=lambda loop: (fmas(loop), -len(loop)))
+    c, dims = shader["constants"], shader["overrides"]
+    pairs, chunk = c["ROW_REG"] * c["KEY_REG"], 4 * c["CHUNK"]
+    weight = {n: 1 for n in over_tiles}
+    for loop in (loop for loop in every_loop if loop < over_tiles):
+        # the first product of a chunk may be a multiplication, and a loop may be unrolled in part
+        chunks = -(-fmas(loop) // (pairs * chunk))
+        alone = c["OWN_REG"] * 4 * c["COLUMNS"] >= fmas(loop) > 0
+        for n in loop:
+            weight[n] = 0 if alone else -(-dims["HEAD_DIM"] // chunk) // chunks if fmas(loop) else 1
+    counted = sum(found[n].fmas * weight[n] for n in over_tiles)
+    everything = sum(found[n].instructions * weight[n] for n in over_tiles)
+    products = c["PRODUCTS"] * c["OWN_REG"] * 4 * c["COLUMNS"] * c["OTHER_REG"] * c["LANES"]
+    wanted = c["TURNS"] * pairs * -(-dims["HEAD_DIM"] // chunk) * chunk + products
+    if abs(counted - wanted) > 0.1 * wanted:
+        raise SystemExit(f"backward: {counted} FMAs counted in the loop over tiles, there must be {wanted}")
     return percent(counted, everything)
 
 

@@ -4,7 +4,8 @@
 
 use rayon::prelude::*;
 
-use super::tensors::{Failure, Tensors};
+use super::tensors::Tensors;
+use crate::flags::Failure;
 
 /// `y = x W^T + b`, weights `[out, in]`.
 pub(crate) struct Linear {

@@ -7,7 +7,21 @@ use std::path::Path;
 use cross_attention::f16;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-pub(crate) type Failure = Box<dyn std::error::Error>;
+use crate::flags::Failure;
+
+/// The bytes of a file of the repository, or of a folder that was named.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(path).map_err(|error| {
+        let path = path.display();
+        format!("cannot read {path}: {error}; the data of examples is in examples/data of the repository").into()
+    })
+}
+
+/// What a JSON file of the same folder says.
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    let known = serde_json::from_slice(&read(path)?);
+    known.map_err(|error| format!("{} does not hold what the example needs: {error}", path.display()).into())
+}
 
 /// A file that was read.
 pub(crate) struct Tensors {
@@ -18,14 +32,14 @@ pub(crate) struct Tensors {
 impl Tensors {
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         let shown = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|error| format!("{shown}: {error}"))?;
-        SafeTensors::deserialize(&bytes).map_err(|error| format!("{shown}: {error}"))?;
+        let bytes = read(path)?;
+        SafeTensors::deserialize(&bytes).map_err(|error| format!("{shown} is no safetensors file: {error}"))?;
         Ok(Self { bytes, path: shown })
     }
 
     fn view(&self, name: &str) -> Result<TensorView<'_>, Failure> {
         let all = SafeTensors::deserialize(&self.bytes)?;
-        all.tensor(name).map_err(|error| format!("{}: {name}: {error}", self.path).into())
+        all.tensor(name).map_err(|error| format!("{} has no tensor {name}: {error}", self.path).into())
     }
 
     fn has(&self, name: &str) -> bool {
@@ -51,6 +65,12 @@ impl Tensors {
 
     pub(crate) fn i32(&self, name: &str) -> Result<Vec<i32>, Failure> {
         Ok(self.view(name)?.data().as_chunks().0.iter().map(|x| i32::from_le_bytes(*x)).collect())
+    }
+
+    /// Text of the file's header.
+    pub(crate) fn metadata(&self, name: &str) -> Result<Option<String>, Failure> {
+        let (_, header) = SafeTensors::read_metadata(&self.bytes)?;
+        Ok(header.metadata().as_ref().and_then(|metadata| metadata.get(name).cloned()))
     }
 
     pub(crate) fn shape(&self, name: &str) -> Result<Vec<usize>, Failure> {

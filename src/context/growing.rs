@@ -156,7 +156,7 @@ impl GrowingContexts {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn new_blocking(device: &Device, spec: GrowingSpec) -> Result<Self, Error> {
         device.block_on(Self::new(device, spec))
     }

@@ -3,28 +3,31 @@
 //! A [`PreparedContext`] holds the keys and values of one or more contexts on a device. Entries of a batch name the context
 //! they attend to, and several may share one without a copy: the prompts of classifier-free guidance, the beams of a
 //! search. Where all entries have one context it is an attention whose keys and values repeat along the batch with a stride
-//! of 0; else one whose contexts are pages, of which each entry has one ([`Paged`]).
+//! of 0; else one whose contexts are pages, of which each entry has one
+//! ([`Paged`](crate::Paged)).
 //!
 //! [`GrowingContexts`] are contexts to whose ends tokens are written as they come.
 
 mod error;
 mod growing;
+mod run;
 mod store;
+mod weights;
 
-use std::ops::Range;
 use std::sync::Arc;
 
 pub use error::ContextError;
 pub use growing::{GrowingContexts, GrowingId, GrowingSpec};
 
-use crate::device::{Device, KernelChoice, PreparedAttention};
-use crate::engine::{self, Inputs, Kind, Outputs, Recording, Tensor};
+use crate::device::{Device, PreparedAttention};
+use crate::engine::{self, Kind, Recording, Tensor};
 use crate::error::Error;
 use crate::inputs::{AttentionOutput, RowState};
 use crate::kept::Kept;
-use crate::problem::{AttentionProblem, AttentionSpec, Paged};
+use crate::problem::{AttentionProblem, AttentionSpec};
 use crate::tensor::{Element, Layout, TensorRef, TensorSpec};
 use crate::terms::Terms;
+use run::Run;
 use store::Store;
 
 /// How keys and values of a context are stored, and read by each attention. Arithmetic is f32.
@@ -137,22 +140,6 @@ struct Inner {
     kept: Kept<PreparedAttention>,
 }
 
-/// Neighbouring entries of a batch whose contexts are bound together.
-struct Run {
-    entries: Range<usize>,
-    shelf: usize,
-    /// Of each entry, within the shelf.
-    contexts: Vec<usize>,
-}
-
-impl Run {
-    /// The only context of all entries.
-    fn one_context(&self) -> Option<usize> {
-        let first = *self.contexts.first()?;
-        self.contexts.iter().all(|context| *context == first).then_some(first)
-    }
-}
-
 impl PreparedContext {
     /// Stores keys `[contexts, kv_heads, kv_len, head_dim]` and values `[contexts, kv_heads, kv_len, v_head_dim]`, without
     /// gaps, and a key length for each context, where they differ.
@@ -209,7 +196,7 @@ impl PreparedContext {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn new_blocking<'a>(
         device: &Device,
         spec: ContextSpec,
@@ -224,6 +211,12 @@ impl PreparedContext {
     #[must_use]
     pub fn spec(&self) -> &ContextSpec {
         &self.inner.spec
+    }
+
+    /// Whether contexts are of lengths of their own.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn has_lens(&self) -> bool {
+        self.inner.kv_lens.is_some()
     }
 
     /// Bytes that keys and values are stored in. Each context begins at a multiple of 256 bytes.
@@ -268,6 +261,23 @@ impl PreparedContext {
         spec: &AttentionSpec,
         inputs: &ContextInputs<'_>,
     ) -> Result<ContextTensors, Error> {
+        let (problem, runs) = self.checked(recording, spec, inputs)?;
+        let tensors = ContextTensors::new(recording, &problem).await?;
+        let query = recording.place("query", &inputs.query).await?;
+        let terms = recording.place_terms(&inputs.terms).await?;
+        for run in &runs {
+            self.record_run(recording, &problem, run, (&query, &terms), &tensors).await?;
+        }
+        Ok(tensors)
+    }
+
+    /// Compares a call with the contexts, and cuts its batch.
+    fn checked(
+        &self,
+        recording: &Recording<'_>,
+        spec: &AttentionSpec,
+        inputs: &ContextInputs<'_>,
+    ) -> Result<(AttentionProblem, Vec<Run>), Error> {
         recording.check_device(&self.inner.device)?;
         let own = self.attention(spec.query);
         let same = [
@@ -290,133 +300,16 @@ impl PreparedContext {
         // what is given in a call has no scales
         engine::check_terms(&inputs.terms, &problem.with_own_scales())?;
         let runs = self.runs(problem.batch(), inputs.context_index)?;
-        let tensors = ContextTensors::new(recording, &problem).await?;
-        let query = recording.place("query", &inputs.query).await?;
-        let terms = recording.place_terms(&inputs.terms).await?;
-        for run in &runs {
-            self.record_run(recording, &problem, run, (&query, &terms), &tensors).await?;
-        }
-        Ok(tensors)
+        Ok((problem, runs))
     }
 
     /// [`attend`](Self::attend), blocking.
     ///
     /// # Errors
     /// As [`attend`](Self::attend).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn attend_blocking(&self, spec: &AttentionSpec, inputs: &ContextInputs<'_>) -> Result<AttentionOutput, Error> {
         self.inner.device.block_on(self.attend(spec, inputs))
-    }
-
-    /// The batch cut where contexts are not bound together.
-    fn runs(&self, batch: usize, index: Option<&[u32]>) -> Result<Vec<Run>, ContextError> {
-        let contexts = self.inner.spec.contexts;
-        let of: Vec<usize> = match index {
-            Some(index) if index.len() != batch => {
-                return Err(ContextError::Len { name: "context_index", wanted: batch, found: index.len() });
-            }
-            Some(index) => index.iter().map(|&context| context as usize).collect(),
-            None if contexts == 1 => vec![0; batch],
-            None if contexts == batch => (0..batch).collect(),
-            None => return Err(ContextError::Batch { batch, contexts }),
-        };
-        if let (Some(row), Some(index)) = (of.iter().position(|context| *context >= contexts), index) {
-            return Err(ContextError::Index { row, found: index[row], contexts });
-        }
-        let per_shelf = self.inner.store.per_shelf;
-        let mut runs: Vec<Run> = vec![];
-        for (entry, context) in of.into_iter().enumerate() {
-            let (shelf, context) = (context / per_shelf, context % per_shelf);
-            match runs.last_mut() {
-                Some(run) if run.shelf == shelf => {
-                    run.entries.end = entry + 1;
-                    run.contexts.push(context);
-                }
-                _ => runs.push(Run { entries: entry..entry + 1, shelf, contexts: vec![context] }),
-            }
-        }
-        Ok(runs)
-    }
-
-    /// The attention of one run, and of its tensors what it takes. It does not say where in the batch the run stands, so that
-    /// runs of one length share it; but on a device tensors are bound at multiples of its alignment, and what lies before the
-    /// run within those is an offset.
-    async fn record_run(
-        &self,
-        recording: &mut Recording<'_>,
-        whole: &AttentionProblem,
-        run: &Run,
-        (query, terms): (&Tensor<'_>, &Terms<Tensor<'_>>),
-        to: &ContextTensors,
-    ) -> Result<(), Error> {
-        let (first, count) = (run.entries.start, run.entries.len());
-        let mut spec = whole.spec().clone();
-        // elements of a tensor from the run's first entry on
-        fn cut<'t>(tensor: &Tensor<'t>, layout: &mut Layout, [first, count]: [usize; 2]) -> Tensor<'t> {
-            let start = first * layout.strides[0];
-            layout.shape[0] = count;
-            let end = start + layout.extent().unwrap_or(0);
-            // of an empty tensor nothing is read, whatever its strides
-            let (tensor, before) = tensor.cut_to_bind(start.min(tensor.len())..end.min(tensor.len()));
-            layout.offset += before;
-            tensor
-        }
-        let at = [first, count];
-        let query = cut(query, &mut spec.query.layout, at);
-        let (mut of_run, whole_terms) = (terms.clone(), whole.terms());
-        for (term, of) in of_run.row_data_mut().into_iter().zip(whole_terms.row_data()) {
-            if let (Some(list), (_, Some(of))) = (term, of)
-                && of.by_batch
-            {
-                let share = of.elements / whole.batch();
-                *list = list.cut(first * share..run.entries.end * share);
-            }
-        }
-        of_run.bias = terms.bias.as_ref().zip(spec.bias.as_mut()).map(|(bias, of)| cut(bias, &mut of.layout, at));
-        of_run.mask = terms.mask.as_ref().zip(spec.mask.as_mut()).map(|(mask, layout)| cut(mask, layout, at));
-        spec.output.layout = Layout::bhld([count, whole.q_heads(), whole.q_len(), whole.v_head_dim()]);
-        let per_entry = whole.q_heads() * whole.q_len() * whole.v_head_dim();
-        let (output, before) = to.output.cut_to_bind(first * per_entry..run.entries.end * per_entry);
-        spec.output.layout.offset = before;
-        let one_context = run.one_context();
-        let [key, value, key_scale, value_scale] = self.inner.store.tensors(run.shelf, one_context, count, &mut spec);
-        (of_run.key_scale, of_run.value_scale) = (key_scale, value_scale);
-        spec.kv_lens = self.inner.kv_lens.is_some();
-        let first_context = run.shelf * self.inner.store.per_shelf;
-        let of_context = |lens: &Vec<u32>| run.contexts.iter().map(|n| lens[first_context + n]).collect::<Vec<_>>();
-        let lens = self.inner.kv_lens.as_ref().map(of_context);
-        if let Some(lens) = &lens {
-            of_run.kv_lens = Some(recording.place("kv_lens", &lens.into()).await?);
-        }
-        let table: Vec<i32> = run.contexts.iter().map(|n| i32::try_from(*n).unwrap_or(i32::MAX)).collect();
-        if one_context.is_none() {
-            spec.paged = Some(Paged { table_len: 1, kv_len: self.inner.spec.kv_len });
-            of_run.block_table = Some(recording.place("block_table", &(&table).into()).await?);
-        }
-        let problem = AttentionProblem::new(spec)?;
-        let prepared = self.inner.kept.get(&problem, self.inner.device.prepare(&problem, KernelChoice::Auto)).await?;
-        let (Some(key), Some(value)) = (key, value) else { return Err(ContextError::Keys { name: "key" }.into()) };
-        let inputs = Inputs { query, key, value, terms: of_run };
-        if count == whole.batch() {
-            let to = Outputs { output, rows: to.rows.clone(), scores: to.scores.clone() };
-            return recording.attend(&prepared, &inputs, &to);
-        }
-        // what has no layout is written to its place by a copy
-        let entries = |of: &Option<Tensor<'static>>| of.as_ref().map(|of| of.len() / whole.batch() * count);
-        let mut own = Outputs { output, rows: None, scores: None };
-        if let Some(len) = entries(&to.rows) {
-            own.rows = Some(recording.allocate("rows of a run", Kind::F32, len).await?);
-        }
-        if let Some(len) = entries(&to.scores) {
-            own.scores = Some(recording.allocate("scores of a run", Kind::F32, len).await?);
-        }
-        recording.attend(&prepared, &inputs, &own)?;
-        for (from, to) in [(&own.rows, &to.rows), (&own.scores, &to.scores)] {
-            if let (Some(from), Some(to)) = (from, to) {
-                recording.copy(from, to, to.len() / whole.batch() * first)?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -439,7 +332,7 @@ fn attention(of: &ContextSpec, query: TensorSpec) -> AttentionSpec {
 }
 
 impl ContextTensors {
-    pub(super) async fn new(recording: &Recording<'_>, problem: &AttentionProblem) -> Result<Self, Error> {
+    pub(crate) async fn new(recording: &Recording<'_>, problem: &AttentionProblem) -> Result<Self, Error> {
         let (spec, rows) = (problem.spec(), problem.rows());
         let mut tensors = Self {
             output: recording.allocate("output", spec.output.element.into(), rows * problem.v_head_dim()).await?,
@@ -473,5 +366,22 @@ impl ContextTensors {
             scores = Some(all.read_f32("scores").await?);
         }
         Ok(AttentionOutput { output: self.output.read("output").await?, lse, row_state, scores })
+    }
+}
+
+#[cfg(all(test, feature = "threads"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_without_a_key_give_zeros() {
+        let none: Vec<f32> = vec![];
+        let spec = ContextSpec::new([2, 1, 0, 2]);
+        let context = PreparedContext::new_blocking(&Device::Cpu, spec, &none, &none, None).unwrap();
+        let attention = context.attention(TensorSpec::f32(Layout::bhld([3, 1, 1, 2])));
+        let query = vec![1.0f32; 6];
+        let inputs = ContextInputs { context_index: Some(&[0, 1, 1]), ..ContextInputs::new(&query) };
+        let result = context.attend_blocking(&attention, &inputs).unwrap();
+        assert_eq!(result.output.to_f32(), [0.0; 6]);
     }
 }

@@ -5,22 +5,25 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, linalg::general_mat_mul};
 /// Rows, or columns, that one task computes. Does not depend on the threads, so that results do not either.
 const BLOCK: usize = 128;
 
-/// `y[m, n] = sum over k of x[m, k] weight[n, k] + bias[n]` in f32; `weight` is `[out_features, in_features]`. Lengths are
-/// checked by the caller.
+/// `y[m, n] = sum over k of x[m, k] weight[n, k] + bias[n]` in f32; `x` is `[rows, in_features]`, `weight`
+/// `[out_features, in_features]`, either transposed where `turned` says so. Lengths are checked by the caller.
 pub(crate) fn linear(
-    x: &[f32],
-    weight: &[f32],
+    [x, weight]: [&[f32]; 2],
+    turned: [bool; 2],
     bias: Option<&[f32]>,
-    [out_features, in_features]: [usize; 2],
+    [rows, in_features, out_features]: [usize; 3],
 ) -> Vec<f32> {
-    let rows = x.len().checked_div(in_features).unwrap_or(0);
     let mut y = vec![0.0; rows * out_features];
     if let Some(bias) = bias {
         y.chunks_exact_mut(out_features).for_each(|row| row.copy_from_slice(bias));
     }
+    let view = |data, turned, rows| match turned {
+        false => ArrayView2::from_shape((rows, in_features), data),
+        true => ArrayView2::from_shape((in_features, rows), data).map(ArrayView2::reversed_axes),
+    };
     let views = (
-        ArrayView2::from_shape((rows, in_features), x),
-        ArrayView2::from_shape((out_features, in_features), weight),
+        view(x, turned[0], rows),
+        view(weight, turned[1], out_features),
         ArrayViewMut2::from_shape((rows, out_features), &mut y),
     );
     if let (Ok(x), Ok(weight), Ok(mut y)) = views {

@@ -49,7 +49,7 @@ pub struct MergedState {
 }
 
 /// Why partial states could not be merged.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MergeError {
     /// There is nothing to merge, so the number of rows is not known.
@@ -69,6 +69,16 @@ pub enum MergeError {
         wanted: usize,
         /// Rows that were given.
         found: usize,
+    },
+    /// A sum is none of exponentials.
+    #[error("row_sum of part {part} is {found} in row {row}, needs a finite number from 0 on, or NaN")]
+    Sum {
+        /// Which part.
+        part: usize,
+        /// Which of its rows.
+        row: usize,
+        /// What it has.
+        found: f32,
     },
     /// A part has another number of rows than the first.
     #[error("lse of part {part} has {found} rows, needs {wanted} as part 0 has")]
@@ -112,7 +122,7 @@ pub enum MergeError {
 /// ```
 ///
 /// # Errors
-/// A [`MergeError`] if there are no parts, or they differ in rows or width.
+/// A [`MergeError`] if there are no parts, they differ in rows or width, or a sum is below 0 or infinite.
 pub fn merge_states(parts: &[StatePart<'_>], v_head_dim: usize) -> Result<MergedStates, MergeError> {
     let rows = check_state_parts(parts, v_head_dim)?;
     let state = RowState { row_max: vec![f32::NEG_INFINITY; rows], row_sum: vec![0.0; rows] };
@@ -198,6 +208,11 @@ pub(crate) fn check_state_parts(parts: &[StatePart<'_>], v_head_dim: usize) -> R
         if rows.checked_mul(v_head_dim) != Some(state.output.len()) {
             return Err(MergeError::Output { part, rows, v_head_dim, found: state.output.len() });
         }
+        // NaN is that of scores that are NaN or infinite, and goes on as NaN
+        let wrong = |sum: &f32| *sum < 0.0 || sum.is_infinite();
+        if let Some(row) = state.row_sum.iter().position(wrong) {
+            return Err(MergeError::Sum { part, row, found: state.row_sum[row] });
+        }
     }
     Ok(rows)
 }
@@ -236,6 +251,15 @@ mod tests {
         )
         .unwrap();
         assert_eq!(merged, MergedState { output: vec![1.5, -2.5, 0.0, 0.0], lse: vec![-0.3, none] });
+    }
+
+    #[test]
+    fn sums_that_no_exponentials_have_are_refused() {
+        for found in [-1.0, f32::INFINITY, f32::NEG_INFINITY] {
+            let states = [[0.0, 2.0], [f32::NAN, found]];
+            let parts = states.each_ref().map(|sum| StatePart { output: &[0.0; 2], row_max: &[0.0; 2], row_sum: sum });
+            assert_eq!(merge_states(&parts, 1), Err(MergeError::Sum { part: 1, row: 1, found }));
+        }
     }
 
     #[test]

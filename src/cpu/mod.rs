@@ -4,7 +4,7 @@ mod fused;
 #[cfg(feature = "layer")]
 mod linear;
 mod merge;
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 mod peak;
 mod plain;
 pub mod reference;
@@ -19,8 +19,10 @@ pub use fused::{CpuAttention, CpuBackward, CpuOutputs, CpuPlan, CpuStrategy, Gra
 #[cfg(feature = "layer")]
 pub(crate) use linear::linear;
 pub(crate) use merge::check_parts;
+#[cfg(feature = "mpi")]
+pub(crate) use merge::check_state_parts;
 pub use merge::{MergeError, MergedState, MergedStates, PartialState, StatePart, merge, merge_states};
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 pub use peak::roofline;
 pub use simd::SimdLevel;
 pub(crate) use weights::reference_weights;
@@ -64,7 +66,7 @@ impl std::fmt::Display for CpuKernel {
     }
 }
 
-/// Computes one attention with the default kernel, on all cores (feature `native`) or on one.
+/// Computes one attention with the default kernel, on all cores (feature `threads`) or on one.
 ///
 /// The same inputs give the same bits, whatever the number of threads.
 ///
@@ -123,7 +125,7 @@ pub fn attention_at(
     CpuAttention::for_one_call(problem, level).run(inputs)
 }
 
-/// Computes the gradients of one attention, on all cores (feature `native`) or on one.
+/// Computes the gradients of one attention, on all cores (feature `threads`) or on one.
 ///
 /// The same inputs give the same bits, whatever the number of threads. An example stands at [`backward`](crate::backward).
 ///
@@ -267,22 +269,22 @@ pub(crate) const fn row_place(problem: &AttentionProblem, row: usize) -> (usize,
 
 /// Computes `compute(0), compute(1), ..` on all cores, and returns them in order.
 pub(crate) fn map<T: Send>(n: usize, compute: impl Fn(usize) -> T + Send + Sync) -> Vec<T> {
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     {
         use rayon::prelude::*;
         (0..n).into_par_iter().map(compute).collect()
     }
-    #[cfg(not(feature = "native"))]
+    #[cfg(not(feature = "threads"))]
     (0..n).map(compute).collect()
 }
 
 fn for_each<T: Send>(tasks: Vec<T>, compute: impl Fn(T) + Send + Sync) {
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     {
         use rayon::prelude::*;
         tasks.into_par_iter().for_each(compute);
     }
-    #[cfg(not(feature = "native"))]
+    #[cfg(not(feature = "threads"))]
     tasks.into_iter().for_each(compute);
 }
 

@@ -1,7 +1,7 @@
 //! Gradients on a device, prepared or in one call.
 
-#[cfg(feature = "native")]
-use std::time::{Duration, Instant};
+#[cfg(feature = "threads")]
+use std::time::Duration;
 
 use super::{Device, cpu_threads};
 use crate::backward::{BackwardInputs, BackwardProblem, Gradients};
@@ -9,8 +9,9 @@ use crate::cpu::reference;
 use crate::cpu::{CpuBackward, SimdLevel};
 use crate::error::Error;
 use crate::gpu::GpuBackward;
-#[cfg(feature = "native")]
-use crate::timing::{Timing, TimingSource};
+use crate::plan::BackwardPlan;
+#[cfg(feature = "threads")]
+use crate::timing::{Timing, time_calls};
 
 /// A backward that is planned and prepared on a device: what a problem costs once is spent, and calls follow.
 #[derive(Clone, Debug)]
@@ -44,9 +45,24 @@ impl Device {
     ///
     /// # Errors
     /// As [`prepare_backward`](Self::prepare_backward).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn prepare_backward_blocking(&self, problem: &BackwardProblem) -> Result<PreparedBackward, Error> {
         self.block_on(self.prepare_backward(problem))
+    }
+
+    /// What would run for gradients, and why, without making anything of it: no workspace, no pipelines.
+    ///
+    /// # Errors
+    /// [`Error::BackwardPlan`] if they do not fit the device's limits.
+    pub fn explain_backward(&self, problem: &BackwardProblem) -> Result<String, Error> {
+        match self {
+            Self::Cpu => Ok(cpu_text(CpuBackward::explain(problem, SimdLevel::best()))),
+            Self::Oracle => Ok(ORACLE_TEXT.to_owned()),
+            Self::Gpu(gpu) => {
+                let plan = BackwardPlan::new(problem, gpu.caps()).map_err(|reason| Error::BackwardPlan { reason })?;
+                Ok(plan.to_string())
+            }
+        }
     }
 
     /// The gradients of one attention, from host memory to host memory.
@@ -62,7 +78,7 @@ impl Device {
     ///
     /// # Errors
     /// As [`backward`](Self::backward).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn backward_blocking(
         &self,
         problem: &BackwardProblem,
@@ -70,6 +86,12 @@ impl Device {
     ) -> Result<Gradients, Error> {
         self.block_on(self.backward(problem, inputs))
     }
+}
+
+const ORACLE_TEXT: &str = "kernel     oracle: f64, one pair after another\n";
+
+fn cpu_text(plan: String) -> String {
+    plan + &format!("threads    {}\n", cpu_threads())
 }
 
 impl PreparedBackward {
@@ -87,8 +109,8 @@ impl PreparedBackward {
     #[must_use]
     pub fn plan_text(&self) -> String {
         match self {
-            Self::Cpu(prepared) => format!("{}threads    {}\n", prepared.plan_text(), cpu_threads()),
-            Self::Oracle(_) => "kernel     oracle: f64, one pair after another\n".to_owned(),
+            Self::Cpu(prepared) => cpu_text(prepared.plan_text()),
+            Self::Oracle(_) => ORACLE_TEXT.to_owned(),
             Self::Gpu(prepared) => prepared.plan().to_string(),
         }
     }
@@ -119,7 +141,7 @@ impl PreparedBackward {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn run_blocking(&self, inputs: &BackwardInputs<'_>) -> Result<Gradients, Error> {
         match self {
             Self::Cpu(_) | Self::Oracle(_) => pollster::block_on(self.run(inputs)),
@@ -132,7 +154,7 @@ impl PreparedBackward {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn time_blocking(
         &self,
         inputs: &BackwardInputs<'_>,
@@ -144,17 +166,12 @@ impl PreparedBackward {
             return prepared.time_blocking(inputs, min_rounds, budget, on_round);
         }
         let mut gradients = self.run_blocking(inputs)?;
-        let mut millis = vec![];
-        let begin = Instant::now();
-        while millis.len() < min_rounds || begin.elapsed() < budget {
-            let start = Instant::now();
+        time_calls(min_rounds, budget, on_round, || {
             match self {
                 Self::Cpu(prepared) => prepared.run_into(inputs, (&mut gradients).into())?,
                 Self::Oracle(_) | Self::Gpu(_) => drop(self.run_blocking(inputs)?),
             }
-            millis.push(start.elapsed().as_secs_f64() * 1e3);
-            on_round();
-        }
-        Ok(Timing { millis, source: TimingSource::Cpu })
+            Ok(())
+        })
     }
 }

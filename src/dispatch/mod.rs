@@ -7,6 +7,7 @@ mod bindings;
 mod choice;
 mod grid;
 mod kernel;
+mod maps;
 mod needs;
 pub(crate) mod params;
 mod part;
@@ -20,10 +21,11 @@ mod variant;
 pub(crate) mod wgsl;
 
 pub use bindings::Binding;
-pub(crate) use bindings::{Bindings, RowDataMap, RowStatsMap};
+pub(crate) use bindings::Bindings;
 pub use choice::{PlanChoice, TileShape};
 pub(crate) use grid::{flat_grid, flat_grid_within};
 pub use kernel::Kernel;
+pub(crate) use maps::{RowDataMap, RowStatsMap};
 pub(crate) use needs::MAX_ITERATIONS;
 pub use needs::{Needs, Unmet};
 #[doc(hidden)]

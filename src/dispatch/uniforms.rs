@@ -65,6 +65,10 @@ uniform! {
         blocks_per_row: u32,
         column_blocks: u32,
         has_bias: u32,
+        input_row_stride: u32,
+        input_stride: u32,
+        weight_row_stride: u32,
+        weight_stride: u32,
     }
 }
 

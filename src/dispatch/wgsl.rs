@@ -113,13 +113,13 @@ fn snippet(wanted: &str, beside: &[&str]) -> Option<String> {
 }
 
 /// `peak_fma.wgsl` with so many steps written out.
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 pub(crate) fn peak_fma(steps: u32) -> String {
     repeat::expand(include_str!("../../shaders/peak_fma.wgsl"), &[("STEPS", steps)])
 }
 
 /// `peak_copy.wgsl` with so many vectors an invocation.
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 pub(crate) fn peak_copy(vectors: u32) -> String {
     let text = format!("const VECTORS: u32 = {vectors}u;\n{}", include_str!("../../shaders/peak_copy.wgsl"));
     repeat::expand(&text, &[("VECTORS", vectors)])

@@ -3,16 +3,18 @@
 use super::inputs::{HostInputs, Inputs, on_host};
 use super::recording::Recording;
 use super::tensor::Tensor;
-use crate::cpu::{MergedStates, StatePart, merge_states};
+use crate::cpu::{MergedStates, StatePart, merge_states, weights};
 use crate::device::PreparedAttention;
 use crate::dispatch::Variant;
 use crate::dispatch::uniforms::CombineParams;
 use crate::error::Error;
-use crate::gpu::{AttentionBuffers, MergeBuffers};
+use crate::gpu::{AttentionBuffers, MergeBuffers, WeightsBuffers};
 use crate::inputs::RowState;
 use crate::kernels::beside::small::grid;
 use crate::slice::HostSlice;
 use crate::tensor::TensorRef;
+use crate::terms::Terms;
+use crate::weights::WeightsProblem;
 
 /// Where an attention writes.
 #[derive(Clone, Debug)]
@@ -95,6 +97,35 @@ impl Recording<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Chosen weights of an attention, out of what its rows are divided by, `[rows, 2]`, maximum and sum, whoever found them. Value
+    /// and sinks are not looked at.
+    pub(crate) async fn weights(
+        &mut self,
+        problem: &WeightsProblem,
+        inputs: &Inputs<'_>,
+        row_state: &Tensor<'_>,
+        to: &Tensor<'static>,
+    ) -> Result<(), Error> {
+        let device = self.device();
+        if let Some((gpu, encoder)) = self.gpu() {
+            let terms = inputs.terms.try_map(|name, tensor| bound(name, tensor))?;
+            let buffers = WeightsBuffers {
+                query: bound("query", &inputs.query)?,
+                key: bound("key", &inputs.key)?,
+                terms: Terms { sinks: None, ..terms },
+                row_state: bound("row_state", row_state)?,
+                weights: bound("weights", to)?,
+            };
+            gpu.prepare_weights(problem).await?.encode(encoder, &buffers)?;
+            return Ok(());
+        }
+        let weights = {
+            let (given, rows) = (HostInputs::new(inputs, &device.name())?, read("row_state", row_state)?);
+            weights(problem, &given.get(), &RowState::from_pairs(rows.f32()))?
+        };
+        put("weights", to, 0, floats(&weights))
     }
 
     /// Merges `[parts, rows, width]` with maxima and sums `[parts, rows, 2]` into `[rows, width]` and `[rows, 2]`.

@@ -88,7 +88,7 @@ impl<'a> AttentionInputs<'a> {
 
 /// All tensors of an attention for as long as they are read on the host.
 #[derive(Debug)]
-pub(super) struct HostInputs<'r> {
+pub(crate) struct HostInputs<'r> {
     query: HostRead<'r>,
     key: HostRead<'r>,
     value: HostRead<'r>,
@@ -97,7 +97,7 @@ pub(super) struct HostInputs<'r> {
 
 impl<'r> HostInputs<'r> {
     /// Where all are on the host.
-    pub(super) fn new(inputs: &'r Inputs<'_>, device: &str) -> Result<Self, PlaceError> {
+    pub(crate) fn new(inputs: &'r Inputs<'_>, device: &str) -> Result<Self, PlaceError> {
         let read = |name, tensor: &'r Tensor<'_>| on_host(name, tensor, device);
         Ok(Self {
             query: read("query", &inputs.query)?,
@@ -107,7 +107,7 @@ impl<'r> HostInputs<'r> {
         })
     }
 
-    pub(super) fn get(&self) -> AttentionInputs<'_> {
+    pub(crate) fn get(&self) -> AttentionInputs<'_> {
         AttentionInputs {
             query: self.query.tensor(),
             key: self.key.tensor(),

@@ -8,7 +8,7 @@ use super::tensor::Tensor;
 use crate::cpu;
 use crate::device::Device;
 use crate::error::Error;
-use crate::gpu::{LinearError, LinearInput, LinearOutput, PreparedLinear, PreparedNorm};
+use crate::gpu::{Factor, LinearError, LinearInput, LinearOutput, PreparedLinear, PreparedNorm};
 use crate::slice::{HostSlice, Kind};
 use crate::tensor::{Element, TensorData, TensorRef};
 
@@ -24,6 +24,21 @@ pub(crate) enum Linear {
 pub(crate) enum RowNorm {
     Host { weight: Vec<f32>, bias: Option<Vec<f32>>, centred: bool, epsilon: f32 },
     Gpu(PreparedNorm),
+}
+
+/// Which way round a matrix lies in memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Lies {
+    AsIs,
+    Transposed,
+}
+
+/// The second factor of a product.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Weight<'a> {
+    Tensor(&'a Tensor<'a>),
+    /// The weights of a linear map, without its bias.
+    Of(&'a Linear),
 }
 
 impl Linear {
@@ -120,7 +135,9 @@ impl Recording<'_> {
             (None, Linear::Host { weight, bias, shape }) => {
                 let data = {
                     let input = read("input", input)?;
-                    cpu::linear(&input.f32()[..rows * shape[1]], weight, bias.as_deref(), *shape)
+                    let [out_features, in_features] = *shape;
+                    let x = &input.f32()[..rows * in_features];
+                    cpu::linear([x, weight], [false; 2], bias.as_deref(), [rows, in_features, out_features])
                 };
                 put_rounded("output", output, data)
             }
@@ -131,6 +148,63 @@ impl Recording<'_> {
                 Err(PlaceError::OtherRecording { prepared: "a device".to_owned(), recording }.into())
             }
         }
+    }
+
+    /// `x W^T`, f32 `[rows, out_features]`, of `x` `[rows, in_features]` and `W` `[out_features, in_features]`, f32 without gaps.
+    pub(crate) async fn product(
+        &mut self,
+        x: (&Tensor<'_>, Lies),
+        weight: (Weight<'_>, Lies),
+        shape: [usize; 3],
+    ) -> Result<Tensor<'static>, Error> {
+        let [rows, in_features, out_features] = shape;
+        let product = self.allocate("product", Kind::F32, rows * out_features).await?;
+        if shape.contains(&0) {
+            // new memory is zero, and so is a sum of nothing
+            return Ok(product);
+        }
+        let x = (&self.at_start("input", x.0).await?, x.1);
+        let other = match weight.0 {
+            Weight::Of(_) => None,
+            Weight::Tensor(tensor) => Some(self.at_start("weight", tensor).await?),
+        };
+        let turned = [x.1, weight.1].map(|lies| matches!(lies, Lies::Transposed));
+        let recording = self.device().name();
+        match (self.gpu(), weight.0) {
+            (Some((gpu, encoder)), weight) => {
+                let factor = |tensor| {
+                    let buffer = bound("input", tensor)?.buffer();
+                    Ok::<_, Error>(Factor { buffer, element: Element::F32, turned: false })
+                };
+                let weight = match (&other, weight) {
+                    (Some(tensor), _) => factor(tensor)?,
+                    (None, Weight::Of(Linear::Gpu(linear))) => linear.factor(),
+                    (None, _) => {
+                        return Err(PlaceError::OtherRecording { prepared: Device::Cpu.name(), recording }.into());
+                    }
+                };
+                let factors = [Factor { turned: turned[0], ..factor(x.0)? }, Factor { turned: turned[1], ..weight }];
+                let buffer = bound("product", &product)?.buffer();
+                let output = LinearOutput { buffer, element: Element::F32, stride: out_features, offset: 0 };
+                gpu.encode_product(encoder, factors, None, shape, output).await?;
+            }
+            (None, weight) => {
+                let x = read("input", x.0)?;
+                let other = other.as_ref().map(|tensor| read("weight", tensor)).transpose()?;
+                let weight = match (&other, weight) {
+                    (Some(read), _) => read.f32(),
+                    (None, Weight::Of(Linear::Host { weight, .. })) => weight,
+                    (None, _) => {
+                        let prepared = "a device".to_owned();
+                        return Err(PlaceError::OtherRecording { prepared, recording }.into());
+                    }
+                };
+                let data = cpu::linear([&x.f32()[..rows * in_features], weight], turned, None, shape);
+                drop((x, other));
+                put_rounded("product", &product, data)?;
+            }
+        }
+        Ok(product)
     }
 
     async fn norm(&mut self, norm: &RowNorm, input: &Tensor<'_>, output: &Tensor<'static>) -> Result<(), Error> {

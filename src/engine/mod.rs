@@ -19,9 +19,11 @@ pub use tensor::Tensor;
 pub use crate::slice::Kind;
 
 pub(crate) use commands::{Combining, Outputs};
+#[cfg(feature = "mpi")]
+pub(crate) use inputs::HostInputs;
 pub(crate) use inputs::{check_terms, element_of, is_a, reaches};
 #[cfg(feature = "layer")]
-pub(crate) use linear::{Linear, RowNorm};
+pub(crate) use linear::{Lies, Linear, RowNorm, Weight};
 
 /// Why a tensor cannot be where it is, or what it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -69,7 +69,7 @@ pub async fn adapters() -> Vec<AdapterSummary> {
 }
 
 /// The same, blocking.
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 #[must_use]
 pub fn adapters_blocking() -> Vec<AdapterSummary> {
     pollster::block_on(adapters())
@@ -78,15 +78,19 @@ pub fn adapters_blocking() -> Vec<AdapterSummary> {
 /// Chooses an adapter. `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` are respected.
 ///
 /// # Errors
-/// [`GpuError::NoAdapter`] names what was asked and what there is.
+/// [`GpuError::NoAdapter`] names what was asked and what there is; [`GpuError::BackendNotBuilt`] tells a backend that this
+/// build does not have from one without an adapter.
 pub async fn choose(request: &AdapterRequest) -> Result<ChosenAdapter, GpuError> {
+    if let AdapterRequest::Backend(backend) = request {
+        check_built(*backend)?;
+    }
     let power = if let AdapterRequest::Any(power) = request { *power } else { wgpu::PowerPreference::None };
     let all = enumerate(power).await;
     let summaries: Vec<_> = all.iter().map(AdapterSummary::of).collect();
     let found = || {
         let title = |(n, s): (usize, &AdapterSummary)| format!("{n}: {} ({})", s.title(), s.caps.class);
         let titles: Vec<_> = summaries.iter().enumerate().map(title).collect();
-        if titles.is_empty() { "none".to_owned() } else { titles.join("; ") }
+        if titles.is_empty() { format!("none{}", why_none()) } else { titles.join("; ") }
     };
     let named = |name: &str| -> Vec<usize> {
         let name = name.to_lowercase();
@@ -158,6 +162,46 @@ impl ChosenAdapter {
     }
 }
 
+/// The backends that this build can compute with, on this system: `vulkan`, `gl`.
+#[must_use]
+pub fn built_backends() -> Vec<wgpu::Backend> {
+    let built = wgpu::Instance::enabled_backend_features();
+    let able = |backend: &wgpu::Backend| *backend != wgpu::Backend::Noop && built.contains((*backend).into());
+    wgpu::Backend::ALL.into_iter().filter(able).collect()
+}
+
+fn built_names() -> String {
+    let names: Vec<_> = built_backends().into_iter().map(wgpu::Backend::to_str).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn check_built(backend: wgpu::Backend) -> Result<(), GpuError> {
+    if built_backends().contains(&backend) {
+        return Ok(());
+    }
+    let needed = match backend {
+        wgpu::Backend::Noop => "a device of your own, it computes nothing",
+        wgpu::Backend::Vulkan => "the feature vulkan, and a system other than Apple's",
+        wgpu::Backend::Metal => "the feature metal and a system of Apple's",
+        wgpu::Backend::Dx12 => "the feature dx12 and Windows",
+        wgpu::Backend::Gl => "the feature gles, and a system other than Apple's",
+        wgpu::Backend::BrowserWebGpu => "the feature webgpu and a browser",
+    };
+    Err(GpuError::BackendNotBuilt { wanted: backend.to_str(), needed, found: built_names() })
+}
+
+/// Why no adapter can be found, where the reason is this build and not the machine.
+fn why_none() -> String {
+    let built = built_backends();
+    if built.is_empty() {
+        return ", for no backend is built in (features vulkan, metal, dx12, gles, webgpu)".to_owned();
+    }
+    let wanted = wgpu::Backends::from_env().filter(|wanted| built.iter().all(|&one| !wanted.contains(one.into())));
+    wanted.map_or_else(String::new, |_| {
+        format!(", for WGPU_BACKEND leaves out all backends that are built in ({})", built_names())
+    })
+}
+
 async fn enumerate(power: wgpu::PowerPreference) -> Vec<wgpu::Adapter> {
     // making an instance without any backend would end the process
     if wgpu::Instance::enabled_backend_features().is_empty() {
@@ -172,6 +216,8 @@ async fn enumerate(power: wgpu::PowerPreference) -> Vec<wgpu::Adapter> {
         return instance.request_adapter(&options).await.into_iter().collect();
     }
     let mut adapters = instance.enumerate_adapters(backends).await;
+    // wgpu lists it where WGPU_NOOP_BACKEND is set; it computes nothing
+    adapters.retain(|adapter| adapter.get_info().backend != wgpu::Backend::Noop);
     adapters.sort_by_key(|adapter| {
         let (class, gl) = rank(&adapter.get_info());
         // of GPUs with a name for it, the integrated one takes the least

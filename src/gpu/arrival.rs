@@ -2,8 +2,9 @@
 //!
 //! Callbacks run in polls. A browser polls by itself; natively an awaited call would never end if nobody did. So callbacks
 //! that are to come are counted, and while there are any a thread polls, one for each `Gpu`. It starts with the first,
-//! lingers a moment behind the last one, and ends. A call that is dropped half-way leaves its callback to it. A blocking call
-//! polls on its own thread and needs none.
+//! lingers a moment behind the last one, and ends; at the latest with its `Gpu`, which waits for it: a driver that a process
+//! leaves while another thread gives its device back can crash. A call that is dropped half-way leaves its callback to it. A
+//! blocking call polls on its own thread and needs none.
 
 use futures_channel::oneshot;
 
@@ -19,18 +20,18 @@ pub(super) struct Arrival {
 #[derive(Debug)]
 pub(super) struct Sender {
     sender: oneshot::Sender<bool>,
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     _expected: Option<Expected>,
 }
 
 /// The callback's end and the awaiting one. Without a `Gpu` it is the caller who polls the device.
 pub(super) fn arrival(polled_by: Option<&Gpu>) -> (Sender, Arrival) {
     let (sender, arrived) = oneshot::channel();
-    #[cfg(not(feature = "native"))]
+    #[cfg(not(feature = "threads"))]
     let _ = polled_by;
     let sender = Sender {
         sender,
-        #[cfg(feature = "native")]
+        #[cfg(feature = "threads")]
         _expected: polled_by.and_then(|gpu| gpu.poller().expect(gpu.device())),
     };
     (sender, Arrival { arrived })
@@ -50,13 +51,14 @@ impl Arrival {
     }
 }
 
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 pub(super) use native::{Expected, Poller, polling_here};
 
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 mod native {
     use std::cell::Cell;
     use std::sync::{Arc, Condvar, Mutex, PoisonError};
+    use std::thread::JoinHandle;
     use std::time::Duration;
 
     use super::super::error::lock;
@@ -98,6 +100,10 @@ mod native {
     struct State {
         expected: usize,
         runs: bool,
+        /// The `Gpu` is dropped.
+        ends: bool,
+        /// Of the last thread that was started, which may have ended.
+        thread: Option<JoinHandle<()>>,
     }
 
     /// A callback that is to come; dropped with it.
@@ -118,10 +124,13 @@ mod native {
             }
             let mut state = lock(&self.shared.state);
             if !state.runs {
+                // it has said that it ends, and has nothing left to do
+                wait_for(state.thread.take());
                 let (device, shared) = (device.clone(), Arc::clone(&self.shared));
                 let thread = std::thread::Builder::new().name("cross-attention poll".to_owned());
                 // without a thread the call still ends where the caller polls, and no thread is no reason to fail there
-                state.runs = thread.spawn(move || shared.poll_while_expected(&device)).is_ok();
+                state.thread = thread.spawn(move || shared.poll_while_expected(&device)).ok();
+                state.runs = state.thread.is_some();
             }
             state.expected += 1;
             self.shared.changed.notify_one();
@@ -129,10 +138,34 @@ mod native {
         }
     }
 
+    impl Drop for Poller {
+        fn drop(&mut self) {
+            let mut state = lock(&self.shared.state);
+            state.ends = true;
+            let thread = state.thread.take();
+            drop(state);
+            self.shared.changed.notify_one();
+            wait_for(thread);
+        }
+    }
+
+    /// A callback on that thread may be what drops the `Gpu`: it does not wait for itself.
+    fn wait_for(thread: Option<JoinHandle<()>>) {
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+
     impl Shared {
         fn poll_while_expected(&self, device: &wgpu::Device) {
             let mut state = lock(&self.state);
             loop {
+                // what is still expected then, nobody waits for
+                if state.ends {
+                    return;
+                }
                 if state.expected > 0 {
                     drop(state);
                     // callbacks run here, or in the poll of another thread; those of a lost device run as well

@@ -88,7 +88,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`prepare_plan`](Self::prepare_plan).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn prepare_plan_blocking(&self, plan: Plan) -> Result<GpuAttention, Error> {
         self.block_on(self.prepare_plan(plan))
     }
@@ -111,7 +111,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn prepare_blocking(&self, problem: &AttentionProblem, kernel: Option<Kernel>) -> Result<GpuAttention, Error> {
         self.block_on(self.prepare(problem, kernel))
     }
@@ -120,7 +120,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`attention`](Self::attention).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn attention_blocking(
         &self,
         problem: &AttentionProblem,
@@ -204,7 +204,7 @@ impl GpuAttention {
     }
 
     /// What each step binds, and the layout of its bind group.
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub(super) fn entries<'a>(
         &'a self,
         buffers: &AttentionBuffers<'a>,
@@ -245,7 +245,7 @@ impl GpuAttention {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn run_blocking(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionOutput, Error> {
         self.gpu.block_on(self.run(inputs))
     }
@@ -305,7 +305,7 @@ impl GpuAttention {
     ///
     /// # Errors
     /// As [`upload`](Self::upload).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn upload_blocking(&self, inputs: &AttentionInputs<'_>) -> Result<AttentionTensors, Error> {
         self.gpu.block_on(self.upload(inputs))
     }
@@ -348,7 +348,7 @@ impl GpuAttention {
     ///
     /// # Errors
     /// As [`read_output`](Self::read_output).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn read_output_blocking(&self, tensors: &AttentionTensors) -> Result<AttentionOutput, Error> {
         self.gpu.block_on(self.read_output(tensors))
     }

@@ -88,7 +88,7 @@ impl BoundSteps {
 }
 
 impl Dispatch {
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.pipeline);
         self.record_rest(pass);

@@ -138,6 +138,16 @@ pub enum GpuError {
         /// wgpu's words.
         message: String,
     },
+    /// A backend that this build does not have, or no build for this system.
+    #[error("backend {wanted} is not built in, it takes {needed}; built in: {found}")]
+    BackendNotBuilt {
+        /// Name of the backend.
+        wanted: &'static str,
+        /// The feature of the crate, and the system.
+        needed: &'static str,
+        /// The backends that there are.
+        found: String,
+    },
     /// No adapter is what was asked for.
     #[error("no adapter is {wanted}; found: {found}")]
     NoAdapter {

@@ -12,10 +12,10 @@ mod bound;
 mod buffers;
 mod error;
 mod experimental;
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 mod measure;
 mod open;
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 mod pipeline_cache;
 mod pipelines;
 mod probe;
@@ -23,23 +23,23 @@ mod steps;
 mod transfer;
 
 pub(crate) use adapters::adapter_name_wanted;
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 pub use adapters::adapters_blocking;
-pub use adapters::{AdapterRequest, AdapterSummary, ChosenAdapter, adapters, choose};
+pub use adapters::{AdapterRequest, AdapterSummary, ChosenAdapter, adapters, built_backends, choose};
 pub use attention::{AttentionTensors, GpuAttention};
-#[cfg(feature = "layer")]
-pub(crate) use beside::PreparedNorm;
 pub use beside::{
     BackwardBuffers, GpuBackward, GradientBuffers, LinearError, LinearInput, LinearOutput, MergeBuffers,
     PreparedLinear, PreparedWeights, WeightsBuffers,
 };
+#[cfg(feature = "layer")]
+pub(crate) use beside::{Factor, PreparedNorm};
 pub use bound::BoundSteps;
 pub use buffers::AttentionBuffers;
 pub use error::GpuError;
 #[cfg(feature = "tune")]
 pub(crate) use measure::Stopwatch;
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 pub use measure::{HostCost, KernelTiming};
 pub use open::Gpu;
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 pub use pipeline_cache::{PipelineCacheFault, PipelineCacheState};

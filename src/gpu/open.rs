@@ -31,7 +31,7 @@ struct Inner {
     faults: Faults,
     #[cfg(target_arch = "wasm32")]
     late: super::error::Late,
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     poller: super::arrival::Poller,
     /// Bound where a tensor is empty, for a binding may not be: one to read, one to write.
     empty_read: wgpu::Buffer,
@@ -82,7 +82,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`from_device`](Self::from_device).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn from_device_blocking(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self, GpuError> {
         pollster::block_on(Self::from_device(device, queue))
     }
@@ -132,7 +132,7 @@ impl Gpu {
             faults,
             #[cfg(target_arch = "wasm32")]
             late: super::error::Late::default(),
-            #[cfg(feature = "native")]
+            #[cfg(feature = "threads")]
             poller: super::arrival::Poller::default(),
             empty_read,
             empty_written,
@@ -174,7 +174,7 @@ impl Gpu {
         &self.inner.pipelines
     }
 
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub(super) fn poller(&self) -> &super::arrival::Poller {
         &self.inner.poller
     }
@@ -266,7 +266,7 @@ impl Gpu {
     }
 
     /// Waits for a future that needs the device to make progress.
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         let mut future = std::pin::pin!(future);
         let mut task = std::task::Context::from_waker(std::task::Waker::noop());

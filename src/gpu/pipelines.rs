@@ -40,7 +40,7 @@ pub(super) struct Pipelines {
 #[derive(Clone, Debug)]
 pub(super) struct DriverCache {
     pub(super) cache: wgpu::PipelineCache,
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub(super) path: std::path::PathBuf,
 }
 
@@ -57,7 +57,7 @@ impl Pipelines {
     }
 
     /// Pipelines that are made from now on go through this cache.
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub(super) fn set_driver_cache(&self, cache: DriverCache) {
         *lock(&self.driver_cache) = Some(cache);
     }
@@ -70,7 +70,7 @@ impl Pipelines {
         Arc::clone(slots.entry(variant.clone()).or_default())
     }
 
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     fn has(&self, variant: &Variant) -> bool {
         let slot = lock(&self.slots).get(variant).map(Arc::clone);
         // one that is locked is being made
@@ -147,7 +147,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`warm_up`](Self::warm_up).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn warm_up_blocking(&self, plans: &[Plan]) -> Result<(), Error> {
         self.block_on(self.warm_up(plans))
     }
@@ -164,7 +164,7 @@ impl Gpu {
             }
             place_of.push(place);
         }
-        #[cfg(feature = "native")]
+        #[cfg(feature = "threads")]
         self.make_side_by_side(&distinct)?;
         let mut made = Vec::with_capacity(distinct.len());
         #[cfg(target_arch = "wasm32")]
@@ -182,7 +182,7 @@ impl Gpu {
         Ok(place_of.into_iter().map(|place| made[place].clone()).collect())
     }
 
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     fn make_side_by_side(&self, steps: &[&Step]) -> Result<(), GpuError> {
         use rayon::prelude::*;
         let missing: Vec<_> = steps.iter().filter(|step| !self.pipeline_store().has(&step.variant)).collect();

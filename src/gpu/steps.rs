@@ -90,7 +90,7 @@ impl PreparedSteps {
     }
 
     /// The layout of the bind group of each step.
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub(super) fn layouts(&self) -> impl Iterator<Item = &wgpu::BindGroupLayout> {
         self.pipelines.iter().map(|pipeline| &pipeline.layout)
     }

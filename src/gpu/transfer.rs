@@ -114,12 +114,16 @@ impl Gpu {
             return self.or_lost(Err(failed("the buffer could not be mapped".to_owned())));
         }
         let mut data = vec![T::zeroed(); len];
-        let view = staging.slice(..).get_mapped_range().map_err(|error| failed(error.to_string()))?;
+        // a device that was destroyed since then has taken the buffer with it
+        let view = staging.slice(..).get_mapped_range().map_err(|error| failed(error.to_string()));
+        let view = self.or_lost(view)?;
         bytemuck::cast_slice_mut(&mut data).copy_from_slice(&view[..wanted]);
         drop(view);
-        staging.unmap();
-        // where a garbage collector owns it, it would stay
-        staging.destroy();
+        self.checked_now(name, || {
+            staging.unmap();
+            // where a garbage collector owns it, it would stay
+            staging.destroy();
+        })?;
         Ok(data)
     }
 
@@ -127,7 +131,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn read_blocking<T: bytemuck::Pod>(
         &self,
         name: &'static str,
@@ -141,7 +145,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`allocate`](Self::allocate).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn allocate_blocking(&self, name: &str, bytes: u64) -> Result<wgpu::Buffer, GpuError> {
         self.block_on(self.allocate(name, bytes))
     }
@@ -150,7 +154,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`upload`](Self::upload).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn upload_blocking<T: bytemuck::NoUninit>(&self, name: &str, data: &[T]) -> Result<wgpu::Buffer, GpuError> {
         self.block_on(self.upload(name, data))
     }

@@ -1,32 +1,34 @@
-//! Gradients (shaders/backward.wgsl and those beside it): tiles, splits, what is bound, dispatches.
+//! Gradients (shaders/backward.wgsl and those beside it): the passes over tiles of pairs, their splits, what is bound, dispatches.
+
+mod chosen;
+mod rows;
+mod tiles;
 
 use std::ops::Range;
 
+pub(crate) use self::chosen::chosen_words;
+pub(crate) use self::rows::{delta, sink_bytes, sinks};
+
+use self::chosen::chosen_len;
+use self::rows::{blocks_per_row, row_grid, row_sums};
+use self::tiles::{Tiles, tiles};
 use super::check_invocations;
 use crate::backward::BackwardProblem;
 use crate::caps::{DeviceCaps, DeviceClass};
 use crate::dispatch::{
-    Bindings, D_OUTPUT, MAX_ITERATIONS, Needs, OUTPUT, Params, Part, RowStatsMap, Shader, Slot, Step, Unsupported,
-    Variant, flat_grid, params,
+    Bindings, D_OUTPUT, MAX_ITERATIONS, Needs, Params, Part, RowStatsMap, Shader, Slot, Step, Unsupported, Variant,
+    flat_grid, params,
 };
 use crate::problem::{AlibiSlopes, AttentionProblem};
 use crate::tensor::{Layout, TensorSpec};
-use crate::weights::{HeadReduce, KeyList, WeightsProblem};
+use crate::weights::WeightsProblem;
 
 /// vec4s of a row that are staged at a time.
 const CHUNK: usize = 4;
-/// Rows or keys that are multiplied with what is owned at a time.
-const SLICE: usize = 8;
 /// Invocations of a workgroup of the shaders beside the tiles.
 const WIDTH: usize = 64;
-/// Invocations that add the shares of rows.
-const SUMS_WIDTH: usize = 256;
 /// The most splits: the store adds them one after another.
 const MAX_SPLITS: usize = 256;
-/// Words before the lists of chosen weights.
-const CHOSEN_HEADER: usize = 8;
-/// The variables of a tile's workgroup that are no tiles.
-const FLAGS_BYTES: u64 = 6 * 16;
 
 /// Whether the kernels can compute the gradients on such a device, whatever its limits of bindings and grids.
 pub(crate) fn supports(problem: &BackwardProblem, caps: &DeviceCaps) -> Result<(), Unsupported> {
@@ -45,69 +47,6 @@ pub(crate) fn d_weights_at(problem: &BackwardProblem) -> usize {
     row_stats(problem).chosen_at.saturating_add(chosen_len(problem))
 }
 
-/// Words that [`chosen_words`] gives.
-fn chosen_len(problem: &BackwardProblem) -> usize {
-    let Some(weights) = problem.weights() else { return 0 };
-    let forward = problem.forward();
-    let places = match weights.keys() {
-        KeyList::Each(keys) => keys.len(),
-        KeyList::Segments(segments) => {
-            segments.iter().fold(0usize, |sum, [start, end]| sum.saturating_add((end - start) as usize))
-        }
-    };
-    // each list has the end of its last places too
-    let starts = forward.q_heads() + forward.q_len() + forward.kv_len() + 3;
-    (CHOSEN_HEADER + starts + weights.heads().len() + weights.rows().len()).saturating_add(places)
-}
-
-/// What stands before the gradient of chosen weights (`shaders/common/chosen_buffer.wgsl`), if it begins at word `at`: for each head,
-/// row and key its places in the gradient.
-pub(crate) fn chosen_words(problem: &BackwardProblem, at: usize) -> Vec<u32> {
-    let Some(weights) = problem.weights() else { return vec![] };
-    let forward = problem.forward();
-    let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let mut heads = vec![vec![]; forward.q_heads()];
-    for (place, head) in weights.heads().iter().enumerate() {
-        // where heads are reduced, all of them are one, and a head that is listed twice counts twice
-        let place = if weights.reduce() == HeadReduce::Each { place } else { 0 };
-        heads[*head as usize].push(place);
-    }
-    let mut rows = vec![vec![]; forward.q_len()];
-    weights.rows().iter().enumerate().for_each(|(place, row)| rows[*row as usize].push(place));
-    let mut keys = vec![vec![]; forward.kv_len()];
-    match weights.keys() {
-        KeyList::Each(each) => each.iter().enumerate().for_each(|(place, key)| keys[*key as usize].push(place)),
-        KeyList::Segments(segments) => {
-            for (place, [start, end]) in segments.iter().enumerate() {
-                (*start..*end).for_each(|key| keys[key as usize].push(place));
-            }
-        }
-    }
-    let factor = match weights.reduce() {
-        HeadReduce::Each | HeadReduce::Sum => 1.0,
-        HeadReduce::Mean => 1.0 / weights.heads().len().max(1) as f32,
-    };
-    let [_, shown, row_count, columns] = weights.shape();
-    let lists = [heads, rows, keys];
-    let words_of = |list: &Vec<Vec<usize>>| list.len() + 1 + list.iter().map(Vec::len).sum::<usize>();
-    let [heads_words, rows_words, keys_words] = [&lists[0], &lists[1], &lists[2]].map(words_of);
-    let first = at + CHOSEN_HEADER;
-    let starts = [first, first + heads_words, first + heads_words + rows_words];
-    let mut words = starts.map(narrow).to_vec();
-    words.extend([starts[2] + keys_words, shown, row_count, columns].map(narrow));
-    words.push(f32::to_bits(factor));
-    for (list, start) in lists.iter().zip(starts) {
-        let mut place = start + list.len() + 1;
-        for places in list {
-            words.push(narrow(place));
-            place += places.len();
-        }
-        words.push(narrow(place));
-        words.extend(list.iter().flatten().map(|place| narrow(*place)));
-    }
-    words
-}
-
 /// What a pass over tiles of pairs makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Made {
@@ -119,47 +58,6 @@ pub(crate) enum Made {
     Keys { key: bool, value: bool },
     /// The gradient of the bias.
     Bias,
-}
-
-/// How a pass lays its pairs over workgroups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tiles {
-    /// Invocations along each side.
-    pub(crate) lanes: usize,
-    /// Rows and keys of an invocation.
-    row_reg: usize,
-    key_reg: usize,
-    /// vec4 columns of an invocation, and blocks of columns, each in workgroups of its own.
-    columns: usize,
-    pub(crate) column_blocks: usize,
-}
-
-impl Tiles {
-    pub(crate) const fn rows(&self) -> usize {
-        self.row_reg * self.lanes
-    }
-
-    pub(crate) const fn keys(&self) -> usize {
-        self.key_reg * self.lanes
-    }
-
-    /// vec4s of a lane of a staged tile: numbers of all other lanes must fit too, when they are put together.
-    const fn tile_row(&self, reg: usize) -> usize {
-        let vecs = if reg * CHUNK > self.lanes { reg * CHUNK } else { self.lanes };
-        // an odd number: lanes start in different banks
-        vecs + 1
-    }
-
-    const fn other_tile(&self) -> usize {
-        SLICE * self.columns + 1
-    }
-
-    /// With tiles of factors and others, where there are products, or without.
-    const fn workgroup_bytes(&self, products: bool) -> u64 {
-        let staged = 16 * self.lanes * (self.tile_row(self.row_reg) + self.tile_row(self.key_reg));
-        let others = self.lanes * (16 * (SLICE + 1 + self.other_tile()) + 4 * SLICE);
-        (staged + if products { others } else { 0 }) as u64 + FLAGS_BYTES
-    }
 }
 
 /// One pass over tiles of pairs: it makes one gradient, or two that are sums of the same tiles.
@@ -301,16 +199,14 @@ impl Pass {
     /// Iterations of all loops of an invocation in one tile, at most.
     fn tile_iterations(&self, forward: &AttentionProblem) -> usize {
         let Tiles { lanes, row_reg, key_reg, columns, .. } = self.tiles;
-        let staged = |vecs: usize| vecs.div_ceil(lanes * lanes) + 1;
-        let chunk = 1 + staged(row_reg * lanes * CHUNK) + staged(key_reg * lanes * CHUNK);
+        // the elements of a vec4 one by one where they are gathered
+        let gather = 5;
+        let chunk = 1 + gather * (self.tiles.staged(row_reg) + self.tiles.staged(key_reg));
         let chunks = |width: usize| width.div_ceil(4 * CHUNK) * chunk + 1;
         let values = if self.needs_values() { chunks(forward.v_head_dim()) } else { 0 };
         let other_reg = if self.owns_keys() { row_reg } else { key_reg };
-        let slices = self.products().iter().sum::<usize>() * other_reg * (lanes / SLICE);
-        // rows of a tile one by one where they are gathered
-        let gathered =
-            5 * (chunks(forward.head_dim()) + values) + slices * (1 + SLICE + 6 * staged(SLICE * columns * lanes));
-        1 + gathered
+        let slices = self.products().iter().sum::<usize>() * other_reg;
+        1 + chunks(forward.head_dim()) + values + slices * (1 + lanes + gather * columns)
     }
 
     /// Where the sums of a part lie in the workspace.
@@ -397,15 +293,14 @@ impl Pass {
             ("OWN_KEYS", usize::from(self.owns_keys())),
             ("PAIR_SUMS", usize::from(self.made == Made::Bias)),
             ("CHUNK", CHUNK),
-            ("ROW_TILE", self.tiles.tile_row(row_reg)),
-            ("KEY_TILE", self.tiles.tile_row(key_reg)),
+            ("STAGE", self.tiles.stage(dots + weights > 0)),
+            ("STAGED_ROWS", self.tiles.staged(row_reg)),
+            ("STAGED_KEYS", self.tiles.staged(key_reg)),
             ("TURNS", 1 + usize::from(self.needs_values())),
             ("PRODUCTS", dots + weights),
             ("DOT_PRODUCTS", dots),
             ("COLUMNS", columns),
             ("SUMS", ((dots + weights) * columns).max(1)),
-            ("SLICE", SLICE),
-            ("OTHER_TILE", self.tiles.other_tile()),
             ("ALIBI_SUM", usize::from(alibi)),
             ("SCALE_SUM", usize::from(scale)),
             ("CHOSEN_SUM", usize::from(self.made == Made::Chosen)),
@@ -535,105 +430,6 @@ impl Pass {
     }
 }
 
-/// The dispatch that adds one number of each row of a part: over the batch or not, over heads or not. Of the numbers it is
-/// said where they lie, which of a split it is, how many a split has, and how many splits.
-fn row_sums(
-    problem: &BackwardProblem,
-    caps: &DeviceCaps,
-    part: &Part,
-    slot: Slot,
-    [over_batch, over_heads]: [bool; 2],
-    (region, column, width, splits): (Layout, usize, usize, usize),
-) -> Step {
-    let forward = problem.forward();
-    let mut bindings = Bindings::new(forward, part, caps);
-    let mut numbers = Layout { offset: region.offset + column, ..region };
-    numbers.shape[3] -= column;
-    bindings.push(Slot::Gradients, false, numbers);
-    let kept = |summed: bool, range: &Range<usize>| if summed { 0..1 } else { range.clone() };
-    let (batch, heads) = (kept(over_batch, &part.batch), kept(over_heads, &part.heads));
-    let all_heads = if over_heads { 1 } else { forward.q_heads() };
-    let sums = Layout::bhld([batch.len(), heads.len(), 1, 1]).with_strides([all_heads, 1, 1, 1]);
-    let sums = sums.with_offset(batch.start * all_heads + heads.start);
-    bindings.write_tensor(slot, &TensorSpec::f32(sums), sums);
-    let mut variant = Variant::new(Shader::BackwardSums);
-    variant.size("HEADS", part.heads.len()).switch("SUM_BATCH", over_batch).switch("SUM_HEADS", over_heads);
-    variant.size("SPLIT_WIDTH", width);
-    let begun = over_batch && part.batch.start > 0 || over_heads && part.heads.start > 0 || part.rows.start > 0;
-    let params = Params::new(forward, part, &bindings).with_splits(splits);
-    let params = params.for_gradients(&row_stats(problem), part, begun);
-    let count = |summed: bool, n: usize| if summed { n } else { 1 };
-    let summed = count(over_batch, part.batch.len()).saturating_mul(count(over_heads, part.heads.len()));
-    let summed = summed.saturating_mul(part.rows.len()).saturating_mul(splits);
-    let needs = Needs::new(256, summed.div_ceil(SUMS_WIDTH).saturating_add(10));
-    let grid = [(batch.len() * heads.len()) as u64, 1, 1];
-    Step::new(variant, bindings, params, grid, 4 * SUMS_WIDTH as u64, needs)
-}
-
-/// A workgroup for so many rows of a part.
-fn row_grid(part: &Part, caps: &DeviceCaps) -> [u64; 3] {
-    flat_grid((part.row_count() as u64).div_ceil(WIDTH as u64), caps)
-}
-
-fn blocks_per_row(grid: [u64; 3]) -> usize {
-    usize::try_from(grid[0]).unwrap_or(usize::MAX)
-}
-
-/// The dispatch that finds maximum, sum and delta of a part's rows.
-pub(crate) fn delta(problem: &BackwardProblem, caps: &DeviceCaps, part: &Part) -> Step {
-    let (spec, forward) = (problem.spec(), problem.forward());
-    let width = forward.v_head_dim();
-    let mut bindings = Bindings::new(forward, part, caps);
-    bindings.read(&[Slot::Output, Slot::Lse]).read_rows(Slot::DOutput, &spec.d_output);
-    if spec.d_lse {
-        bindings.read(&[Slot::DLse]);
-    }
-    bindings.row_stats(&row_stats(problem), true);
-    let mut variant = Variant::new(Shader::BackwardDelta);
-    variant.row_vec(&OUTPUT, &forward.spec().output).row_vec(&D_OUTPUT, &spec.d_output);
-    variant.snippets(&[if spec.d_lse { "d_lse_buffer" } else { "d_lse_none" }]);
-    let grid = row_grid(part, caps);
-    variant.size("V_HEAD_DIM", width).switch("VALUE_RAGGED", !width.is_multiple_of(4 * CHUNK));
-    variant.size("HEADS", part.heads.len()).size("BLOCKS_PER_ROW", blocks_per_row(grid));
-    let params = Params::new(forward, part, &bindings).for_gradients(&row_stats(problem), part, false);
-    let vecs = width.div_ceil(4 * CHUNK) * CHUNK;
-    // two tensors, either of which may be read one by one
-    Step::new(variant, bindings, params, grid, 0, Needs::new(64, vecs + vecs / CHUNK + 2 * 4 * vecs))
-}
-
-/// Where the shares of rows in the gradients of sinks lie.
-fn sink_shares(forward: &AttentionProblem, part: &Part) -> Layout {
-    let [batch, heads, rows, _] = forward.score_shape();
-    let whole = Layout::bhld([batch, heads, rows, 1]);
-    let offset = whole.index([part.batch.start, part.heads.start, part.rows.start, 0]);
-    Layout { shape: [part.batch.len(), part.heads.len(), part.rows.len(), 1], offset, ..whole }
-}
-
-/// Bytes of them in the workspace.
-pub(crate) fn sink_bytes(problem: &BackwardProblem) -> u64 {
-    if problem.spec().d_sinks { problem.forward().rows() as u64 * 4 } else { 0 }
-}
-
-/// The dispatches that make the gradients of sinks out of a part's rows.
-pub(crate) fn sinks(problem: &BackwardProblem, caps: &DeviceCaps, part: &Part) -> Vec<Step> {
-    let forward = problem.forward();
-    let attention = forward.spec();
-    let mut bindings = Bindings::new(forward, part, caps);
-    bindings.read_pairs().row_stats(&row_stats(problem), false).push(Slot::Gradients, true, sink_shares(forward, part));
-    let mut variant = Variant::new(Shader::BackwardSinks);
-    variant.terms(attention).row_data(true).snippets(&["q_lens", "keys", "row_stats", "gradient_workspace"]);
-    variant.snippets.retain(|name| *name != "row_data_none");
-    let grid = row_grid(part, caps);
-    variant.key_overrides(forward).size("HEADS", part.heads.len()).size("BLOCKS_PER_ROW", blocks_per_row(grid));
-    let params = Params::new(forward, part, &bindings).for_gradients(&row_stats(problem), part, false);
-    // a row that sees no key of its interval asks all of them
-    let asks = attention.mask.is_some() || attention.bias.is_some();
-    let needs = Needs::new(64, if asks { forward.kv_len() } else { 1 });
-    let shares = Step::new(variant, bindings, params, grid, 0, needs);
-    let sums = row_sums(problem, caps, part, Slot::DSinks, [true, false], (sink_shares(forward, part), 0, 1, 1));
-    vec![shares, sums]
-}
-
 /// Whether a gradient is summed over an axis of so many.
 fn is_summed(gradient: &TensorSpec, axis: usize, of: usize) -> bool {
     gradient.layout.shape[axis] == 1 && of != 1
@@ -643,36 +439,4 @@ fn is_summed(gradient: &TensorSpec, axis: usize, of: usize) -> bool {
 fn both_fit(forward: &AttentionProblem, caps: &DeviceCaps) -> bool {
     let most = if caps.class == DeviceClass::Discrete { 128 } else { 64 };
     forward.head_dim().max(forward.v_head_dim()) <= most
-}
-
-fn tiles(forward: &AttentionProblem, caps: &DeviceCaps, made: Made, rows: usize) -> Result<Tiles, Unsupported> {
-    let of_width = |lanes: usize| {
-        let width = match made {
-            Made::Rows { query: true, .. } | Made::Keys { key: true, value: false } => forward.head_dim(),
-            Made::Keys { key: true, value: true } => forward.head_dim().max(forward.v_head_dim()),
-            Made::Keys { .. } => forward.v_head_dim(),
-            Made::Rows { .. } | Made::Bias | Made::Chosen => 1,
-        };
-        let vecs = width.div_ceil(4);
-        // 128 columns at a time
-        let columns = vecs.div_ceil(lanes).clamp(1, 32 / lanes);
-        // what is written out takes software drivers long to compile
-        // the registers of integrated GPUs do not hold four by four beside the sums of a row
-        let most = if matches!(caps.class, DeviceClass::Software | DeviceClass::Integrated) { 2 } else { 4 };
-        let reg = |n: usize| n.div_ceil(lanes).clamp(1, most).next_power_of_two();
-        let column_blocks = vecs.div_ceil(lanes * columns).max(1);
-        Tiles { lanes, row_reg: reg(rows), key_reg: reg(forward.kv_len()), columns, column_blocks }
-    };
-    let fits = |tiles: &Tiles| {
-        tiles.lanes * tiles.lanes <= caps.max_compute_invocations_per_workgroup as usize
-            && tiles.workgroup_bytes(true) <= u64::from(caps.max_compute_workgroup_storage_size)
-    };
-    // small tiles compile sooner, and software drivers have no lanes to fill
-    let wide = Some(of_width(16)).filter(|tiles| caps.class != DeviceClass::Software && fits(tiles));
-    let tiles = wide.unwrap_or_else(|| of_width(8));
-    let (needed, found) = (tiles.workgroup_bytes(true), u64::from(caps.max_compute_workgroup_storage_size));
-    if needed > found {
-        return Err(Unsupported::WorkgroupMemory { needed, found, head_dim: forward.head_dim() });
-    }
-    Ok(tiles)
 }

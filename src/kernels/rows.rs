@@ -15,6 +15,8 @@ const MAX_ROW_LANES: usize = 8;
 const MAX_VECS: usize = 64;
 /// The same where compiling would take longer than computing.
 const MAX_VECS_SMALL: usize = 16;
+/// vec4s of long rows, which two lanes do not share unevenly.
+const LONG_VECS: usize = 25;
 /// Multiplications from which on a problem is not small.
 const SMALL: usize = 1 << 23;
 /// The widest row that is written out.
@@ -101,6 +103,9 @@ fn tiles(problem: &AttentionProblem, subgroup: usize) -> Tiles {
     let row_count = (problem.group_size() * problem.q_len()).max(1);
     let row_lanes = row_count.div_ceil(max_rows).next_power_of_two().min(subgroup).min(MAX_ROW_LANES);
     let rows = row_count.div_ceil(row_lanes).min(max_rows);
+    // a compiler of software drivers does not come to an end of two lanes whose last load reaches behind long rows
+    let ragged = [problem.head_dim(), problem.v_head_dim()].iter().any(|dim| dim.div_ceil(4) % 2 == 1);
+    let row_lanes = if row_lanes == 2 && ragged && vecs(problem) >= LONG_VECS { 1 } else { row_lanes };
     let workgroups = problem.batch() * problem.kv_heads() * row_count.div_ceil(rows * row_lanes);
     let splits = WANTED_WORKGROUPS.div_ceil(workgroups.max(1)).min(problem.kv_len() / MIN_SPLIT);
     let splits = splits.max(min_splits(problem.kv_len(), subgroup / row_lanes));
@@ -189,4 +194,24 @@ pub(crate) fn steps(problem: &AttentionProblem, caps: &DeviceCaps, part: &Part, 
         steps.push(combine::step(problem, caps, part, tiles.splits));
     }
     steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::AttentionSpec;
+
+    /// The compiler of a software driver does not come to an end of two lanes that share 25, 27, ... vec4s.
+    #[test]
+    fn two_lanes_share_long_rows_evenly() {
+        let lanes = |dim: usize, v_dim: usize| {
+            let mut spec = AttentionSpec::new([1, 2, 1, dim], [1, 1, 40, dim]);
+            spec.value.layout.shape[3] = v_dim;
+            spec.output.layout = crate::tensor::Layout::bhld([1, 2, 1, v_dim]);
+            tiles(&AttentionProblem::new(spec).unwrap(), 4).row_lanes
+        };
+        assert_eq!([68, 96, 104, 152].map(|dim| lanes(dim, dim)), [2; 4]);
+        assert_eq!([100, 108, 124, 132, 156].map(|dim| lanes(dim, dim)), [1; 5]);
+        assert_eq!((lanes(128, 100), lanes(100, 128), lanes(40, 100)), (1, 1, 1));
+    }
 }

@@ -1,16 +1,17 @@
 //! Gradients of a layer: of its inputs and of every weight.
 //!
-//! The products run where the layer does, each as a linear map: with `Y = X W^T + b`, `dX = dY W`, `dW = dY^T X`, and `db` the sum of the
-//! rows of `dY`. Transposes, sums of rows and norms are made on the host, where what a backward needs is kept.
+//! The products run where the layer does: with `Y = X W^T + b`, `dX = dY W`, `dW = dY^T X`, and `db` the sum of the rows of `dY`. Sums
+//! of rows and norms are made on the host, where what a backward needs is kept.
 
-use super::{Call, LayerOn, LayerOptions, LayerWeights, Norm, NormKind, NormWeights, Projection, Role, tokens};
+use super::call::{Call, tokens};
+use super::{LayerOn, LayerOptions, LayerWeights, Norm, NormKind, NormWeights, Projection, Role};
 use crate::backward::{BackwardInputs, BackwardProblem, BackwardSpec};
 use crate::device::KernelChoice;
-use crate::engine::{Linear, PlaceError, Recording, Tensor};
+use crate::engine::{Lies, Linear, PlaceError, Recording, Tensor, Weight};
 use crate::error::Error;
 use crate::inputs::{AttentionData, AttentionOutput, InputError};
 use crate::slice::HostSlice;
-use crate::tensor::{Element, Layout, TensorData, TensorRef};
+use crate::tensor::{Element, Layout, TensorData};
 use crate::terms::OwnedTerms;
 
 /// What a forward call leaves for its backward: inputs, projections, and the attention's output with maximum and sum of its rows.
@@ -132,7 +133,7 @@ impl LayerOn {
     ///
     /// # Errors
     /// As [`forward_saving`](Self::forward_saving).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn forward_saving_blocking(
         &self,
         batch: usize,
@@ -147,7 +148,7 @@ impl LayerOn {
     ///
     /// # Errors
     /// As [`backward`](Self::backward).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn backward_blocking(&self, saved: &LayerSaved, d_output: &[f32]) -> Result<LayerGradients, Error> {
         self.device.block_on(self.backward(saved, d_output))
     }
@@ -171,27 +172,18 @@ impl LayerOn {
     ) -> Result<(Vec<f32>, Projection), Error> {
         let [out, inner] = self.config().shape(role);
         let rows = input.len() / inner;
-        let weight = projection.weight.to_f32();
-        let d_input = self.product(d_output, rows, &turned(&weight, out, inner), [inner, out]).await?;
-        let (d_turned, input_turned) = (turned(d_output, rows, out), turned(input, rows, inner));
-        let d_weight = self.product(&d_turned, out, &input_turned, [inner, rows]).await?;
+        let mut recording = Recording::new(&self.device);
+        let (d, x) =
+            (recording.place("d_output", &d_output.into()).await?, recording.place("input", &input.into()).await?);
+        let weight = (Weight::Of(self.linear_of(role)), Lies::Transposed);
+        let d_input = recording.product((&d, Lies::AsIs), weight, [rows, out, inner]).await?;
+        let x = (Weight::Tensor(&x), Lies::Transposed);
+        let d_weight = recording.product((&d, Lies::Transposed), x, [out, rows, inner]).await?;
+        recording.submit().await?;
+        let (d_input, d_weight) = (d_input.read_f32("d_input").await?, d_weight.read_f32("d_weight").await?);
         let sum = |n: usize| d_output.iter().skip(n).step_by(out).map(|&d| f64::from(d)).sum::<f64>();
         let bias = projection.bias.as_ref().map(|_| (0..out).map(|n| narrow(sum(n))).collect());
         Ok((d_input, Projection { weight: TensorData::F32(d_weight), bias }))
-    }
-
-    /// `x W^T` for `rows` rows of x, on the layer's device.
-    async fn product(&self, x: &[f32], rows: usize, weight: &[f32], shape: [usize; 2]) -> Result<Vec<f32>, Error> {
-        if rows == 0 || shape.contains(&0) {
-            // a sum of nothing
-            return Ok(vec![0.0; rows * shape[0]]);
-        }
-        let linear = Linear::new(&self.device, TensorRef::F32(weight), None, shape).await?;
-        let mut recording = Recording::new(&self.device);
-        let placed = recording.place("x", &x.into()).await?;
-        let output = recording.project(&linear, None, (&placed, rows), Element::F32).await?;
-        recording.submit().await?;
-        output.read_f32("product").await
     }
 }
 
@@ -226,15 +218,6 @@ fn host_terms(call: &Call<'_>) -> Result<OwnedTerms, Error> {
         kv_lens: terms.kv_lens.as_ref().map(|of| read("kv_lens", of, lens)).transpose()?,
         ..OwnedTerms::default()
     })
-}
-
-/// `[rows, columns]` as `[columns, rows]`.
-fn turned(of: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut turned = vec![0.0; of.len()];
-    for (r, row) in of.chunks_exact(columns.max(1)).enumerate() {
-        row.iter().enumerate().for_each(|(c, &x)| turned[c * rows + r] = x);
-    }
-    turned
 }
 
 /// The gradient before a norm, and those of its weights: with `n = (x - mean) / deviation` and `y = n w + b`,
@@ -281,7 +264,7 @@ fn narrow(x: f64) -> f32 {
     x as f32
 }
 
-#[cfg(all(test, feature = "native"))]
+#[cfg(all(test, feature = "threads"))]
 mod tests {
     use super::*;
     use crate::device::Device;

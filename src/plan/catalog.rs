@@ -76,9 +76,24 @@ pub struct CatalogEntry {
 /// cooperative kernel, which no device of the grid can run and only naga can read.
 #[must_use]
 pub fn catalog() -> Vec<CatalogEntry> {
+    catalog_of(&[])
+}
+
+/// Every `head_dim` of the grid, in order.
+#[must_use]
+pub fn catalog_widths() -> Vec<usize> {
+    let mut widths: Vec<usize> = DIMS.iter().map(|[head_dim, _]| *head_dim).collect();
+    widths.sort_unstable();
+    widths
+}
+
+/// The shaders of the grid that problems of these `head_dim` need; of all, if none is named.
+#[must_use]
+pub fn catalog_of(head_dims: &[usize]) -> Vec<CatalogEntry> {
     let mut entries: Vec<CatalogEntry> = vec![];
     let mut places: HashMap<Variant, usize> = HashMap::new();
-    for problem in problems() {
+    let wanted = |problem: &AttentionProblem| head_dims.is_empty() || head_dims.contains(&problem.head_dim());
+    for problem in problems().into_iter().filter(wanted) {
         for kind in DeviceKind::all() {
             let caps = kind.caps();
             let chosen = Plan::new(&problem, &caps, None).ok().map(|plan| plan.kernel());

@@ -7,7 +7,7 @@ mod weights;
 
 pub use backward::BackwardPlan;
 #[doc(hidden)]
-pub use catalog::{CatalogEntry, DeviceKind, catalog};
+pub use catalog::{CatalogEntry, DeviceKind, catalog, catalog_of, catalog_widths};
 pub use weights::WeightsPlan;
 
 use crate::caps::DeviceCaps;

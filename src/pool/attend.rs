@@ -134,7 +134,7 @@ impl PassagePool {
     ///
     /// # Errors
     /// As [`attend`](Self::attend).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn attend_blocking(
         &self,
         groups: &[GroupQuery<'_>],

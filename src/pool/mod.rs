@@ -268,7 +268,7 @@ impl PassagePool {
     ///
     /// # Errors
     /// As [`append`](Self::append).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn append_blocking<'a>(
         &mut self,
         key: impl Into<TensorRef<'a>>,

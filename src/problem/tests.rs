@@ -1,6 +1,7 @@
 //! Counts, refusals and key ranges of problems.
 
 use super::*;
+use crate::tensor::Element;
 
 fn spec() -> AttentionSpec {
     AttentionSpec::new([2, 6, 5, 8], [2, 3, 7, 8])

@@ -48,7 +48,7 @@ impl Sources {
     ///
     /// # Errors
     /// As [`prepare`](Self::prepare).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn prepare_blocking(&self, device: &Device) -> Result<PreparedSources, Error> {
         device.block_on(self.prepare(device))
     }
@@ -303,7 +303,7 @@ impl PreparedSources {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn run_blocking<'a>(
         &self,
         query: impl Into<Tensor<'a>>,

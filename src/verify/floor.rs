@@ -2,8 +2,8 @@
 //!
 //! Its derivation stands at the head of [`verify`](super).
 
+use super::rounding::{DIVISION, SIGMAS, TINY, U, VANISHING, exp_error, round};
 use super::yardstick::Twin;
-use super::{DIVISION, SIGMAS, TINY, U, VANISHING, exp_error, round};
 use crate::cpu::reference::{self, Stored};
 use crate::inputs::AttentionInputs;
 use crate::problem::{AttentionProblem, ScoreStage};

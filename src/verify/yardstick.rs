@@ -3,7 +3,7 @@
 //! Neither shares code with a kernel; which keys a row sees they take from the oracle.
 
 use super::floor::{self, Off};
-use super::round;
+use super::rounding::round;
 use crate::cpu::reference::{self, Stored};
 use crate::inputs::AttentionInputs;
 use crate::problem::{AttentionProblem, ScoreStage};

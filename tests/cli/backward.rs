@@ -4,7 +4,7 @@ use std::path::Path;
 
 use safetensors::tensor::Dtype;
 
-use crate::{Folder, Results, Tensor, assert_close, bad, f16s, f32s, good, small, wave};
+use crate::{Folder, Results, Tensor, assert_close, bad, f16s, f32s, good, program, small, wave};
 
 fn with_gradient(more: &[Tensor]) -> Vec<Tensor> {
     [&small()[..], &[f32s("d_output", &[2, 4, 3, 6], wave(1.1))], more].concat()
@@ -80,6 +80,84 @@ fn gradients_have_the_shapes_of_their_inputs() {
 }
 
 #[test]
+fn a_rounded_output_does_not_reach_the_gradients() {
+    let folder = Folder::new();
+    let tensors = with_gradient(&[]);
+    let (full, half) = (
+        folder.run(&tensors, &[], &["--backward"]),
+        folder.run(&tensors, &[], &["--backward", "--output-type", "f16", "--verify"]),
+    );
+    assert_eq!(half.tensors["output"].0, Dtype::F16);
+    for name in ["d_query", "d_key", "d_value"] {
+        assert_eq!(half.tensors[name], full.tensors[name], "{name}");
+    }
+    // the same output as without gradients
+    let alone = folder.run(&small(), &[], &["--output-type", "f16"]);
+    assert_eq!(alone.tensors["output"], half.tensors["output"]);
+}
+
+#[test]
+fn what_has_no_gradient_is_named() {
+    let folder = Folder::new();
+    let i8s = |name: &'static str, shape: &[usize]| -> Tensor {
+        (name, Dtype::I8, shape.to_vec(), (0u8..=255).cycle().step_by(7).take(shape.iter().product()).collect())
+    };
+    let stored = [
+        small()[0].clone(),
+        i8s("key", &[2, 2, 5, 8]),
+        i8s("value", &[2, 2, 5, 6]),
+        f32s("key_scale", &[2, 2, 5, 1], |_| 0.01),
+        f32s("value_scale", &[2, 2, 5, 1], |_| 0.01),
+        f32s("d_output", &[2, 4, 3, 6], wave(1.1)),
+    ];
+    let (input, output) = (folder.write("in.safetensors", &stored, &[]), folder.at("out.safetensors"));
+    for command in [
+        &["run", &input, "-o", &output, "--backward", "--device", "cpu"][..],
+        &["explain", &input, "--backward", "--device", "cpu"],
+    ] {
+        let told = program(command);
+        let said = String::from_utf8_lossy(&told.stderr);
+        assert!(told.status.success() && said.contains("no d_key, d_value"), "{command:?}: {said}");
+    }
+    let names: Vec<_> = Results::read(&output).tensors.into_keys().filter(|name| name.starts_with("d_")).collect();
+    assert_eq!(names, ["d_query"]);
+}
+
+#[test]
+fn a_file_is_explained_as_it_is_run() {
+    let folder = Folder::new();
+    let explained = |tensors: &[Tensor]| {
+        let input = folder.write("in.safetensors", tensors, &[]);
+        program(&["explain", &input, "--backward", "--device", "cpu"])
+    };
+    let told = explained(&with_gradient(&[f32s("d_lse", &[2, 4, 3], |_| 1.0)]));
+    assert!(told.status.success() && told.stderr.is_empty(), "{}", String::from_utf8_lossy(&told.stderr));
+    let told = explained(&small());
+    assert!(!told.status.success() && String::from_utf8_lossy(&told.stderr).contains("d_output is missing"));
+    // shapes are told as the file has them
+    let turned = [
+        f32s("query", &[2, 3, 4, 8], wave(0.7)),
+        f32s("key", &[2, 5, 2, 8], wave(1.3)),
+        f32s("value", &[2, 5, 2, 6], wave(0.9)),
+        f32s("d_output", &[2, 4, 3, 6], wave(1.1)),
+    ];
+    let input = folder.write("turned.safetensors", &turned, &[("layout", "blhd")]);
+    let said = bad(&["run", &input, "-o", &folder.at("x"), "--backward", "--device", "cpu"]);
+    assert!(said.contains("d_output has shape [2, 4, 3, 6], needs [2, 3, 4, 6]"), "{said}");
+    // a slip of the pen
+    let slip = [&small()[..], &[f32s("d_outputs", &[2, 4, 3, 6], wave(1.1))]].concat();
+    let input = folder.write("slip.safetensors", &slip, &[]);
+    let said = bad(&["run", &input, "-o", &folder.at("y.safetensors"), "--device", "cpu", "--backward"]);
+    assert!(said.contains("is d_output meant?"), "{said}");
+    let input = folder.write("in.safetensors", &with_gradient(&[]), &[]);
+    for command in ["explain", "bench"] {
+        let file: &[&str] = if command == "bench" { &["--file", &input] } else { &[&input] };
+        let said = bad(&[&[command, "--backward", "--output-type", "f16", "--device", "cpu"], file].concat());
+        assert!(said.contains("leave --output-type out"), "{said}");
+    }
+}
+
+#[test]
 fn what_is_missing_or_does_not_fit_is_told() {
     let folder = Folder::new();
     let refused = |tensors: &[Tensor]| {
@@ -100,7 +178,7 @@ fn what_is_missing_or_does_not_fit_is_told() {
     assert!(said.contains("d_lse") && said.contains("[2, 4, 3]"), "{said}");
     // without the flag it is told that the tensor means nothing
     let input = folder.write("in.safetensors", &with_gradient(&[]), &[]);
-    let output = crate::program(&["run", &input, "-o", &folder.at("x"), "--device", "cpu"]);
+    let output = program(&["run", &input, "-o", &folder.at("x"), "--device", "cpu"]);
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success() && said.contains("\"d_output\" is not one of attention's"), "{said}");
 }
@@ -111,7 +189,18 @@ fn the_backward_is_timed_and_explained() {
     let row: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
     assert_eq!(row["kernel"], "cpu_backward");
     assert!(row["median_ms"].as_f64().unwrap() > 0.0 && row.get("error").is_none(), "{said}");
+    // the CPU's plan is made together with its memory, which is no time of a plan
+    assert!(row["plan_us"].is_null() && row["prepare_ms"].is_number(), "{said}");
     let shape = ["--q-heads", "8", "--q-len", "4096", "--kv-len", "77", "--head-dim", "40"];
+    // a matrix that is returned has no gradient, and is not dropped without a word
+    for returned in [&["--probs"][..], &["--scores", "masked"]] {
+        let usage = program(&[&["explain", "--backward", "--device", "cpu"], &shape[..], returned].concat());
+        assert_eq!(usage.status.code(), Some(2), "{returned:?}");
+    }
+    for stage in ["scaled", "capped", "masked"] {
+        let said = good(&[&["explain", "--device", "cpu", "--scores", stage], &shape[..]].concat());
+        assert!(said.contains(&format!("returns scores_{stage}")), "{said}");
+    }
     let said = good(&[&["explain", "--backward", "--device", "cpu"], &shape[..]].concat());
     assert!(said.contains("cpu_backward, many queries") && said.contains("rows in 4 parts"), "{said}");
 }

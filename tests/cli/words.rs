@@ -121,7 +121,7 @@ fn flags_without_effect_are_refused_or_told() {
     let out = folder.at("out");
     for usage in [
         &["run", &input, "-o", &out, "-q", "--show"][..],
-        &["bench", "--list", "--json"],
+        &["bench", "--list", "--seconds", "1"],
         &["tune", "--workload", "gqa", "--causal", "top_left"],
         &["tune", "--workload", "gqa", "--output-type", "f16"],
         &["shaders", "--all", "-o", &out, "--scale", "2"],

@@ -37,7 +37,7 @@ pub(crate) fn within_tolerance(
 }
 
 /// Rows without an allowed key: zeros, and lse is negative infinity or the sink. Not left to the tolerance.
-fn empty_rows(
+pub(crate) fn empty_rows(
     problem: &AttentionProblem,
     inputs: &AttentionInputs<'_>,
     output: &AttentionOutput,

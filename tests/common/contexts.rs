@@ -4,6 +4,7 @@
 
 use cross_attention::context::{ContextError, ContextInputs, ContextSpec, ContextStorage, PreparedContext};
 use cross_attention::verify::verify;
+use cross_attention::weights::{Select, WeightsSpec};
 use cross_attention::{
     AlibiSlopes, AttentionInputs, AttentionOutput, AttentionProblem, AttentionSpec, Device, Diagonal, Element, Error,
     HostTerms, Layout, ScoreStage, TensorData, TensorRef, TensorSpec, bf16, f16,
@@ -203,14 +204,31 @@ fn attend(
         terms.give(&mut inputs);
     }
     let call = ContextInputs { context_index: index, terms: inputs.terms(), ..ContextInputs::new(inputs.query) };
-    let got = context.attend_blocking(&asked, &call).map_err(text)?;
+    // weights in a pass of their own, where scores have the largest common part; of storages one with scales and one without
+    let storage = context.spec().storage;
+    let of_storage = matches!(storage, ContextStorage::F16 | ContextStorage::Q8_0);
+    let with_weights = common == Some(-1e9) && lens.is_some() && of_storage;
+    asked.row_state = with_weights;
+    let mut got = context.attend_blocking(&asked, &call).map_err(text)?;
     let prepared = context.prepared();
     same_bits(&got, &context.attend_blocking(&asked, &call).map_err(text)?)?;
     if context.prepared() != prepared {
         return Err("the second call prepared something".to_owned());
     }
+    let weights = match &got.row_state {
+        Some(state) => {
+            let of_heads = |heads| WeightsSpec { heads, ..WeightsSpec::default() };
+            let all = context.weights_blocking(&asked, &call, &of_heads(Select::All), state).map_err(text)?;
+            let third = context.weights_blocking(&asked, &call, &of_heads(Select::List(vec![2])), state);
+            let heads = all.chunks(Q_LEN * KV_LEN).skip(2).step_by(Q_HEADS);
+            if third.map_err(text)? != heads.flatten().copied().collect::<Vec<_>>() {
+                return Err("the weights of one head are not those of it among all".to_owned());
+            }
+            Some(all)
+        }
+        None => None,
+    };
     // each entry with a copy of its context
-    let storage = context.spec().storage;
     let copies = [DIM, WIDTH].map(|width| KV_HEADS * KV_LEN * width);
     let [key, value] = [0, 1].map(|n| {
         let all = stored(&given[n], [DIM, WIDTH][n], storage);
@@ -224,7 +242,13 @@ fn attend(
     let kv_lens: Option<Vec<u32>> = lens.map(|lens| of_entry.iter().map(|&c| lens[c]).collect());
     (inputs.key, inputs.value, inputs.terms.kv_lens) = ((&key).into(), (&value).into(), kv_lens.as_deref());
     let report = verify(&problem, &inputs, &got).map_err(text)?;
-    if report.passed() { Ok(()) } else { Err(report.to_string()) }
+    if !report.passed() {
+        return Err(report.to_string());
+    }
+    let Some(weights) = weights else { return Ok(()) };
+    got.scores = Some(weights);
+    let report = verify(&problem, &inputs, &got).map_err(text)?;
+    if report.passed() { Ok(()) } else { Err(format!("weights: {report}")) }
 }
 
 /// Fifty calls with one context are fifty plain calls, bit for bit, and plan once.

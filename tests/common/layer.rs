@@ -13,7 +13,7 @@ use super::linear::{numbers, wide};
 type Check = fn(&Device) -> Result<(), String>;
 
 /// Name and check of everything that a layer is held to.
-pub(crate) const CHECKS: [(&str, Check); 9] = [
+pub(crate) const CHECKS: [(&str, Check); 10] = [
     ("annalog", annalog),
     ("plain", |device| check(device, &LayerConfig::new(24, 24, 3), Element::F32)),
     ("grouped_other_widths_f16", |device| check(device, &grouped(), Element::F16)),
@@ -23,6 +23,7 @@ pub(crate) const CHECKS: [(&str, Check); 9] = [
     ("norms_of_heads_layer", |device| check(device, &normed_heads(NormKind::Layer), Element::F32)),
     ("other_device", other_device),
     ("refusals", refusals),
+    ("backward", super::layer_backward::check),
 ];
 
 fn grouped() -> LayerConfig {
@@ -30,13 +31,13 @@ fn grouped() -> LayerConfig {
     LayerConfig { kv_heads: 2, head_dim: 7, v_head_dim: 5, scale: Some(0.3), biases, ..LayerConfig::new(20, 33, 6) }
 }
 
-fn normed(kind: NormKind, bias: bool) -> LayerConfig {
+pub(super) fn normed(kind: NormKind, bias: bool) -> LayerConfig {
     let norm = Some(Norm { kind, epsilon: 1e-3, bias });
     LayerConfig { query_norm: norm, key_norm: norm, biases: Biases::NONE, kv_heads: 1, ..LayerConfig::new(70, 66, 1) }
 }
 
 /// A token has several rows to be normed, one for each head.
-fn normed_heads(kind: NormKind) -> LayerConfig {
+pub(super) fn normed_heads(kind: NormKind) -> LayerConfig {
     let norm = Some(Norm { kind, epsilon: 1e-4, bias: kind == NormKind::Layer });
     LayerConfig { query_norm: norm, key_norm: norm, kv_heads: 3, head_dim: 10, ..LayerConfig::new(24, 30, 6) }
 }
@@ -100,7 +101,7 @@ pub(crate) fn weights(config: &LayerConfig, element: Element) -> LayerWeights {
 /// in f32 a rounding, `stored` for keys and values that are kept. `allowed(b, h, i, j)` is the mask; a context of one entry is
 /// shared. With the output, for each element, what the exponentials, divisions and roots of WGSL may be off by, carried
 /// through the output projection.
-fn written_out(
+pub(super) fn written_out(
     layer: &CrossAttention,
     [batch, contexts]: [usize; 2],
     [states, context]: [&[f32]; 2],
@@ -233,7 +234,7 @@ fn compare(found: &[f32], Wanted { output, may }: &Wanted) -> Result<(), String>
     Ok(())
 }
 
-fn on(layer: &CrossAttention, device: &Device) -> Result<LayerOn, String> {
+pub(super) fn on(layer: &CrossAttention, device: &Device) -> Result<LayerOn, String> {
     layer.on_blocking(device).map_err(|error| error.to_string())
 }
 

@@ -16,6 +16,8 @@ pub(crate) mod growing;
 pub(crate) mod joined;
 #[cfg(all(feature = "layer", feature = "native"))]
 pub(crate) mod layer;
+#[cfg(all(feature = "layer", feature = "native"))]
+mod layer_backward;
 #[allow(dead_code, reason = "not every test binary has linear maps")]
 pub(crate) mod linear;
 pub(crate) mod meaning;

@@ -60,8 +60,8 @@ fn annalog(layer: u32) -> Capture {
     let data = ["q", "k", "v"].map(|name| file.real(&named(name)));
     let results = [named("out"), named("lse")];
     let results = [results[0].as_str(), results[1].as_str()];
-    let mut capture = capture(format!("annalog_layer_{layer}"), [[5, 8, 36, 32]; 2], data, &file, results, None);
-    capture.spec.mask = Some(Layout::bhld([5, 1, 1, 36]));
+    let mut capture = capture(format!("annalog_layer_{layer}"), [[4, 8, 36, 32]; 2], data, &file, results, None);
+    capture.spec.mask = Some(Layout::bhld([4, 1, 1, 36]));
     capture.data.terms.mask = match file.tensor("key_keep").numbers {
         Numbers::Bool(keep) => Some(keep),
         other => panic!("key_keep is {other:?}"),

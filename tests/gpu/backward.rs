@@ -21,7 +21,7 @@ const LONG_CASES: u32 = 6;
 /// One in so many cases of the table runs on the tiles of GPUs too.
 const GPU_TILES: usize = 12;
 /// A software driver runs one in so many, for each compiles shaders of its own; one beside another driver fewer.
-const SHARES: [usize; 2] = [3, 8];
+const SHARES: [usize; 2] = [5, 12];
 
 /// What a trial does that has no case of the table.
 type Check = fn(&Adapter) -> Result<(), String>;

@@ -1,6 +1,7 @@
 //! Awaited calls end by themselves, whoever awaits them, and leave nothing behind where they are dropped.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use cross_attention::{AttentionData, AttentionOutput, AttentionProblem, Device};
 use libtest_mimic::Trial;
 
 use super::adapters::Adapter;
+use super::interop::same_adapter;
 use super::trials::trial;
 use crate::common::case::Case;
 
@@ -17,12 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 type Check = fn(&Call) -> Result<(), String>;
 
-const CHECKS: [(&str, Check); 5] = [
+const CHECKS: [(&str, Check); 6] = [
     ("pollster", by_pollster),
     ("threads", by_threads),
     ("tokio_of_one_thread", by_tokio_of_one_thread),
     ("tokio_of_threads", by_tokio_of_threads),
     ("dropped", dropped_half_way),
+    ("gone_with_its_thread", gone_with_its_thread),
 ];
 
 pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
@@ -123,4 +126,30 @@ fn dropped_half_way(call: &Call) -> Result<(), String> {
         }
     }
     by_pollster(call)
+}
+
+/// What polls a device for a `Gpu` is gone with it: a process that ends while another thread gives a device back can crash
+/// in its driver.
+fn gone_with_its_thread(call: &Call) -> Result<(), String> {
+    let Device::Gpu(gpu) = &call.device else { return Err("no GPU".to_owned()) };
+    let adapter = same_adapter(&gpu.info().name)?;
+    for pause in [0, 1, 30] {
+        let (device, queue) =
+            pollster::block_on(adapter.request_device(&Default::default())).map_err(|error| error.to_string())?;
+        let held = Arc::new(());
+        let by_device = Arc::clone(&held);
+        device.set_device_lost_callback(move |_, _| {
+            let _held = &by_device;
+        });
+        let gpu = pollster::block_on(Gpu::from_device(device, queue)).map_err(|error| error.to_string())?;
+        let device = Device::Gpu(gpu);
+        let result = pollster::block_on(device.attention(&call.problem, &call.data.as_inputs()));
+        result.map_err(|error| error.to_string())?;
+        std::thread::sleep(Duration::from_millis(pause));
+        drop(device);
+        if Arc::strong_count(&held) > 1 {
+            return Err(format!("{pause} ms after its last call the device outlives its Gpu"));
+        }
+    }
+    Ok(())
 }

@@ -1,9 +1,9 @@
 //! Gradients on the CPU: the case table, random cases, others' results, planted faults, threads.
 
 use cross_attention::backward::{BackwardInputs, BackwardProblem, BackwardSpec, Gradients};
-use cross_attention::cpu::{CpuBackward, SimdLevel};
+use cross_attention::cpu::{CpuAttention, CpuBackward, SimdLevel};
 use cross_attention::verify::verify_backward;
-use cross_attention::{AttentionInputs, AttentionSpec, TensorData, cpu};
+use cross_attention::{AttentionInputs, AttentionSpec, Device, Layout, TensorData, TensorSpec, cpu};
 use proptest::prelude::*;
 
 use crate::common::backward::{self, BackwardCase, RunBackward};
@@ -33,6 +33,16 @@ fn backward_of_others() {
     for (name, run) in implementations() {
         let times = if name.ends_with("scalar") { 2.0 } else { 1.0 };
         all(&name, &backward::golden(), |path| backward::golden_with(path, times, &run));
+    }
+}
+
+#[test]
+fn what_is_explained_is_what_is_prepared() {
+    let spec = AttentionSpec::new([1, 4, 30, 40], [1, 2, 77, 40]);
+    let problem = BackwardProblem::new(BackwardSpec::new(spec)).expect("it is sound");
+    for device in [Device::Cpu, Device::Oracle] {
+        let prepared = pollster::block_on(device.prepare_backward(&problem)).expect("there is memory");
+        assert_eq!(device.explain_backward(&problem), Ok(prepared.plan_text()));
     }
 }
 
@@ -199,4 +209,74 @@ fn the_workspace_is_linear() {
         assert!(of_thread < 4 << 20, "{of_thread}");
         assert!(shared <= 8 * gradients, "{shared}, with gradients of {gradients}");
     }
+}
+
+/// Weights are made anew of scores that are summed as the forward summed them: of a gradient of the output that is the identity,
+/// that of the values are the weights, which sum to 1 however large the scores are.
+#[test]
+fn weights_of_large_scores_sum_to_one() {
+    const SCORE: f32 = 1e4;
+    // rows and keys on both sides of every rule; batch and bias, where rows of a batch share their keys
+    let shapes = [1, 5, 9, 33].into_iter().flat_map(|rows| [1, 4, 16, 17, 77, 200].map(|keys| (rows, keys, 1)));
+    for (rows, keys, batch) in shapes.chain([(7, 200, 2), (7, 12, 2), (20, 200, 2)]) {
+        let mut spec = AttentionSpec::new([batch, 1, rows, 64], [1, 1, keys, 64]);
+        let width = batch * rows;
+        spec.value.layout = Layout::bhld([1, 1, keys, width]);
+        spec.output.layout = Layout::bhld([batch, 1, rows, width]);
+        (spec.key, spec.value) = [spec.key, spec.value].map(|of| shared(of, batch)).into();
+        spec.scale = Some(SCORE / 8.0);
+        spec.bias = (batch > 1).then(|| TensorSpec::f32(Layout::bhld([batch, 1, rows, keys])));
+        let problem = BackwardProblem::new(BackwardSpec::all(spec)).expect("sound");
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut numbers = |len: usize| (0..len).map(|_| 4.0 * random.f32() - 2.0).collect::<Vec<f32>>();
+        let (q, k, v, bias) =
+            (numbers(batch * rows * 64), numbers(keys * 64), numbers(keys * width), numbers(batch * rows * keys));
+        let mut inputs = AttentionInputs::new(&q, &k, &v);
+        inputs.terms.bias = (batch > 1).then_some((&bias).into());
+        let d: Vec<f32> = (0..width * width).map(|n| if n / width == n % width { 1.0 } else { 0.0 }).collect();
+        for level in SimdLevel::available() {
+            let forward = CpuAttention::new(problem.forward(), level).run(&inputs).expect("it fits");
+            let inputs = BackwardInputs::new(inputs, &forward, &d).expect("state is there");
+            let gradients = CpuBackward::new(&problem, level).run(&inputs).expect("it fits");
+            let weights = gradients.d_value.expect("it was asked for").to_f32();
+            for row in 0..width {
+                let sum: f64 = weights.iter().skip(row).step_by(width).map(|&weight| f64::from(weight)).sum();
+                // exponentials, their sum and its inverse are rounded, and the sum's terms one after another
+                let allowed = f64::from(f32::EPSILON) * (8.0 + keys as f64);
+                assert!((sum - 1.0).abs() <= allowed, "{level}, {rows} rows, {keys} keys: row {row} sums to {sum}");
+            }
+        }
+    }
+}
+
+/// The scale by the cap may be beyond f32; times a dot product of 0 that is no NaN.
+#[test]
+fn a_scale_by_softcap_beyond_f32_is_no_nan() {
+    let mut spec = AttentionSpec::new([1, 1, 9, 8], [1, 1, 5, 8]);
+    (spec.scale, spec.softcap) = (Some(100.0), Some(1e-38));
+    let problem = BackwardProblem::new(BackwardSpec::all(spec)).expect("sound");
+    let mut random = fastrand::Rng::with_seed(5);
+    let mut numbers = |len: usize| (0..len).map(|_| random.f32() - 0.5).collect::<Vec<f32>>();
+    let (mut q, k, v, d) = (numbers(72), numbers(40), numbers(40), numbers(72));
+    q[8..16].fill(0.0);
+    let inputs = AttentionInputs::new(&q, &k, &v);
+    for (name, run) in implementations() {
+        let forward = cpu::attention(problem.forward(), &inputs).expect("it fits");
+        let inputs = BackwardInputs::new(inputs, &forward, &d).expect("state is there");
+        let gradients = run(&problem, &inputs).expect("it fits");
+        let d_query = gradients.d_query.as_ref().expect("it was asked for").to_f32();
+        assert!(
+            d_query.iter().all(|x| x.is_finite()) && d_query[8..16].iter().any(|x| *x != 0.0),
+            "{name}: {d_query:?}"
+        );
+        let report = verify_backward(&problem, &inputs, &gradients).expect("it fits");
+        assert!(report.passed(), "{name}: {report}");
+    }
+}
+
+/// One entry that the whole batch shares.
+fn shared(of: TensorSpec, batch: usize) -> TensorSpec {
+    let [_, heads, len, width] = of.layout.shape;
+    let layout = of.layout.broadcast_to([batch, heads, len, width]).expect("of one entry");
+    TensorSpec { layout, ..of }
 }

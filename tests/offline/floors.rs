@@ -77,6 +77,9 @@ fn uses(src: &Path) -> Uses {
 
 /// The text of every Rust file, but for those that are tests.
 fn collect(path: &Path, files: &mut Vec<String>) {
+    if path.ends_with("tests") {
+        return;
+    }
     if path.is_dir() {
         for entry in read_dir(path).expect("a folder") {
             collect(&entry.expect("an entry").path(), files);

@@ -26,7 +26,8 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SHADERS = os.path.join(HERE, "..", "..", "shaders")
-KERNELS = ["fused", "split", "rows", "plain", "tiled", "cooperative"]
+# the last is not a kernel's name: the shaders of gradients, with the forward's before them
+KERNELS = ["fused", "split", "rows", "plain", "tiled", "cooperative", "backward"]
 # the layer's counters take as much workgroup memory again as a shader, of the driver's 32 KiB
 MEMORY = {"cooperative": 11000}
 MEMORY_OF_OTHERS = 16000
@@ -126,6 +127,15 @@ def cases():
     }
 
 
+def with_gradients(tensors):
+    """The same, with the gradients of output and log-sum-exp."""
+    rng = random.Random(8)
+    batch, heads, rows, _ = tensors["query"][1]
+    shape = (batch, heads, rows, tensors["value"][1][3])
+    gradients = {"d_output": shape, "d_lse": shape[:3]}
+    return {**tensors, **{name: ("F32", of, numbers(rng, of)) for name, of in gradients.items()}}
+
+
 class Chroot:
     def __init__(self, root, program):
         self.root = root
@@ -134,6 +144,7 @@ class Chroot:
         self.program = self.bring(program, "program")
         for name, (tensors, options) in cases().items():
             save(os.path.join(self.folder, name + ".safetensors"), tensors, options)
+            save(os.path.join(self.folder, name + ".backward.safetensors"), with_gradients(tensors), options)
         # layer.c, put where the loader of the chroot looks
         library = os.path.join(self.folder, "libchecks.so")
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, os.path.join(HERE, "layer.c")], check=True)
@@ -165,11 +176,12 @@ class Chroot:
             **settings,
         }
         words = [f"{name}={value}" for name, value in environment.items()]
-        arguments = ["run", f"/in/{case}.safetensors", "-o", "/tmp/races_out.safetensors", "--device", "llvmpipe"]
-        arguments += ["--kernel", kernel, "--verify"]
+        file, choice = (f"{case}.backward", ["--backward"]) if kernel == "backward" else (case, ["--kernel", kernel])
+        arguments = ["run", f"/in/{file}.safetensors", "-o", "/tmp/races_out.safetensors", "--device", "llvmpipe"]
+        arguments += [*choice, "--verify"]
         command = ["chroot", self.root, "env", "-i", *words, program, *arguments]
         start = time.time()
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=1200)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=3600)
         return done.stdout + done.stderr, done.returncode, time.time() - start
 
 

@@ -28,6 +28,7 @@ export type ErrorKind =
   | "plan"
   | "weights"
   | "context"
+  | "backward"
   | "kernel"
   | "memory"
   | "buffer"
@@ -209,6 +210,59 @@ export interface Result {
   kernel?: string;
 }
 
+/** What there may be a gradient of; each has the name of its input. */
+export type Gradient = "dQuery" | "dKey" | "dValue" | "dBias" | "dAlibiSlopes" | "dSinks" | "dScale";
+
+interface BackwardTerms extends Omit<Terms, "layout" | "element" | "scores" | "kernel"> {
+  /** As in an attention. One name is also that of `dOutput` and of all gradients but `dBias`; those are `"bhld"` where left out. */
+  layout?:
+    | Extract<Terms["layout"], string>
+    | (Extract<Terms["layout"], object> & Partial<Record<"dOutput" | "dQuery" | "dKey" | "dValue" | "dBias", Layout>>);
+  /** As in an attention. Bits of `dOutput` are of the output's type where nothing is said, else of f16. */
+  element?: FloatElement | (Elements & { dOutput?: FloatElement });
+  /** Gradients that are asked for; those of query, key and value where left out. Keys and values in bytes or pages have none. */
+  wants?: readonly Gradient[];
+  /** What gradients of tensors are stored as, all of them or each; f32 where left out. */
+  gradientElement?: FloatElement | Partial<Record<"dQuery" | "dKey" | "dValue" | "dBias", FloatElement>>;
+  /** Weights that `dWeights` is the gradient of. `true`: all. */
+  weights?: WeightsOptions | true;
+}
+
+/** Data of one call of gradients. */
+export interface BackwardArrays extends Arrays {
+  /** What `attention()` gave for the same options with `rowState: true`: its output, maximum and sum of each row. */
+  forward: Pick<Result, "output" | "rowMax" | "rowSum"> & Partial<Result>;
+  /** The gradient of a loss by the output, in its shape; zeros where nothing is wanted of it. */
+  dOutput: Numbers;
+  /** That by the log-sum-exp, `[batch, heads, queries]`. */
+  dLse?: Float32Array;
+  /** That by the weights that `weights` names, in the shape of `weightsShape`. */
+  dWeights?: Float32Array;
+}
+
+export interface BackwardOptions extends BackwardArrays, BackwardTerms {}
+
+/** The same without data. `weights` says that `dWeights` will be there; a prepared `dOutput` is of the output's type where nothing is said. */
+export interface PrepareBackwardOptions extends BackwardTerms, Omit<PrepareOptions, keyof Terms> {
+  dLse?: boolean;
+}
+
+/** Those that were asked for, each in the shape of its input: where the batch shares keys or a bias, the sum over it. */
+export interface Gradients {
+  dQuery?: Numbers;
+  dKey?: Numbers;
+  dValue?: Numbers;
+  dBias?: Numbers;
+  /** As many as there are slopes. */
+  dAlibiSlopes?: Float32Array;
+  /** `[heads]`. */
+  dSinks?: Float32Array;
+  dScale?: number;
+  /** What ran, and why. */
+  plan: string;
+  kernel: string;
+}
+
 export interface AdapterInfo {
   readonly vendor: string;
   readonly architecture: string;
@@ -248,6 +302,11 @@ export interface Device {
   explain(options: PrepareOptions): string;
   attention(options: AttentionOptions): Promise<Result>;
   prepare(options: PrepareOptions): Promise<Prepared>;
+  /** What would run for gradients, and why; nothing is made. */
+  explainBackward(options: PrepareBackwardOptions): string;
+  /** Gradients of an attention, behind a call of `attention()`. The same inputs give the same bits. */
+  backward(options: BackwardOptions): Promise<Gradients>;
+  prepareBackward(options: PrepareBackwardOptions): Promise<PreparedBackward>;
   context(options: ContextOptions): Promise<Context>;
   /** A copy of an array; a `Uint16Array` is f16 where `element` does not say bf16. */
   tensor(data: TensorArray, options?: { element?: TensorElement }): Tensor;
@@ -300,6 +359,46 @@ export interface Bound {
   run(): Promise<void>;
   /** Records it into an encoder of yours. */
   encode(encoder: GPUCommandEncoder): void;
+  free(): void;
+}
+
+export interface BackwardTensors extends Partial<Record<Exclude<keyof Arrays, "query" | "key" | "value">, Tensor>> {
+  query: Tensor;
+  key: Tensor;
+  value: Tensor;
+  /** What the attention wrote. */
+  output: Tensor;
+  /** Maximum and sum of each row: what `lse` is of an attention that was prepared with `rowState: true`. */
+  rowState: Tensor;
+  dOutput: Tensor;
+  dLse?: Tensor;
+  dWeights?: Tensor;
+  /** Where gradients go; made where left out. No two of them, and none of what is read, may be parts of one buffer. */
+  dQuery?: Tensor;
+  dKey?: Tensor;
+  dValue?: Tensor;
+  dBias?: Tensor;
+  dAlibiSlopes?: Tensor;
+  dSinks?: Tensor;
+  dScale?: Tensor;
+}
+
+/** Gradients with their plan, pipelines and workspace, for any number of calls. */
+export interface PreparedBackward {
+  readonly plan: string;
+  readonly kernel: string;
+  run(arrays: BackwardArrays): Promise<Gradients>;
+  bind(tensors: BackwardTensors): BoundBackward;
+  free(): void;
+}
+
+/** Prepared gradients over tensors on the GPU. */
+export interface BoundBackward extends Readonly<Partial<Record<Gradient, Tensor>>> {
+  /** Submits it; ends when it is on the queue, not when it is done. */
+  run(): Promise<void>;
+  /** Records it into an encoder of yours, behind the attention that it belongs to or alone. */
+  encode(encoder: GPUCommandEncoder): void;
+  /** Gives back the gradients that were made for it. */
   free(): void;
 }
 
@@ -362,6 +461,20 @@ export interface Report {
 
 /** Compares a result with the oracle in f64, on so many rows (64 where left out). */
 export function verify(options: AttentionOptions, result: Result, rows?: number): Promise<Report>;
+
+export interface BackwardReport {
+  passed: boolean;
+  /** Elements of gradients that were compared, and those out of tolerance. */
+  elements: number;
+  failures: number;
+  maxAbsError: number;
+  /** The largest ratio of an error to what is allowed there. */
+  worstRatio: number;
+  text: string;
+}
+
+/** Compares every element of gradients with the oracle in f64, whose bounds are derived for each. */
+export function verifyBackward(options: BackwardOptions, gradients: Gradients): Promise<BackwardReport>;
 
 export function version(): Promise<string>;
 

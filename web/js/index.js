@@ -16,7 +16,7 @@ export class AttentionError extends Error {
 const DATA = [
   "query", "key", "value", "keyScale", "valueScale", "blockTable", "bias", "mask", "qLens", "kvLens", "rowStart", "rowEnd", "alibiSlopes", "sinks",
 ];
-const WRITTEN = ["output", "lse", "scores"];
+const GRADIENTS = ["dQuery", "dKey", "dValue", "dBias", "dAlibiSlopes", "dSinks", "dScale"];
 const TENSOR_USAGE = 0x80 | 0x08 | 0x04; // STORAGE, COPY_DST, COPY_SRC
 const SIZES = { f32: 4, f16: 2, bf16: 2, i8: 1, u32: 4, i32: 4, u8: 1 };
 /** What is read back; bits where there is no array of such numbers. */
@@ -24,6 +24,7 @@ const ARRAYS = { f32: Float32Array, f16: Uint16Array, bf16: Uint16Array, i8: Int
 /** Tensors that are of one type always. */
 const ALWAYS = {
   mask: "u8", qLens: "u32", kvLens: "u32", rowStart: "i32", rowEnd: "i32", blockTable: "i32", alibiSlopes: "f32", sinks: "f32", lse: "f32", scores: "f32",
+  rowState: "f32", dLse: "f32", dWeights: "f32", dAlibiSlopes: "f32", dSinks: "f32", dScale: "f32",
 };
 
 let loading;
@@ -312,13 +313,28 @@ class Device {
     return guarded(() => this.#engine.explain(options));
   }
 
+  explainBackward(options) {
+    this.#shared.check();
+    return guarded(() => this.#engine.explain_backward(options));
+  }
+
   async attention(options) {
     return (await this.#shared.call((owner) => this.#engine.attention(options, owner))).value;
   }
 
   async prepare(options) {
     const { value, owner } = await this.#shared.call((owner) => this.#engine.prepare(options, owner), 0, true);
-    return new Prepared(value, this.#shared, owner);
+    return new Prepared(value, this.#shared, owner, [], ["output", "lse", "scores"]);
+  }
+
+  /** Gradients, from arrays to arrays. */
+  async backward(options) {
+    return (await this.#shared.call((owner) => this.#engine.backward(options, owner))).value;
+  }
+
+  async prepareBackward(options) {
+    const { value, owner } = await this.#shared.call((owner) => this.#engine.prepare_backward(options, owner), 0, true);
+    return new Prepared(value, this.#shared, owner, ["output", "rowState", "dOutput", "dLse", "dWeights"], GRADIENTS);
   }
 
   async context(options) {
@@ -519,11 +535,17 @@ class Held {
   }
 }
 
+/** An attention, or its gradients, with plan, pipelines and workspace. */
 class Prepared {
   #held;
+  #read;
+  #written;
 
-  constructor(inner, shared, owner) {
+  /** Tensors that it reads beside the inputs of an attention, and those that it writes. */
+  constructor(inner, shared, owner, read, written) {
     this.#held = new Held(inner, shared, owner);
+    this.#read = read;
+    this.#written = written;
     this.plan = inner.plan();
     this.kernel = inner.kernel();
   }
@@ -538,7 +560,7 @@ class Prepared {
   bind(tensors) {
     const inner = this.#held.check();
     const { shared } = this.#held;
-    only(tensors, "the tensors", [...DATA, ...WRITTEN]);
+    only(tensors, "the tensors", [...DATA, ...this.#read, ...this.#written]);
     if (!shared.gpuDevice) {
       throw new AttentionError("input", `tensors are bound on a GPU only, this device is the ${shared.kind}; call run() with arrays`);
     }
@@ -554,19 +576,19 @@ class Prepared {
       all[name] = tensor;
     }
     const made = [];
-    const lens = inner.written();
-    WRITTEN.forEach((name, n) => {
-      if (all[name] || (name !== "output" && lens[n] === 0)) return;
-      const element = elements[name];
-      const size = Math.max(4, Math.ceil((lens[n] * SIZES[element]) / 4) * 4);
-      const buffer = shared.gpuDevice.createBuffer({ size, usage: TENSOR_USAGE, label: name });
-      shared.ledger.add(shared.ledger.deviceOwner, buffer);
-      all[name] = new Tensor(shared, buffer, element, lens[n], 0, true);
-      made.push(all[name]);
-    });
     try {
+      for (const [name, length] of Object.entries(inner.written())) {
+        if (all[name]) continue;
+        const element = elements[name];
+        const size = Math.max(4, Math.ceil((length * SIZES[element]) / 4) * 4);
+        const buffer = shared.gpuDevice.createBuffer({ size, usage: TENSOR_USAGE, label: name });
+        shared.ledger.add(shared.ledger.deviceOwner, buffer);
+        all[name] = new Tensor(shared, buffer, element, length, 0, true);
+        made.push(all[name]);
+      }
       const slices = Object.fromEntries(Object.entries(all).map(([name, tensor]) => [name, tensor.slice(shared, name)]));
-      return new Bound(guarded(() => inner.bind(slices)), shared, all, made);
+      const results = Object.fromEntries(this.#written.map((name) => [name, all[name]]));
+      return new Bound(guarded(() => inner.bind(slices)), shared, results, made);
     } catch (error) {
       for (const tensor of made) tensor.free();
       throw error;
@@ -584,13 +606,12 @@ class Bound {
   #made;
   #freed = false;
 
-  constructor(inner, shared, tensors, made) {
+  /** The tensors that it writes are fields of it. */
+  constructor(inner, shared, results, made) {
     this.#inner = inner;
     this.#shared = shared;
     this.#made = made;
-    this.output = tensors.output;
-    this.lse = tensors.lse;
-    this.scores = tensors.scores;
+    Object.assign(this, results);
   }
 
   #check() {
@@ -655,6 +676,12 @@ export async function workloadInputs(name) {
 export async function verify(options, result, rows = 64) {
   await load();
   return guarded(() => wasm.verify_rows(options, result, whole(rows, "rows")));
+}
+
+/** Compares gradients with the oracle, element by element. */
+export async function verifyBackward(options, gradients) {
+  await load();
+  return guarded(() => wasm.verify_gradients(options, gradients));
 }
 
 /** The version of the crate inside. */

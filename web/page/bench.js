@@ -1,6 +1,7 @@
 // Named workloads, verified, timed, and compared with what the device can do at most.
 
 import { roofShaders, verify, version, workloadInputs, workloads } from "./pkg/index.js";
+import { quantile, spread, warmUp } from "./stats.js";
 
 const $ = (id) => document.getElementById(id);
 const COLUMNS = ["workload", "shape", "kernel", "median ms", "p10", "p90", "GFLOP/s", "GB/s", "of roof", "max error"];
@@ -10,7 +11,6 @@ const MIN_ROUNDS = 5;
 /** Timed together where one ends faster than a clock of a browser ticks. */
 const ROUND_MS = 5;
 
-const quantile = (times, share) => [...times].sort((a, b) => a - b)[Math.round((times.length - 1) * share)] ?? NaN;
 /** Three digits. */
 const few = (number) => (number >= 100 ? number.toFixed(0) : number.toPrecision(3));
 const pause = () => new Promise((resolve) => setTimeout(resolve));
@@ -21,12 +21,14 @@ export function benchmark() {
   let stop = false;
   let running = false;
   let all;
+  let built;
   let rows = [];
 
   async function run(opened, ms) {
     [device, deviceMs] = [opened, ms];
     stop = true;
     all ??= await list();
+    built ??= await fetch("built.json").then((response) => response.json());
     return {};
   }
 
@@ -105,21 +107,32 @@ export function benchmark() {
   }
 
   /** What a row of the program's `bench --json` says before anything is measured. */
-  async function opening(current, { name, shape }, roof, cold) {
+  async function opening(current, { name, shape, scale }, roof, cold) {
     const [batch, qHeads, qLen, width] = shape.query;
     const [, kvHeads, kvLen] = shape.key;
     const { vendor = "", architecture = "" } = current.adapter ?? {};
     return {
       workload: name,
+      version: await version(),
+      commit: built.commit,
+      rustc: built.rustc,
+      // a browser does not tell
+      cpu: null,
+      cores: null,
+      threads: 1,
       device: current.kind,
       adapter: current.name,
       driver: current.kind === "gpu" ? `${vendor} ${architecture}`.trim() : `cross-attention ${await version()}`,
       backend: current.kind === "gpu" ? "webgpu" : "cpu",
       software: current.software,
       browser: navigator.userAgent,
+      kernel_choice: "auto",
+      backward: false,
       element: "f32",
       kv: "f32",
       page_len: null,
+      output: "f32",
+      layout: "bhld",
       batch,
       q_heads: qHeads,
       kv_heads: kvHeads,
@@ -127,10 +140,13 @@ export function benchmark() {
       kv_len: kvLen,
       head_dim: width,
       v_head_dim: shape.value[3],
+      scale: scale ?? null,
+      terms: [],
       peak_gflops: roof?.gflops ?? null,
       peak_gbps: roof?.gbps ?? null,
       peak_timing: roof ? "wall" : null,
       device_ms: deviceMs,
+      run: 1,
       cold,
     };
   }
@@ -143,6 +159,7 @@ export function benchmark() {
     const prepared = await current.prepare({ shape, scale });
     const prepareMs = performance.now() - started;
     const tensors = [];
+    let bound;
     try {
       const first = performance.now();
       const result = await prepared.run(arrays);
@@ -152,15 +169,23 @@ export function benchmark() {
       const planned = performance.now();
       for (let n = 0; n < 20; n += 1) current.explain({ shape, scale });
       const planUs = ((performance.now() - planned) / 20) * 1000;
-      let [times, encodeUs, timing] = [[], null, "cpu"];
+      const goesOn = () => !stop && current.alive;
+      let [encodeUs, timing] = [null, "cpu"];
+      let round = async () => {
+        const start = performance.now();
+        await prepared.run(arrays);
+        const ms = performance.now() - start;
+        await pause();
+        return ms;
+      };
       if (current.kind === "gpu") {
         timing = "wall";
         for (const array of [arrays.query, arrays.key, arrays.value]) tensors.push(current.tensor(array));
         const [query, key, value] = tensors;
-        const bound = prepared.bind({ query, key, value });
+        bound = prepared.bind({ query, key, value });
         const encode = [];
         const { gpuDevice } = current;
-        const round = async (calls) => {
+        const submit = async (calls) => {
           const start = performance.now();
           for (let n = 0; n < calls; n += 1) {
             const encoder = gpuDevice.createCommandEncoder();
@@ -172,31 +197,24 @@ export function benchmark() {
           await gpuDevice.queue.onSubmittedWorkDone();
           return (performance.now() - start) / calls;
         };
-        const once = await round(1);
+        const once = await submit(1);
         const calls = Math.max(1, Math.min(200, Math.ceil(ROUND_MS / Math.max(once, 0.01))));
-        const end = performance.now() + budget;
-        while ((times.length < MIN_ROUNDS || performance.now() < end) && !stop && current.alive) times.push(await round(calls));
-        encodeUs = (encode.reduce((a, b) => a + b, 0) / encode.length) * 1000;
-        bound.free();
-      } else {
-        const end = performance.now() + budget;
-        while ((times.length < MIN_ROUNDS || performance.now() < end) && !stop) {
-          const start = performance.now();
-          await prepared.run(arrays);
-          times.push(performance.now() - start);
-          await pause();
-        }
+        round = () => submit(calls);
+        encodeUs = () => (encode.reduce((a, b) => a + b, 0) / encode.length) * 1000;
       }
+      const warm = await warmUp(round, budget, goesOn);
+      const times = [];
+      const end = performance.now() + budget;
+      while ((times.length < MIN_ROUNDS || performance.now() < end) && goesOn()) times.push(await round());
       if (times.length === 0) throw new Error("stopped before anything was timed");
       const median = quantile(times, 0.5);
       const [compute, memory] = roof ? [flops / (roof.gflops * 1e6), bytes / (roof.gbps * 1e6)] : [];
       return {
         ...(await opening(current, workload, roof, cold)),
         kernel: prepared.kernel,
-        median_ms: median,
-        p10_ms: quantile(times, 0.1),
-        p90_ms: quantile(times, 0.9),
-        rounds: times.length,
+        gradients: null,
+        ...spread(times),
+        ...warm,
         timing,
         gflops: flops / (median * 1e6),
         gbps: bytes / (median * 1e6),
@@ -211,11 +229,12 @@ export function benchmark() {
         plan_us: planUs,
         bind_us: null,
         bind_wgpu_us: null,
-        encode_us: encodeUs,
+        encode_us: encodeUs?.() ?? null,
         encode_wgpu_us: null,
         kernels: null,
       };
     } finally {
+      bound?.free();
       for (const tensor of tensors) tensor.free();
       prepared.free();
     }

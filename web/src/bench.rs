@@ -8,6 +8,7 @@ use wasm_bindgen::prelude::*;
 
 use crate::data;
 use crate::fail::Fail;
+use crate::gradients::Asked;
 use crate::options::{Options, set};
 use crate::request::{Request, object};
 
@@ -93,6 +94,24 @@ pub fn verify_rows(options: JsValue, result: JsValue, rows: u32) -> Result<Objec
         set(&object, "allRows", report.all_rows as f64);
         set(&object, "maxAbsError", report.max_abs_error);
         set(&object, "maxLseError", report.max_lse_error);
+        set(&object, "worstRatio", report.worst_ratio);
+        set(&object, "text", report.to_string());
+        Ok::<_, Fail>(object)
+    };
+    Ok(compare()?)
+}
+
+/// Compares gradients with the oracle's.
+#[wasm_bindgen]
+pub fn verify_gradients(options: JsValue, found: JsValue) -> Result<Object, JsValue> {
+    let compare = || {
+        let (asked, given) = Asked::of_call(&object(&options)?)?;
+        let report = verify::verify_backward(&asked.problem, &given.as_inputs(), &asked.found(&found)?)?;
+        let object = Object::new();
+        set(&object, "passed", report.passed());
+        set(&object, "elements", report.elements as f64);
+        set(&object, "failures", report.failures as f64);
+        set(&object, "maxAbsError", report.max_abs_error);
         set(&object, "worstRatio", report.worst_ratio);
         set(&object, "text", report.to_string());
         Ok::<_, Fail>(object)

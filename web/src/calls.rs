@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 
-use cross_attention::gpu::{AttentionBuffers, BoundSteps, Gpu, GpuAttention};
-use cross_attention::{PreparedAttention, Terms, wgpu};
+use cross_attention::gpu::{AttentionBuffers, BoundSteps, Gpu, GpuAttention, GpuBackward};
+use cross_attention::{AttentionSpec, PreparedAttention, Terms, wgpu};
 use js_sys::{Array, Float32Array, Object, Promise};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
@@ -96,36 +96,26 @@ impl Prepared {
         self.on.kernel_name().to_owned()
     }
 
-    /// Elements of the tensors that a call writes: output, log-sum-exp (maximum and sum with it), scores.
-    pub fn written(&self) -> Array {
+    /// The tensors that a call writes, and how many elements each has: output, log-sum-exp (or maximum and sum), scores.
+    pub fn written(&self) -> Object {
         let problem = self.on.problem();
         let spec = problem.spec();
         let rows = problem.rows();
         let state = if spec.row_state { 2 } else { usize::from(spec.lse) };
-        let scores = if spec.scores.is_some() { rows * problem.kv_len() } else { 0 };
-        let lens = [spec.output.layout.extent().unwrap_or(0), rows * state, scores];
-        lens.iter().map(|&n| JsValue::from_f64(n as f64)).collect()
+        let object = Object::new();
+        set(&object, "output", spec.output.layout.extent().unwrap_or(0) as f64);
+        if state > 0 {
+            set(&object, "lse", (rows * state) as f64);
+        }
+        if spec.scores.is_some() {
+            set(&object, "scores", (rows * problem.kv_len()) as f64);
+        }
+        object
     }
 
     /// The element types of the tensors that may be of several.
     pub fn elements(&self) -> Object {
-        let spec = self.on.problem().spec();
-        let tensors = [
-            ("query", Some(&spec.query)),
-            ("key", Some(&spec.key)),
-            ("value", Some(&spec.value)),
-            ("output", Some(&spec.output)),
-            ("bias", spec.bias.as_ref()),
-            ("keyScale", spec.key_scale.as_ref()),
-            ("valueScale", spec.value_scale.as_ref()),
-        ];
-        let object = Object::new();
-        for (name, tensor) in tensors {
-            if let Some(tensor) = tensor {
-                set(&object, name, tensor.element.name());
-            }
-        }
-        object
+        element_names(self.on.problem().spec())
     }
 
     /// One call from arrays to arrays.
@@ -151,41 +141,84 @@ impl Prepared {
             let text = "tensors are bound on a GPU only; on this device call run() with arrays";
             return Err(Fail::new("input", text));
         };
-        let context = prepared.gpu();
-        let known: Vec<_> = DATA.into_iter().chain(["output", "lse", "scores"]).collect();
-        let tensors = Options::new(tensors, "the tensors", &known)?;
-        // one buffer is one of wgpu's too, or nobody would see that it is read and written
-        let adopted = RefCell::new(vec![]);
-        let get = |name: &str| tensors.get(name).map(|part| Slice::new(context, ledger, &adopted, &part));
-        let needed = |name: &str| get(name).ok_or_else(|| Fail::option(format!("{} is missing", tensors.name(name))));
-        let (query, key, value, output) = (needed("query")?, needed("key")?, needed("value")?, needed("output")?);
-        let held = Terms {
-            bias: get("bias"),
-            mask: get("mask"),
-            key_scale: get("keyScale"),
-            value_scale: get("valueScale"),
-            q_lens: get("qLens"),
-            kv_lens: get("kvLens"),
-            row_start: get("rowStart"),
-            row_end: get("rowEnd"),
-            alibi_slopes: get("alibiSlopes"),
-            sinks: get("sinks"),
-            block_table: get("blockTable"),
-        };
-        let (lse, scores) = (get("lse"), get("scores"));
+        let tensors = Tensors::new(prepared.gpu(), ledger, tensors, &["output", "lse", "scores"])?;
+        let [query, key, value, output] =
+            [tensors.needed("query")?, tensors.needed("key")?, tensors.needed("value")?, tensors.needed("output")?];
+        let (terms, lse, scores) = (tensors.terms(), tensors.get("lse"), tensors.get("scores"));
         let buffers = AttentionBuffers {
-            terms: held.by_kind(Slice::get, Slice::get, Slice::get, Slice::get, Slice::get),
+            terms: terms.by_kind(Slice::get, Slice::get, Slice::get, Slice::get, Slice::get),
             lse: lse.as_ref().map(Slice::get),
             scores: scores.as_ref().map(Slice::get),
             ..AttentionBuffers::new(query.get(), key.get(), value.get(), output.get())
         };
         let bound = prepared.bind(&buffers).map_err(cross_attention::Error::from)?;
-        Ok(Bound { prepared: (**prepared).clone(), bound, ledger: ledger.clone() })
+        Ok(Bound { on: Bindable::Attention(prepared.clone()), bound, ledger: ledger.clone() })
+    }
+}
+
+/// The element types of an attention's tensors that may be of several.
+pub(crate) fn element_names(spec: &AttentionSpec) -> Object {
+    let tensors = [
+        ("query", Some(&spec.query)),
+        ("key", Some(&spec.key)),
+        ("value", Some(&spec.value)),
+        ("output", Some(&spec.output)),
+        ("bias", spec.bias.as_ref()),
+        ("keyScale", spec.key_scale.as_ref()),
+        ("valueScale", spec.value_scale.as_ref()),
+    ];
+    let object = Object::new();
+    for (name, tensor) in tensors {
+        if let Some(tensor) = tensor {
+            set(&object, name, tensor.element.name());
+        }
+    }
+    object
+}
+
+/// Buffers of the GPU by the names of their tensors.
+pub(crate) struct Tensors<'a> {
+    context: &'a Gpu,
+    ledger: &'a Ledger,
+    options: Options,
+    /// One buffer is one of wgpu's too, or nobody would see that it is read and written.
+    adopted: RefCell<Vec<(JsValue, wgpu::Buffer)>>,
+}
+
+impl<'a> Tensors<'a> {
+    /// Of `{ query: [buffer, offset, size], .. }`; `beside`: what there may be beside the inputs of an attention.
+    pub(crate) fn new(context: &'a Gpu, ledger: &'a Ledger, tensors: &JsValue, beside: &[&str]) -> Result<Self, Fail> {
+        let options = Options::new(tensors, "the tensors", &[&DATA, beside].concat())?;
+        Ok(Self { context, ledger, options, adopted: RefCell::default() })
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<Slice> {
+        self.options.get(name).map(|part| Slice::new(self, &part))
+    }
+
+    pub(crate) fn needed(&self, name: &str) -> Result<Slice, Fail> {
+        self.get(name).ok_or_else(|| Fail::option(format!("{} is missing", self.options.name(name))))
+    }
+
+    pub(crate) fn terms(&self) -> Terms<Slice> {
+        Terms {
+            bias: self.get("bias"),
+            mask: self.get("mask"),
+            key_scale: self.get("keyScale"),
+            value_scale: self.get("valueScale"),
+            q_lens: self.get("qLens"),
+            kv_lens: self.get("kvLens"),
+            row_start: self.get("rowStart"),
+            row_end: self.get("rowEnd"),
+            alibi_slopes: self.get("alibiSlopes"),
+            sinks: self.get("sinks"),
+            block_table: self.get("blockTable"),
+        }
     }
 }
 
 /// A part of a buffer.
-struct Slice {
+pub(crate) struct Slice {
     buffer: wgpu::Buffer,
     offset: u64,
     size: u64,
@@ -193,14 +226,14 @@ struct Slice {
 
 impl Slice {
     /// Of `[buffer, offset, size]`.
-    fn new(context: &Gpu, ledger: &Ledger, adopted: &RefCell<Vec<(JsValue, wgpu::Buffer)>>, part: &JsValue) -> Self {
+    fn new(tensors: &Tensors<'_>, part: &JsValue) -> Self {
         let part = Array::from(part);
         let bytes = |n| part.get(n).as_f64().unwrap_or(0.0);
         let found = part.get(0);
-        let mut adopted = adopted.borrow_mut();
+        let mut adopted = tensors.adopted.borrow_mut();
         let known = adopted.iter().find(|(known, _)| *known == found).map(|(_, buffer)| buffer.clone());
         let buffer = known.unwrap_or_else(|| {
-            let buffer = adopt(context, ledger, found.unchecked_ref::<JsBuffer>());
+            let buffer = adopt(tensors.context, tensors.ledger, found.unchecked_ref::<JsBuffer>());
             adopted.push((found, buffer.clone()));
             buffer
         });
@@ -209,26 +242,50 @@ impl Slice {
         Self { buffer, offset, size }
     }
 
-    fn get(&self) -> wgpu::BufferSlice<'_> {
+    pub(crate) fn get(&self) -> wgpu::BufferSlice<'_> {
         self.buffer.slice(self.offset..self.offset + self.size)
     }
 }
 
-/// A prepared attention bound to buffers.
+/// What is bound to buffers.
+#[derive(Clone)]
+pub(crate) enum Bindable {
+    Attention(Box<GpuAttention>),
+    Backward(Box<GpuBackward>),
+}
+
+impl Bindable {
+    fn gpu(&self) -> &Gpu {
+        match self {
+            Self::Attention(prepared) => prepared.gpu(),
+            Self::Backward(prepared) => prepared.gpu(),
+        }
+    }
+
+    async fn submit(&self, bound: &BoundSteps) -> Result<(), Fail> {
+        let submitted = match self {
+            Self::Attention(prepared) => prepared.submit(bound).await,
+            Self::Backward(prepared) => prepared.submit(bound).await,
+        };
+        Ok(submitted.map_err(cross_attention::Error::from)?)
+    }
+}
+
+/// A prepared attention, or its gradients, bound to buffers.
 #[wasm_bindgen]
 pub struct Bound {
-    prepared: GpuAttention,
-    bound: BoundSteps,
-    ledger: Ledger,
+    pub(crate) on: Bindable,
+    pub(crate) bound: BoundSteps,
+    pub(crate) ledger: Ledger,
 }
 
 #[wasm_bindgen]
 impl Bound {
     /// Submits it once; the promise ends when it is on the queue.
     pub fn submit(&self, owner: u32) -> Promise {
-        let (prepared, bound) = (self.prepared.clone(), self.bound.clone());
+        let (on, bound) = (self.on.clone(), self.bound.clone());
         let work = async move {
-            prepared.submit(&bound).await.map_err(cross_attention::Error::from)?;
+            on.submit(&bound).await?;
             Ok(JsValue::UNDEFINED)
         };
         promise(Some(self.ledger.clone()), owner, work)
@@ -236,7 +293,7 @@ impl Bound {
 
     /// Records it into a command encoder of the caller's.
     pub fn encode(&self, encoder: JsValue) {
-        let mut encoder = adopt_encoder(self.prepared.gpu(), &self.ledger, &encoder);
+        let mut encoder = adopt_encoder(self.on.gpu(), &self.ledger, &encoder);
         self.bound.encode(&mut encoder);
     }
 }

@@ -106,6 +106,16 @@ impl Elements {
 
     /// Of a tensor whose data is given, `None` where it is not.
     pub(crate) fn of_data(&self, options: &Options, name: &str) -> Result<Option<Element>, Fail> {
+        self.of_data_like(options, name, None)
+    }
+
+    /// The same, of bits that are of the type `like` where nothing is said.
+    pub(crate) fn of_data_like(
+        &self,
+        options: &Options,
+        name: &str,
+        like: Option<Element>,
+    ) -> Result<Option<Element>, Fail> {
         let Some(numbers) = Numbers::of(options, name)? else { return self.of_none(name) };
         match self.said(name)? {
             Some((element, _)) if numbers.may_be(element) => Ok(Some(element)),
@@ -120,13 +130,13 @@ impl Elements {
                      what it is: element: { query: .., key: .., value: .., bias: .. }",
                 ))
             }
-            None => Ok(Some(numbers.element())),
+            None => Ok(Some(like.filter(|like| numbers.may_be(*like)).unwrap_or(numbers.element()))),
         }
     }
 
-    /// Of query, key or value of a call that is to come.
-    pub(crate) fn to_come(&self, name: &str) -> Result<Element, Fail> {
-        Ok(self.said(name)?.map_or(Element::F32, |(element, _)| element))
+    /// Of a tensor of a call that is to come; `otherwise` where nothing is said.
+    pub(crate) fn to_come(&self, name: &str, otherwise: Element) -> Result<Element, Fail> {
+        Ok(self.said(name)?.map_or(otherwise, |(element, _)| element))
     }
 
     /// Of another tensor of a call that is to come: the field has its type in the place of its data.
@@ -161,7 +171,12 @@ fn named(options: &Options, name: &str, possible: &[Element], words: &str) -> Re
     element.map(Some).ok_or_else(|| options.wrong(name, words, &value))
 }
 
+/// The type that a field names, of a tensor of floating point numbers.
+pub(crate) fn float(options: &Options, name: &str) -> Result<Option<Element>, Fail> {
+    named(options, name, FLOAT, FLOATS)
+}
+
 /// The option `outputElement`.
 pub(crate) fn of_output(options: &Options) -> Result<Option<Element>, Fail> {
-    named(options, "outputElement", FLOAT, FLOATS)
+    float(options, "outputElement")
 }

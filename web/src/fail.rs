@@ -1,5 +1,6 @@
 //! Errors as JavaScript has them: the crate's sentence, and a `kind` that programs can tell apart.
 
+use cross_attention::backward::BackwardError;
 use cross_attention::gpu::GpuError;
 use cross_attention::{Error, InputError};
 use wasm_bindgen::JsValue;
@@ -46,8 +47,10 @@ fn kind(error: &Error) -> &'static str {
         Error::Problem(_) => "problem",
         Error::Input(InputError::Memory { .. }) | Error::HostMemory { .. } => "memory",
         Error::Input(_) | Error::Place(_) => "input",
-        Error::Plan(_) | Error::WeightsPlan { .. } => "plan",
-        Error::Weights(_) => "weights",
+        Error::Plan(_) | Error::WeightsPlan { .. } | Error::BackwardPlan { .. } => "plan",
+        Error::Backward(BackwardError::Attention(_)) => "problem",
+        Error::Weights(_) | Error::Backward(BackwardError::Weights(_)) => "weights",
+        Error::Backward(_) => "backward",
         Error::Context(_) => "context",
         Error::WrongKernel { .. } | Error::UnknownKernel { .. } => "kernel",
         Error::Gpu(error) => gpu_kind(error),

@@ -3,12 +3,14 @@
 //! `js/index.js` is the package's face and the only caller. Every function that waits gives a promise and holds nothing of
 //! the object it was called on, so that an object can be freed while a call runs.
 
+mod backward;
 pub mod bench;
 mod calls;
 mod context;
 mod data;
 mod elements;
 mod fail;
+mod gradients;
 mod ledger;
 mod options;
 mod request;

@@ -34,41 +34,63 @@ const TERMS: [&str; 15] = [
 /// What may have a shape.
 const SHAPES: [&str; 9] = ["query", "key", "value", "keyScale", "valueScale", "blockTable", "keys", "bias", "mask"];
 
+/// What a kind of call says beside what every attention may.
+#[derive(Default)]
+pub(crate) struct Beside {
+    /// Fields of its options.
+    pub(crate) fields: &'static [&'static str],
+    /// Tensors whose type `element` may say.
+    pub(crate) typed: &'static [&'static str],
+    /// Tensors whose place `layout` may say.
+    pub(crate) laid: &'static [&'static str],
+}
+
 pub(crate) struct Request {
     pub(crate) options: Options,
     pub(crate) problem: AttentionProblem,
+    /// As it was asked for: with the shapes that were given.
+    pub(crate) spec: AttentionSpec,
     pub(crate) kernel: KernelChoice,
-    laid: Vec<&'static str>,
+    pub(crate) elements: Elements,
+    pub(crate) layouts: Layouts,
 }
 
 impl Request {
     /// A call with its data.
     pub(crate) fn of_call(options: &Object) -> Result<(Self, AttentionData), Fail> {
-        let request = Self::new(options, false)?;
+        let request = Self::new(options, false, &Beside::default())?;
         let data = request.data(&request.options)?;
         Ok((request, data))
     }
 
     /// What a call that is prepared will be: data fields say `true`, or their element type, that they are to come.
     pub(crate) fn prepared(options: &Object) -> Result<Self, Fail> {
-        let request = Self::new(options, true)?;
-        for name in ["query", "key", "value", "weights"] {
-            if request.options.get(name).is_some() {
-                let why =
-                    if name == "weights" { "they are asked for with attention()" } else { "data comes with the call" };
-                return Err(Fail::option(format!("{name} is given, but nothing is computed here: {why}")));
-            }
+        let request = Self::new(options, true, &Beside::default())?;
+        request.without_data(&["query", "key", "value"])?;
+        if request.options.get("weights").is_some() {
+            let why = "they are asked for with attention()";
+            return Err(Fail::option(format!("weights is given, but nothing is computed here: {why}")));
         }
         Ok(request)
     }
 
-    /// The data of a call, from these options.
-    pub(crate) fn data(&self, options: &Options) -> Result<AttentionData, Fail> {
-        data::read(options, &self.problem, &self.laid)
+    /// Refuses data where a call is prepared.
+    pub(crate) fn without_data(&self, names: &[&str]) -> Result<(), Fail> {
+        match names.iter().find(|name| self.options.get(name).is_some()) {
+            Some(name) => {
+                Err(Fail::option(format!("{name} is given, but nothing is computed here: data comes with the call")))
+            }
+            None => Ok(()),
+        }
     }
 
-    fn new(options: &Object, prepared: bool) -> Result<Self, Fail> {
-        let known: Vec<_> = DATA.into_iter().chain(TERMS).collect();
+    /// The data of a call, from these options.
+    pub(crate) fn data(&self, options: &Options) -> Result<AttentionData, Fail> {
+        data::read(options, &self.problem, &self.layouts.given)
+    }
+
+    pub(crate) fn new(options: &Object, prepared: bool, beside: &Beside) -> Result<Self, Fail> {
+        let known: Vec<_> = DATA.into_iter().chain(TERMS).chain(beside.fields.iter().copied()).collect();
         let options = Options::new(options, "", &known)?;
         let shape = options.part("shape", &SHAPES)?;
         let shape = shape.ok_or_else(|| {
@@ -80,14 +102,14 @@ impl Request {
         };
         let (query_shape, key_shape) = (needed("query")?, needed("key")?);
         let value_shape = shape.four("value")?.unwrap_or(key_shape);
-        let elements = Elements::new(&options, &["query", "key", "value", "keyScale", "valueScale", "bias"])?;
+        let elements = Elements::new(&options, &[&TYPED, beside.typed].concat())?;
         let element = |name: &'static str| -> Result<Element, Fail> {
             if prepared {
-                return elements.to_come(name);
+                return elements.to_come(name, Element::F32);
             }
             Ok(elements.of_data(&options, name)?.unwrap_or(Element::F32))
         };
-        let layouts = Layouts::new(&options)?;
+        let layouts = Layouts::new(&options, &[&LAID, beside.laid].concat())?;
         let of = |name: &'static str, shape| -> Result<TensorSpec, Fail> {
             Ok(TensorSpec { element: element(name)?, layout: layouts.of(name, shape)? })
         };
@@ -162,16 +184,20 @@ impl Request {
             Some(name) => name.parse::<KernelChoice>().map_err(Fail::from)?,
             None => KernelChoice::Auto,
         };
-        let problem = AttentionProblem::new(spec)?;
-        Ok(Self { options, problem, kernel, laid: layouts.given })
+        let problem = AttentionProblem::new(spec.clone())?;
+        Ok(Self { options, problem, spec, kernel, elements, layouts })
     }
 }
 
+/// What `element` may say the type of.
+const TYPED: [&str; 6] = ["query", "key", "value", "keyScale", "valueScale", "bias"];
+
 /// Layouts of tensors, in memory.
-struct Layouts {
+pub(crate) struct Layouts {
     all: Option<String>,
     each: Option<Options>,
-    given: Vec<&'static str>,
+    /// Tensors that have one of their own.
+    pub(crate) given: Vec<&'static str>,
 }
 
 const LAID: [&str; 8] = ["query", "key", "value", "output", "bias", "mask", "keyScale", "valueScale"];
@@ -179,7 +205,7 @@ const LAYOUT: &str =
     "\"bhld\" ([batch, heads, length, width]), \"blhd\" ([batch, length, heads, width]) or { strides, offset }";
 
 impl Layouts {
-    fn new(options: &Options) -> Result<Self, Fail> {
+    fn new(options: &Options, laid: &[&'static str]) -> Result<Self, Fail> {
         let Some(value) = options.get("layout") else { return Ok(Self { all: None, each: None, given: vec![] }) };
         if let Some(text) = value.as_string() {
             if text != "bhld" && text != "blhd" {
@@ -187,16 +213,16 @@ impl Layouts {
             }
             return Ok(Self { all: Some(text), each: None, given: vec![] });
         }
-        let each = options.part("layout", &LAID)?;
-        let given =
-            LAID.into_iter().filter(|name| each.as_ref().is_some_and(|each| each.get(name).is_some())).collect();
+        let each = options.part("layout", laid)?;
+        let said = |name: &&str| each.as_ref().is_some_and(|each| each.get(name).is_some());
+        let given = laid.iter().copied().filter(said).collect();
         Ok(Self { all: None, each, given })
     }
 
     /// Where the elements of a tensor of this shape lie.
-    fn of(&self, name: &str, shape: [usize; 4]) -> Result<Layout, Fail> {
+    pub(crate) fn of(&self, name: &str, shape: [usize; 4]) -> Result<Layout, Fail> {
         // scores have no order of heads and rows to choose
-        let all = self.all.as_deref().filter(|_| name != "bias" && name != "mask");
+        let all = self.all.as_deref().filter(|_| !["bias", "mask", "dBias"].contains(&name));
         let own = self.each.as_ref().and_then(|each| Some((each, each.get(name)?)));
         let Some((each, value)) = own else {
             return Ok(if all == Some("blhd") { Layout::blhd(shape) } else { Layout::bhld(shape) });

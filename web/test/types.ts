@@ -1,6 +1,6 @@
 // Never run: what the types must allow, and what they must not.
-import { AttentionError, fromDevice, open, verify, version, workloadInputs, workloads } from "cross-attention";
-import type { AttentionOptions, Device, ErrorKind, PrepareOptions, Result } from "cross-attention";
+import { AttentionError, fromDevice, open, verify, verifyBackward, version, workloadInputs, workloads } from "cross-attention";
+import type { AttentionOptions, BackwardOptions, Device, ErrorKind, Gradients, PrepareOptions, Result } from "cross-attention";
 
 export async function allowed(): Promise<void> {
   const device: Device = await open({ prefer: "gpu", powerPreference: "high-performance", required: false });
@@ -36,6 +36,20 @@ export async function allowed(): Promise<void> {
   (await device.prepare(announced)).bind({ query: tensor, key: bytes, value: bytes, keyScale: tensor, valueScale: bits, blockTable: tensor });
   const halves = await device.context({ key: new Uint16Array(1), value: new Uint16Array(1), element: "bf16", shape: [1, 1, 1, 1], storage: "int8" });
   await halves.attend({ query: new Uint16Array(1), element: "bf16", outputElement: "f32", shape: [1, 1, 1, 1] });
+  const forward = await device.attention({ ...options, rowState: true, weights: undefined });
+  const call: BackwardOptions = {
+    shape: options.shape, query: new Float32Array(1), key: new Uint16Array(1), value: new Float32Array(1), kvLens: [77], causal: "bottomRight",
+    forward, dOutput: new Uint16Array(1), dLse: new Float32Array(1), weights: { heads: [0] }, dWeights: new Float32Array(1),
+    wants: ["dQuery", "dScale"], gradientElement: { dQuery: "bf16" }, element: { dOutput: "bf16" }, layout: { dOutput: "blhd", query: "blhd" },
+  };
+  const gradients: Gradients = await device.backward(call);
+  const scale: number | undefined = gradients.dScale;
+  const learning = await device.prepareBackward({ shape: options.shape, mask: true, dLse: true, wants: ["dKey"], weights: true, gradientElement: "f16" });
+  await learning.run({ query: call.query, key: call.key, value: call.value, forward: { output: forward.output, rowMax: forward.rowMax, rowSum: forward.rowSum }, dOutput: call.dOutput });
+  const gradient = learning.bind({ query: tensor, key: tensor, value: tensor, output: bound.output, rowState: bound.lse!, dOutput: tensor, dKey: tensor });
+  await gradient.run();
+  const comparison: boolean = (await verifyBackward(call, gradients)).passed && device.explainBackward({ shape: options.shape }).length === scale;
+  void [await gradient.dKey?.read(), comparison];
   const shared = await fromDevice(device.gpuDevice!);
   shared.tensorFrom(tensor.buffer, { length: 4, offset: 0 }).free();
   const report = await verify(options, result, 10);
@@ -47,7 +61,7 @@ export async function allowed(): Promise<void> {
     const kind: ErrorKind | undefined = error instanceof AttentionError ? error.kind : undefined;
     void kind;
   }
-  for (const each of [prepared, bound, context, tensor, device, shared]) each.free();
+  for (const each of [prepared, bound, context, tensor, learning, gradient, device, shared]) each.free();
 }
 
 export async function refused(device: Device, options: AttentionOptions): Promise<void> {
@@ -69,6 +83,12 @@ export async function refused(device: Device, options: AttentionOptions): Promis
   await device.prepare({ shape: options.shape, keyScale: "bf16" });
   // @ts-expect-error a prepared call has no data yet
   await device.prepare({ shape: options.shape, mask: new Uint8Array(4) });
+  // @ts-expect-error what the attention gave is missing
+  await device.backward({ ...options, dOutput: new Float32Array(4) });
+  // @ts-expect-error a gradient that there is not
+  await device.prepareBackward({ shape: options.shape, wants: ["dMask"] });
+  // @ts-expect-error nor of scores
+  await device.prepareBackward({ shape: options.shape, scores: "probs" });
   // @ts-expect-error arrays are no tensors
   (await device.prepare({ shape: options.shape })).bind({ query: options.query, key: options.key, value: options.value });
 }

@@ -170,11 +170,17 @@ async function benchmark(names) {
   const lines = (await page.evaluate(`document.querySelector("#bench-json").value`)).split("\n").map((line) => JSON.parse(line));
   truly(lines.length === names.length, "a line of JSON for each workload");
   const native = fs.readFileSync(path.join(root, "src/bin/cross-attention/bench/report.rs"), "utf8");
-  const fields = [...native.slice(native.indexOf("pub(super) fn as_json")).matchAll(/^ {8}"(\w+)":/gm)].map(([, field]) => field);
+  // the names in both objects that make up a row
+  const fields = ["as_json", "measured"].flatMap((name) => {
+    const body = native.slice(native.indexOf(`fn ${name}(`));
+    return [...body.slice(0, body.indexOf("\n}\n")).matchAll(/^ {8}"(\w+)":/gm)].map(([, field]) => field);
+  });
+  truly(["workload", "cold", "kernel", "blocks_ms", "kernels"].every((field) => fields.includes(field)), `fields of bench --json: ${fields}`);
   for (const line of lines) {
-    const missing = fields.filter((field) => !(field in line) && field !== "error");
-    truly(fields.length > 20 && missing.length === 0, `fields of bench --json that are missing: ${missing}`);
+    const missing = fields.filter((field) => !(field in line));
+    truly(missing.length === 0, `fields of bench --json that are missing: ${missing}`);
     truly(line.software && line.median_ms > 0 && line.roof_share > 0 && line.max_abs_error < 1e-3, JSON.stringify(line));
+    truly(line.min_ms <= line.p10_ms && line.p90_ms <= line.max_ms && line.blocks_ms.length === Math.min(line.rounds, 32), JSON.stringify(line));
   }
   truly((await text("#bench-status")).includes("say nothing about a GPU"), "a software driver is said to be one");
   await browser.send("Browser.grantPermissions", { permissions: ["clipboardReadWrite", "clipboardSanitizedWrite"] }).catch(() => {});

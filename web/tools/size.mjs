@@ -4,7 +4,7 @@ import path from "node:path";
 import zlib from "node:zlib";
 
 const pkg = path.resolve(path.dirname(new URL(import.meta.url).pathname), "../pkg");
-const limits = { "cross_attention_web_bg.wasm": [1_200_000, 450_000] };
+const limits = { "cross_attention_web_bg.wasm": [1_500_000, 550_000] };
 let wrong = false;
 for (const name of ["cross_attention_web_bg.wasm", "cross_attention_web.js", "index.js", "ledger.js"]) {
   const bytes = fs.readFileSync(path.join(pkg, name));

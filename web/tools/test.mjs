@@ -9,7 +9,9 @@ import { Browser, serve } from "./browser.mjs";
 const web = path.resolve(path.dirname(new URL(import.meta.url).pathname), "..");
 const at = (folder) => path.join(web, folder);
 const [what, filter] = process.argv.slice(2);
-const server = await serve({ "/test/": at("test"), "/pkg/": at("pkg"), "/table/": at("table/pkg"), "/": at("test") });
+const server = await serve({
+  "/test/": at("test"), "/pkg/": at("pkg"), "/page/": at("page"), "/golden/": at("../tests/golden"), "/table/": at("table/pkg"), "/": at("test"),
+});
 const browser = await Browser.open();
 const problems = [];
 
@@ -17,7 +19,7 @@ async function package_() {
   // the list of kinds stands in Rust, in JavaScript and in the types
   const read = (file) => fs.readFileSync(at(file), "utf8");
   const types = new Set(/export type ErrorKind =([^;]*);/.exec(read("js/index.d.ts"))[1].match(/\w+/g));
-  const rust = ["src/fail.rs", "src/lib.rs", "src/data.rs", "src/elements.rs", "src/calls.rs", "src/context.rs", "src/request.rs"].map(read).join("\n");
+  const rust = ["src/fail.rs", "src/lib.rs", "src/data.rs", "src/elements.rs", "src/calls.rs", "src/context.rs", "src/request.rs", "src/gradients.rs", "src/backward.rs"].map(read).join("\n");
   const used = new Set([
     ...[...rust.matchAll(/=> "(\w+)",/g)].map(([, kind]) => kind),
     ...[...rust.matchAll(/Fail::new\(\s*"(\w+)"/g)].map(([, kind]) => kind),

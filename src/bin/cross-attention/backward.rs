@@ -1,11 +1,12 @@
 //! `run --backward`: the gradients of a file's attention.
 
 use cross_attention::backward::{BackwardInputs, BackwardProblem, BackwardSpec, Gradients};
-use cross_attention::{AttentionInputs, AttentionOutput, Layout, TensorData, TensorRef, TensorSpec, verify};
+use cross_attention::verify::{self, BackwardReport};
+use cross_attention::{AttentionInputs, AttentionOutput, Layout, TensorData, TensorRef, TensorSpec};
 
 use crate::error::Error;
-use crate::file::Opened;
-use crate::results::Stored;
+use crate::file::{Form, Opened};
+use crate::output::Stored;
 
 /// What a file holds for the backward alone.
 pub(crate) const GIVEN: [&str; 2] = ["d_output", "d_lse"];
@@ -16,6 +17,8 @@ pub(crate) struct Backward {
     pub(crate) problem: BackwardProblem,
     d_output: TensorData,
     d_lse: Option<Vec<f32>>,
+    /// Inputs that have no gradient, and why, where that is so.
+    pub(crate) left_out: Option<String>,
     /// Shapes of the gradients as the file has those of their inputs.
     shapes: Vec<(&'static str, Vec<usize>)>,
 }
@@ -24,24 +27,40 @@ impl Backward {
     /// Every gradient of a file's inputs, in F32 and in the shapes of these.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::Rank`], [`Error::ElementType`], [`Error::Backward`].
+    /// [`Error::NoGradient`], [`Error::Rank`], [`Error::ElementType`], [`Error::Backward`].
     pub(crate) fn new(opened: &Opened) -> Result<Self, Error> {
-        let (forward, order) = (&opened.request.problem, opened.request.order);
+        let request = &opened.request;
+        let forward = &request.problem;
+        for (found, is) in [
+            ("a qkv or kv", request.placed.iter().any(|placed| !placed.is_apart())),
+            ("a past (past_key, past_value)", request.past.is_some()),
+            ("a bias or mask that is shorter than the keys", request.padded),
+        ] {
+            if is {
+                return Err(Error::BackwardInput { found });
+            }
+        }
         let mut spec = BackwardSpec::all(forward.spec().clone());
-        let (d_output, shape) = opened.floats("d_output")?.ok_or_else(|| Error::MissingTensor {
-            name: "d_output",
-            found: "no gradient of the output, which --backward needs".to_owned(),
-        })?;
-        let swapped = |name, shape: &[usize]| {
-            let axes = <[usize; 4]>::try_from(shape);
-            axes.map(|axes| order.swap(axes)).map_err(|_| Error::Rank {
-                name,
-                found: shape.to_vec(),
-                wanted: format!("4 axes, {}", order.axes()),
-            })
+        let (d_output, shape) = opened.floats("d_output")?.ok_or(Error::NoGradient)?;
+        let [query, key, value] = request.placed;
+        let layout = |name, form: Form, shape: &[usize], heads| {
+            let wanted = || {
+                let wanted = match form {
+                    Form::Four(order) => format!("4 axes, {}", order.axes()),
+                    Form::Joined => format!("{}, q_heads {heads}", form.words()),
+                };
+                Error::Rank { name, found: shape.to_vec(), wanted }
+            };
+            form.axes(shape, heads).map(|axes| form.layout(axes)).ok_or_else(wanted)
         };
         let element = d_output.as_ref().element();
-        spec.d_output = TensorSpec { element, layout: order.layout(swapped("d_output", &shape)?) };
+        spec.d_output = TensorSpec { element, layout: layout("d_output", query.form, &shape, forward.q_heads())? };
+        let output = forward.spec().output.layout.shape;
+        if spec.d_output.layout.shape != output {
+            // the axes as the file has them
+            let wanted = format!("{:?}, the shape of the output", query.form.shape(output));
+            return Err(Error::Rank { name: "d_output", found: shape, wanted });
+        }
         let d_lse = match opened.floats("d_lse")? {
             None => None,
             Some((data, found)) => {
@@ -57,12 +76,12 @@ impl Backward {
         let mut shapes = vec![];
         // what the batch shares has one gradient, as the file has one of it
         for (name, input, gradient) in [
-            ("d_query", "query", &mut spec.d_query),
-            ("d_key", "key", &mut spec.d_key),
-            ("d_value", "value", &mut spec.d_value),
+            ("d_query", query, &mut spec.d_query),
+            ("d_key", key, &mut spec.d_key),
+            ("d_value", value, &mut spec.d_value),
         ] {
-            if let (Some(gradient), Some(shape)) = (gradient, opened.shape(input)) {
-                *gradient = TensorSpec::f32(order.layout(swapped(input, &shape)?));
+            if let (Some(gradient), Some(shape)) = (gradient, opened.shape(input.tensor)) {
+                *gradient = TensorSpec::f32(input.spec.layout);
                 shapes.push((name, shape));
             }
         }
@@ -76,7 +95,8 @@ impl Backward {
         for (name, input) in [("d_alibi_slopes", "alibi_slopes"), ("d_sinks", "sinks")] {
             shapes.extend(opened.shape(input).map(|shape| (name, shape)));
         }
-        Ok(Self { problem: BackwardProblem::new(spec)?, d_output, d_lse, shapes })
+        let left_out = left_out(&spec);
+        Ok(Self { problem: BackwardProblem::new(spec)?, d_output, d_lse, left_out, shapes })
     }
 
     /// All that a backward reads.
@@ -109,6 +129,14 @@ impl Backward {
     }
 }
 
+/// Which of key and value have no gradient, for how they are stored.
+pub(crate) fn left_out(spec: &BackwardSpec) -> Option<String> {
+    let asked = [("d_key", spec.d_key), ("d_value", spec.d_value)];
+    let missing: Vec<_> = asked.into_iter().filter(|(_, gradient)| gradient.is_none()).map(|(name, _)| name).collect();
+    let stored = if spec.attention.paged.is_some() { "in pages" } else { "as signed bytes" };
+    (!missing.is_empty()).then(|| format!("no {}: what is stored {stored} has no gradient", missing.join(", ")))
+}
+
 /// Compares gradients with the oracle.
 ///
 /// # Errors
@@ -117,7 +145,7 @@ pub(crate) fn verified(
     problem: &BackwardProblem,
     inputs: &BackwardInputs<'_>,
     gradients: &Gradients,
-) -> Result<String, Error> {
+) -> Result<BackwardReport, Error> {
     let report = verify::verify_backward(problem, inputs, gradients).map_err(cross_attention::Error::from)?;
-    if report.passed() { Ok(report.to_string()) } else { Err(Error::Verify { report: report.to_string() }) }
+    if report.passed() { Ok(report) } else { Err(Error::Verify { report: report.to_string() }) }
 }

@@ -1,19 +1,25 @@
 //! `convert`: a file's keys and values in another format, and what that costs.
 
+mod apart;
+
 use std::path::PathBuf;
 
+use clap::ValueEnum as _;
 use cross_attention::files::Ours;
 use cross_attention::quantize::Quantized;
-use cross_attention::{AttentionProblem, Diagonal, Element, MAX_PAGE_LEN, ProblemError, TensorData, TensorSpec, cpu};
+use cross_attention::{
+    AttentionProblem, Diagonal, Element, Layout, MAX_PAGE_LEN, ProblemError, TensorData, TensorSpec, cpu,
+};
 use safetensors::Dtype;
 
 use crate::error::Error;
-use crate::file::{self, Opened, Wish};
-use crate::input::Contents;
-use crate::options::OptionFlags;
-use crate::results::{Stored, save};
+use crate::file::{FileFlags, Opened, Operands, Placed, Wish};
+use crate::input::{Bytes, Contents, Format, Source, is_dash};
+use crate::options::{AxisOrder, OptionFlags};
+use crate::output::{Place, Stored};
 use crate::shape::{KvFlags, KvFormat};
 use crate::terminal::Terminal;
+use crate::text::ShownPath as _;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -22,20 +28,36 @@ Examples:
 
 /// Write a file's keys and values in another format, and say what that costs
 ///
-/// Everything else of the file is copied as it is. Keys and values are those of `run`, of F32, F16 or BF16; with --pages they
-/// are cut into pages, and a block_table says which holds what. The cost is that of the elements, and of the output that a
-/// CPU computes from them.
+/// Keys and values are those of `run`, of F32, F16 or BF16; with --pages they are cut into pages, and a block_table says which
+/// holds what. Query, key and value that are packed (qkv, kv) or have 3 axes become tensors of 4 axes, and past_key and
+/// past_value a part of key and value; with --pages a bias or mask that --pad-mask widens is written as wide as the keys.
+/// Everything else is copied as it is, and so are keys and values of I8 or in pages, which --kv and --pages do not take.
+///
+/// An .npz has the metadata as texts without axes; what the flags say of the file stands there too. The cost is that of the
+/// elements, and of the output that a CPU computes from them. Nothing is written where the new file cannot be read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Args {
-    /// A safetensors file as `run` takes it
+    /// A file as `run` takes it, safetensors or NumPy (.npz); - for standard input
     #[arg(value_name = "INPUT")]
     input: PathBuf,
-    /// Where to write
+    /// Where to write: a name that ends in .npz is NumPy's format, any other is safetensors; - for standard output
     #[arg(short, long = "output", value_name = "FILE")]
     output: PathBuf,
     #[command(flatten)]
     kv: KvFlags,
+    /// Heads of the query, needed for tensors of 3 axes, [batch, len, heads * dim]
+    #[arg(long, alias = "q_heads", value_name = "N")]
+    q_heads: Option<usize>,
+    /// Heads of key and value in tensors of 3 axes; those of the query where nothing says so
+    #[arg(long, alias = "kv_heads", value_name = "N")]
+    kv_heads: Option<usize>,
+    /// Order of the axes of tensors of 4 axes, bhld or blhd; without it, what the metadata says
+    #[arg(long, value_enum, ignore_case = true)]
+    layout: Option<AxisOrder>,
+    /// Let bias and mask be shorter than the keys: those behind their end are hidden, as in ONNX
+    #[arg(long, alias = "pad_mask")]
+    pad_mask: bool,
 }
 
 /// What a file must be that is replaced.
@@ -49,99 +71,172 @@ fn is_converted(head: &[u8]) -> bool {
     head.windows(text.len()).any(|bytes| bytes == text.as_bytes())
 }
 
+impl Args {
+    /// How the file is read.
+    fn file_flags(&self) -> FileFlags {
+        let Self { q_heads, kv_heads, pad_mask, .. } = *self;
+        FileFlags { options: OptionFlags::laid(self.layout), q_heads, kv_heads, pad_mask }
+    }
+
+    /// What the flags say, so that the new file says it too.
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        let heads = |name, heads: Option<usize>| heads.map(|heads| (name, heads.to_string()));
+        let layout = self.layout.and_then(|layout| layout.to_possible_value());
+        let mut said = vec![(MARK, "cross-attention".to_owned())];
+        said.extend(layout.map(|layout| ("layout", layout.get_name().to_owned())));
+        said.extend(heads("q_heads", self.q_heads));
+        said.extend(heads("kv_heads", self.kv_heads));
+        said.extend(self.pad_mask.then(|| ("pad_mask", "true".to_owned())));
+        said
+    }
+}
+
 /// Converts a file.
 ///
 /// # Errors
 /// A file that is refused or holds what cannot be converted; what keeps the result from being written.
 pub(crate) fn convert(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
-    let named = |source| Error::Input { path: args.input.clone(), source: Box::new(source) };
-    let flags = OptionFlags::default();
-    let wish = Wish { output: Element::F32, probs: false, backward: false };
-    let opened = Opened::open(&args.input, &flags, wish, terminal).map_err(named)?;
-    opened.request.warn(&args.input, terminal);
-    let converted = Converted::new(&opened, args.kv).map_err(named)?;
+    let source = Source::of(&args.input);
+    let named = |error| Error::Input { path: source.label(), source: Box::new(error) };
+    if Format::of_name(&args.output) == Format::Npy {
+        return Err(Error::OneArray { names: ["query", "key", "value"].map(str::to_owned).into() });
+    }
+    // tried before anything is read
+    Place::new(&args.output, Format::Safetensors).check(CONVERTED)?;
+    if is_dash(&args.output) {
+        terminal.leave_stdout();
+    }
+    // what the backward reads is copied too
+    let opened = Opened::open(&source, &args.file_flags(), Wish::BACKWARD, terminal).map_err(named)?;
+    opened.request.warn(&source.label(), terminal);
+    let operands = opened.operands().map_err(named)?;
+    let converted = Converted::new(&opened, &operands, args.kv).map_err(named)?;
+    let (before, after) = (converted.before, converted.after);
 
-    let mut tensors: Vec<Stored<'_>> = vec![];
     let contents = opened.contents();
-    let replaced = ["key", "value", "key_scale", "value_scale"];
-    for name in contents.names().into_iter().filter(|name| !replaced.contains(&name.as_str())) {
+    let place = Place::new(&args.output, contents.format);
+    let mut tensors = converted.tensors;
+    for name in contents.names().into_iter().filter(|name| !converted.instead.contains(&name.as_str())) {
         let Some(info) = contents.info(&name) else { continue };
         let bytes = opened.data(info).into();
         tensors.push(Stored { dtype: info.dtype, shape: info.shape.clone(), bytes, name });
     }
+    let said = args.metadata();
     let mut metadata: Vec<(&str, &str)> =
         opened.request.metadata.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
-    metadata.retain(|(name, _)| *name != MARK);
-    metadata.push((MARK, "cross-attention"));
-    let bytes: usize = converted.tensors.iter().map(|tensor| tensor.bytes.len()).sum();
-    let before: usize = ["key", "value"].iter().filter_map(|name| contents.info(name)).map(file::bytes_of).sum();
-    tensors.extend(converted.tensors);
-    let bar = terminal.start_bytes("writing", tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum());
-    let written = save(&args.output, CONVERTED, &metadata, tensors, &bar);
+    metadata.retain(|(name, _)| said.iter().all(|(of_flag, _)| of_flag != name));
+    metadata.extend(said.iter().map(|(name, text)| (*name, text.as_str())));
+    // what is written is read as any file is, and is written where that went well
+    let bar = terminal.start_bytes("converting", tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum());
+    let bytes = place.encode(&metadata, tensors, &bar);
     bar.finish_and_clear();
-    written?;
+    let bytes = bytes?;
+    let again = Bytes::copied(&bytes).and_then(|read| Opened::of(read, &FileFlags::default(), Wish::PLAIN));
+    let again = again.map_err(named)?;
 
-    terminal.line(format_args!("{}: keys and values of {before} bytes take {bytes}", args.output.display()))?;
-    // what was written is read as any file is
-    let again = Opened::open(&args.output, &flags, wish, terminal)?;
     let work = terminal.start_work("comparing with what was there");
-    let outputs = [&opened, &again].map(|opened| {
-        let operands = opened.operands()?;
+    let outputs = [operands, again.operands().map_err(named)?];
+    let outputs = [(&opened, &outputs[0]), (&again, &outputs[1])].map(|(opened, operands)| {
         cpu::attention(&opened.request.problem, &operands.as_inputs())
             .map_err(|error| Error::from(cross_attention::Error::from(error)))
     });
     work.finish_and_clear();
     let [there, now] = outputs;
+    let (there, now) = (there.map_err(named)?, now.map_err(named)?);
+    // rows of heads in one order, whatever that of the files is
+    let rows = |opened: &Opened, output: &TensorData| {
+        let layout = opened.request.problem.spec().output.layout;
+        apart::numbers(output.as_ref(), &layout, &Layout::bhld(layout.shape))
+    };
+    let output = cost(&rows(&opened, &there.output)?, &rows(&again, &now.output)?);
+    place.write(CONVERTED, &bytes)?;
+    terminal.line(format_args!("{}: keys and values of {before} bytes take {after}", args.output.shown()))?;
     for (name, there, now) in converted.elements {
         terminal.line(format_args!("  {name}: {}", cost(&there, &now)))?;
     }
-    terminal.line(format_args!("  output: {}", cost(&there?.output.to_f32(), &now?.output.to_f32())))
+    terminal.line(format_args!("  output: {output}"))
 }
 
 /// What numbers are off by, in shares of their size.
 fn cost(there: &[f32], now: &[f32]) -> String {
-    let finite = || there.iter().zip(now).map(|(a, b)| (f64::from(*a), f64::from(*b))).filter(|(a, _)| a.is_finite());
+    let pairs = || there.iter().zip(now).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+    let finite = || pairs().filter(|(a, b)| a.is_finite() && b.is_finite());
+    // NaN stays NaN, and an infinity itself
+    let kept = |(a, b): &(f64, f64)| a.total_cmp(b).is_eq() || (a.is_nan() && b.is_nan());
+    let (others, changed) = (
+        there.len() - finite().count(),
+        pairs().filter(|(a, b)| !(a.is_finite() && b.is_finite())).filter(|pair| !kept(pair)).count(),
+    );
+    let beside = match (others, changed) {
+        (0, _) => String::new(),
+        (_, 0) => format!("; {others} are infinite or NaN, as they were"),
+        _ => format!("; {others} are infinite or NaN, {changed} of them were something else"),
+    };
+    if others == there.len() && others > 0 {
+        return format!("none is finite{beside}");
+    }
     let count = finite().count().max(1) as f64;
     let size = (finite().map(|(a, _)| a * a).sum::<f64>() / count).sqrt();
     let off = (finite().map(|(a, b)| (a - b) * (a - b)).sum::<f64>() / count).sqrt();
     let most = finite().map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     if size == 0.0 {
-        return format!("all zeros, off by {most:.3e} at most");
+        return format!("all zeros, off by {most:.3e} at most{beside}");
     }
-    format!("off by {:.3} % of its size (rms), {:.2} % at most", off / size * 100.0, most / size * 100.0)
+    format!("off by {:.3} % of its size (rms), {:.2} % at most{beside}", off / size * 100.0, most / size * 100.0)
 }
 
-/// Keys and values as they are written.
+/// Keys and values as they are written, and what else is not copied.
 struct Converted {
     tensors: Vec<Stored<'static>>,
+    /// Names of the tensors that these stand for.
+    instead: Vec<&'static str>,
     /// Name, elements that were there, and what they are now.
     elements: Vec<(&'static str, Vec<f32>, Vec<f32>)>,
+    /// Bytes of keys and values.
+    before: usize,
+    after: usize,
 }
 
 impl Converted {
-    fn new(opened: &Opened, kv: KvFlags) -> Result<Self, Error> {
+    fn new(opened: &Opened, operands: &Operands<'_>, kv: KvFlags) -> Result<Self, Error> {
         let request = &opened.request;
         let problem = &request.problem;
         let spec = problem.spec();
-        let (operands, order) = (opened.operands()?, request.order);
-        let inputs = operands.as_inputs();
+        let [_, key, value] = &request.placed;
+        // as many entries as are stored, which a batch may share, and the past with them
+        let axes = |of: &TensorSpec, placed: &Placed| {
+            let [_, heads, len, dim] = of.layout.shape;
+            [placed.spec.layout.shape[0], heads, len, dim]
+        };
+        let bytes = |of, placed| axes(of, placed).iter().product::<usize>() * of.element.size_bytes();
+        let before = bytes(&spec.key, key) + bytes(&spec.value, value);
+        let mut converted = Self { tensors: vec![], instead: vec![], elements: vec![], before, after: before };
+        for (name, of) in [("key", &spec.key), ("value", &spec.value)] {
+            if of.element != Element::I8 && spec.paged.is_none() {
+                continue;
+            }
+            if kv.format().is_some() || kv.page_len().is_some() {
+                let found = if spec.paged.is_some() { "pages" } else { "I8" };
+                return Err(Error::NotConvertible { name, found });
+            }
+            // as it is
+            return Ok(converted);
+        }
+        let (inputs, order) = (operands.as_inputs(), request.order);
         let pages = match kv.page_len() {
             None => None,
             Some(page_len) => Some(Pages::new(problem, opened.contents(), page_len)?),
         };
-        let mut converted = Self { tensors: vec![], elements: vec![] };
-        for (name, scale_name, data, of) in
-            [("key", "key_scale", inputs.key, &spec.key), ("value", "value_scale", inputs.value, &spec.value)]
-        {
-            if of.element == Element::I8 || spec.paged.is_some() {
-                let found = if spec.paged.is_some() { "pages".to_owned() } else { "I8".to_owned() };
-                return Err(Error::NotConvertible { name, found });
-            }
+        converted.after = 0;
+        converted.instead = vec!["key", "value", "kv", "qkv", "past_key", "past_value"];
+        for (name, scale_name, data, of, placed) in [
+            ("key", "key_scale", inputs.key, &spec.key, key),
+            ("value", "value_scale", inputs.value, &spec.value, value),
+        ] {
             let format = kv.or(KvFormat::Float(of.element));
-            // in the order of the file, whose rows lie side by side
-            let held = opened.contents().info(name).map(|info| info.shape.clone()).unwrap_or_default();
-            let axes = order.swap(<[usize; 4]>::try_from(held).unwrap_or_default());
-            let there: Vec<f32> = (0..data.len()).map(|n| data.get(n)).collect();
+            let axes = axes(of, placed);
+            let from = Layout::bhld(axes).with_strides(of.layout.strides);
+            let there = apart::numbers(data, &from, &order.layout(axes))?;
             let (axes, numbers) = match &pages {
                 Some(pages) => pages.cut(&there, axes, order.layout(axes), |axes| order.layout(axes)),
                 None => (axes, there),
@@ -160,6 +255,21 @@ impl Converted {
         }
         if let Some(pages) = pages {
             converted.tensors.extend(pages.tensors(problem));
+            // pages are as many keys as bias and mask speak of
+            if request.padded {
+                converted.tensors.extend(apart::widened(opened, &inputs));
+                converted.instead.extend(["bias", "mask"]);
+            }
+        }
+        converted.after = converted
+            .tensors
+            .iter()
+            .filter(|tensor| !apart::PAIRS.contains(&tensor.name.as_str()))
+            .map(|tensor| tensor.bytes.len())
+            .sum();
+        for tensor in apart::queries(opened, &inputs)? {
+            converted.instead.push(tensor.0);
+            converted.tensors.push(tensor.1);
         }
         Ok(converted)
     }
@@ -224,8 +334,8 @@ impl Pages {
         &self,
         numbers: &[f32],
         axes: [usize; 4],
-        from: cross_attention::Layout,
-        layout: impl Fn([usize; 4]) -> cross_attention::Layout,
+        from: Layout,
+        layout: impl Fn([usize; 4]) -> Layout,
     ) -> ([usize; 4], Vec<f32>) {
         let [batch, heads, _, width] = axes;
         let axes = [batch * self.of_entry, heads, self.page_len, width];

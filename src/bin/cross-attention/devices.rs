@@ -87,7 +87,8 @@ fn table(adapters: &[AdapterSummary]) -> Table {
     table
 }
 
-fn as_json(index: usize, adapter: &AdapterSummary) -> Value {
+/// What a program may want to know of an adapter.
+pub(crate) fn as_json(index: usize, adapter: &AdapterSummary) -> Value {
     let AdapterSummary { info, caps, limits, features } = adapter;
     json!({
         "index": index,

@@ -3,9 +3,11 @@
 /// Waits for signals that end the program, on a thread of its own.
 #[cfg(unix)]
 pub(crate) fn watch() {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
     use signal_hook::iterator::Signals;
 
+    // with a handler, a write beyond the size that a file may have is an error that can be told, and files are tidied up
+    let _ = signal_hook::flag::register(SIGXFSZ, std::sync::Arc::default());
     let signals: Vec<_> = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|signal| !ignored(*signal)).collect();
     // without a handler the signals still end the program
     let Ok(mut signals) = Signals::new(signals) else { return };

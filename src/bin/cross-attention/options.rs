@@ -37,7 +37,8 @@ pub(crate) struct OptionFlags {
     /// Cap on the scaled scores, softcap * tanh(score / softcap); none or 0: no cap
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true, value_parser = parse::<Softcap>)]
     softcap: Option<Setting<f32>>,
-    /// Causal mask along a diagonal: none, top_left, bottom_right, end_of_keys or fixed:N
+    /// Causal mask along a diagonal: none, top_left, bottom_right, end_of_keys (of batch entry b at kv_lens[b] - q_lens[b], where
+    /// these are given) or fixed:N
     #[arg(long, value_name = "DIAGONAL", value_parser = parse::<Line>)]
     causal: Option<Setting<Diagonal>>,
     /// Keys a row sees before the diagonal; none or -1: all
@@ -46,7 +47,7 @@ pub(crate) struct OptionFlags {
     /// Keys a row sees behind the diagonal; none or -1: all
     #[arg(long, alias = "window_right", value_name = "TOKENS", allow_hyphen_values = true, value_parser = parse::<Window>)]
     window_right: Option<Setting<u32>>,
-    /// Diagonal of windows and ALiBi where there is no causal mask: none, top_left, bottom_right, end_of_keys or fixed:N
+    /// Diagonal of windows and ALiBi where there is no causal mask: none, or one of those that --causal takes
     #[arg(long, value_name = "DIAGONAL", value_parser = parse::<Line>)]
     offset: Option<Setting<Diagonal>>,
     /// Order of the axes of query, key, value and output: batch, heads, len, dim or batch, len, heads, dim
@@ -101,13 +102,22 @@ impl AxisOrder {
 }
 
 impl OptionFlags {
+    /// None, but for the order of axes.
+    pub(crate) fn laid(layout: Option<AxisOrder>) -> Self {
+        Self { layout, ..Self::default() }
+    }
+
+    /// The order of axes that is asked for.
+    pub(crate) const fn order(&self) -> Option<AxisOrder> {
+        self.layout
+    }
+
     /// These flags over the metadata of a file.
     ///
     /// # Errors
     /// [`Error::Option`] if a value of the metadata, not overridden, can't be read.
     pub(crate) fn over(&self, metadata: &Metadata) -> Result<Options, Error> {
-        let layout = match (self.layout, metadata.get("layout").map(|text| text.trim()).filter(|text| !text.is_empty()))
-        {
+        let layout = match (self.layout, metadata.get("layout").map(|text| text.trim())) {
             (Some(layout), _) => layout,
             (None, None) => AxisOrder::default(),
             (None, Some(text)) => AxisOrder::from_str(text, true).map_err(|_| Error::Option {
@@ -156,7 +166,7 @@ impl Options {
 }
 
 /// Options that metadata may hold, and what it may say for pictures.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 14] = [
     "scale",
     "softcap",
     "causal",
@@ -164,14 +174,22 @@ const NAMES: [&str; 11] = [
     "window_right",
     "offset",
     "layout",
+    "q_heads",
+    "kv_heads",
+    "pad_mask",
     "row_labels",
     "show_heads",
     "show_keys",
     "seconds_per_key",
 ];
 
+/// Whether it is the name of an option.
+pub(crate) fn is_option(name: &str) -> bool {
+    NAMES.contains(&name)
+}
+
 /// What metadata says about a file and its making, which asks for nothing.
-const ABOUT: [&str; 22] = [
+const ABOUT: [&str; 24] = [
     "author",
     "comment",
     "created",
@@ -185,6 +203,8 @@ const ABOUT: [&str; 22] = [
     "kernel",
     "library",
     "license",
+    "converted_by",
+    "made_by",
     "model",
     "name",
     "notes",
@@ -241,7 +261,7 @@ struct Wanted(&'static str);
 
 fn parse<V: Value>(text: &str) -> Result<Setting<V::Of>, Wanted> {
     let text = text.trim();
-    if text.is_empty() || text.eq_ignore_ascii_case("none") || text.eq_ignore_ascii_case("null") {
+    if text.eq_ignore_ascii_case("none") || text.eq_ignore_ascii_case("null") {
         return Ok(Setting(None));
     }
     V::read(text).map(Setting)
@@ -269,7 +289,7 @@ impl Value for Softcap {
 
     fn read(text: &str) -> Result<Option<f32>, Wanted> {
         let softcap: Option<f32> = text.parse().ok().filter(|cap: &f32| cap.is_finite() && *cap >= 0.0);
-        let softcap = softcap.ok_or(Wanted("a finite number above 0, or none"))?;
+        let softcap = softcap.ok_or(Wanted("a finite number above 0, or 0 or none for no cap"))?;
         if vanishes(softcap, text) {
             return Err(Wanted("a number of at least 1e-45, which is not rounded to 0, or none for no cap"));
         }
@@ -354,12 +374,12 @@ mod tests {
 
     #[test]
     fn nothing_is_written_in_several_ways() {
-        for text in ["", "none", "None", "null", " "] {
+        for text in ["none", "None", "null", " none "] {
             let names = ["scale", "softcap", "causal", "window_left", "window_right", "offset"];
             let options = flags(&[]).over(&metadata(&names.map(|name| (name, text)))).unwrap();
             assert_eq!(options, Options::default(), "{text:?}");
         }
-        assert_eq!(flags(&[]).over(&metadata(&[("softcap", "0.0"), ("layout", "")])).unwrap(), Options::default());
+        assert_eq!(flags(&[]).over(&metadata(&[("softcap", "0.0")])).unwrap(), Options::default());
     }
 
     #[test]
@@ -394,11 +414,20 @@ mod tests {
         assert!(refused("softcap", "1e39").contains("finite"));
         let small = flags(&[]).over(&metadata(&[("softcap", "1e-44"), ("scale", "0e-9")])).unwrap();
         assert_eq!((small.softcap, small.scale), (Some(1e-44), Some(0.0)));
-        assert_eq!(refused("softcap", "-1"), "option softcap is \"-1\", needs a finite number above 0, or none");
+        assert_eq!(
+            refused("softcap", "-1"),
+            "option softcap is \"-1\", needs a finite number above 0, or 0 or none for no cap"
+        );
         assert!(refused("window_left", "-2").starts_with("option window_left is \"-2\", needs a number of tokens"));
         assert!(refused("causal", "true").starts_with("option causal is \"true\", needs none, top_left"));
         assert!(refused("causal", "fixed:99999999999").contains("32 bits"));
         assert_eq!(refused("layout", "ldbh"), "option layout is \"ldbh\", needs bhld or blhd");
+        // a variable of a shell that is not set says nothing, which none says
+        for name in ["scale", "softcap", "causal", "window_left", "window_right", "offset", "layout"] {
+            assert!(refused(name, "").starts_with(&format!("option {name} is \"\", needs")), "{name}");
+            let flag = format!("--{}=", name.replace('_', "-"));
+            assert!(Program::try_parse_from(["program", &flag]).is_err(), "{name}");
+        }
         let usage = Program::try_parse_from(["program", "--causal", "true"]).err().unwrap();
         assert_eq!(usage.exit_code(), 2);
     }

@@ -2,18 +2,31 @@
 
 use std::path::PathBuf;
 
+use cross_attention::backward::{BackwardProblem, BackwardSpec};
 use cross_attention::{AlibiSlopes, AttentionProblem, AttentionSpec, Element, Layout, Paged, ScoreStage, TensorSpec};
 
+use crate::backward::{self, Backward};
 use crate::error::Error;
-use crate::file::{self, Wish};
+use crate::file::{self, FileFlags, Opened, Wish};
+use crate::input::Source;
 use crate::options::{Metadata, OptionFlags};
 use crate::terminal::Terminal;
 
 /// The problem of an input file, or of a shape.
 #[derive(Debug, clap::Args)]
+#[command(
+    mut_arg("q_heads", |flag| flag.required_unless_present("input")),
+    mut_arg("q_len", |flag| flag.required_unless_present("input")),
+    mut_arg("kv_len", |flag| flag.required_unless_present("input")),
+    mut_arg("head_dim", |flag| flag.required_unless_present("input"))
+)]
 pub(crate) struct ProblemFlags {
-    /// A safetensors file as `run` takes it; without one, the shape is given by flags
-    #[arg(value_name = "INPUT", conflicts_with_all = ["shape", "KvFlags"])]
+    /// A file as `run` takes it (safetensors or .npz, - for standard input); without one, the shape is given by flags, of
+    /// which --q-heads and --kv-heads also say how to read a file
+    #[arg(value_name = "INPUT", conflicts_with_all = [
+        "batch", "q_len", "kv_len", "head_dim", "v_head_dim", "element", "bias", "mask", "q_lens", "kv_lens", "row_ranges",
+        "alibi", "sinks", "lse", "KvFlags",
+    ])]
     pub(crate) input: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) shape: ShapeFlags,
@@ -25,6 +38,13 @@ pub(crate) struct ProblemFlags {
     /// Return the attention weights too
     #[arg(long)]
     probs: bool,
+    /// Return a score matrix too: scaled (before the softcap), capped (after it), masked (after bias and masks) or probs
+    #[arg(long, value_name = "STAGE", conflicts_with = "probs")]
+    scores: Option<ScoreStage>,
+    /// Let a file's bias and mask be shorter than the keys: those behind their end are hidden, as in ONNX
+    // what a shape by flags needs stands against it: clap asks for nothing that conflicts with what is there
+    #[arg(long, conflicts_with = "kv_len")]
+    pad_mask: bool,
     #[command(flatten)]
     options: OptionFlags,
 }
@@ -35,13 +55,46 @@ impl ProblemFlags {
     /// # Errors
     /// A file or options that cannot be read, and what the library refuses.
     pub(crate) fn problem(&self, terminal: &Terminal) -> Result<AttentionProblem, Error> {
+        let scores = if self.probs { Some(ScoreStage::Probs) } else { self.scores };
         match &self.input {
             Some(path) => {
-                let wish = Wish { output: self.output_type, probs: self.probs, backward: false };
-                file::problem(path, &self.options, wish, terminal)
+                let wish = Wish { output: self.output_type, scores, ..Wish::PLAIN };
+                file::problem(path, &self.file_flags(), wish, terminal)
             }
-            None => self.shape.problem(self.kv, &self.options, self.output_type, self.probs, terminal),
+            None => self.shape.problem(self.kv, &self.options, self.output_type, scores, terminal),
         }
+    }
+
+    /// The gradients of all inputs: of a file those that `run --backward` computes of it, of a shape those of an attention as it
+    /// would be trained.
+    ///
+    /// # Errors
+    /// As [`problem`](Self::problem), and what has no gradient.
+    pub(crate) fn backward(&self, terminal: &mut Terminal) -> Result<BackwardProblem, Error> {
+        let told = |left_out: Option<String>, terminal: &Terminal| {
+            left_out.iter().for_each(|left_out| terminal.note(format_args!("warning: {left_out}")));
+        };
+        let Some(path) = &self.input else {
+            let spec = BackwardSpec::all(self.problem(terminal)?.spec().clone());
+            told(backward::left_out(&spec), terminal);
+            return Ok(BackwardProblem::new(spec)?);
+        };
+        if self.output_type != Element::F32 {
+            return Err(Error::BackwardOutput { asked: self.output_type });
+        }
+        let source = Source::of(path);
+        let named = |error| Error::Input { path: source.label(), source: Box::new(error) };
+        let opened = Opened::open(&source, &self.file_flags(), Wish::BACKWARD, terminal).map_err(named)?;
+        opened.request.warn(&source.label(), terminal);
+        let backward = Backward::new(&opened).map_err(named)?;
+        told(backward.left_out, terminal);
+        Ok(backward.problem)
+    }
+
+    /// How a file is read.
+    fn file_flags(&self) -> FileFlags {
+        let (q_heads, kv_heads) = (self.shape.q_heads, self.shape.kv_heads);
+        FileFlags { options: self.options.clone(), q_heads, kv_heads, pad_mask: self.pad_mask }
     }
 }
 
@@ -137,14 +190,6 @@ impl KvFlags {
         Ok(())
     }
 
-    /// In a word or two, where anything is asked for.
-    pub(crate) fn words(self) -> Option<String> {
-        let kv = self.kv.map(|kv| format!("kv {}", kv.name()));
-        let pages = self.pages.map(|page_len| format!("pages of {page_len}"));
-        let words: Vec<_> = kv.into_iter().chain(pages).collect();
-        (!words.is_empty()).then(|| words.join(", "))
-    }
-
     /// The format that is asked for, or another one.
     pub(crate) fn or(self, other: KvFormat) -> KvFormat {
         self.kv.unwrap_or(other)
@@ -159,62 +204,67 @@ impl KvFlags {
     }
 }
 
-/// A shape, needed where the argument of the id `input` is not given. No flags are flattened in, for clap then leaves the group empty.
+/// A shape: whole, or not there but for its element type. No flags are flattened in, for clap then leaves the group empty.
 #[derive(Debug, clap::Args)]
 #[group(id = "shape", multiple = true)]
 #[command(next_help_heading = "Shape")]
 pub(crate) struct ShapeFlags {
     /// Entries of the batch [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "q_heads")]
     batch: Option<usize>,
     /// Heads of the query
-    #[arg(long, value_name = "N", required_unless_present = "input")]
+    #[arg(long, value_name = "N", requires = "q_len")]
     q_heads: Option<usize>,
     /// Heads of key and value [default: those of the query]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "q_heads")]
     kv_heads: Option<usize>,
     /// Length of the query, in tokens
-    #[arg(long, value_name = "TOKENS", required_unless_present = "input")]
+    #[arg(long, value_name = "TOKENS", requires = "kv_len")]
     q_len: Option<usize>,
     /// Length of key and value, in tokens
-    #[arg(long, value_name = "TOKENS", required_unless_present = "input")]
+    #[arg(long, value_name = "TOKENS", requires = "head_dim")]
     kv_len: Option<usize>,
     /// Width of a query or key row
-    #[arg(long, value_name = "N", required_unless_present = "input")]
+    #[arg(long, value_name = "N", requires = "q_heads")]
     head_dim: Option<usize>,
     /// Width of a value row [default: that of a key row]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "q_heads")]
     v_head_dim: Option<usize>,
     /// Element type of query, key and value, f32, f16 or bf16 [default: f32]
     #[arg(long, value_name = "TYPE")]
     pub(crate) element: Option<Element>,
     /// With an additive bias [batch, q_heads, q_len, kv_len]
-    #[arg(long)]
+    #[arg(long, requires = "q_heads")]
     bias: bool,
     /// With a boolean mask [batch, q_heads, q_len, kv_len]
-    #[arg(long)]
+    #[arg(long, requires = "q_heads")]
     mask: bool,
     /// With query lengths [batch]
-    #[arg(long)]
+    #[arg(long, requires = "q_heads")]
     q_lens: bool,
     /// With key lengths [batch]
-    #[arg(long)]
+    #[arg(long, requires = "q_heads")]
     kv_lens: bool,
     /// With a range of keys for each row
-    #[arg(long)]
+    #[arg(long, requires = "q_heads")]
     row_ranges: bool,
     /// With ALiBi slopes, one for each head
-    #[arg(long)]
+    #[arg(long, requires = "q_heads")]
     alibi: bool,
     /// With attention sinks
-    #[arg(long)]
+    #[arg(long, requires = "q_heads")]
     sinks: bool,
     /// Return the log-sum-exp too (`run` always does)
-    #[arg(long)]
+    #[arg(long, requires = "q_heads")]
     lse: bool,
 }
 
 impl ShapeFlags {
+    /// Whether there is one.
+    pub(crate) const fn is_given(&self) -> bool {
+        self.q_heads.is_some()
+    }
+
     /// The problem that the flags describe.
     ///
     /// # Errors
@@ -224,7 +274,7 @@ impl ShapeFlags {
         kv: KvFlags,
         options: &OptionFlags,
         output: Element,
-        probs: bool,
+        scores: Option<ScoreStage>,
         terminal: &Terminal,
     ) -> Result<AttentionProblem, Error> {
         // clap has seen to it that what has no default is given
@@ -244,16 +294,16 @@ impl ShapeFlags {
         spec.output = TensorSpec { element: output, layout };
         options.apply(&mut spec);
         kv.apply(&mut spec, |axes| options.layout.layout(axes))?;
-        let scores = Layout::bhld([batch, q_heads, q_len, kv_len]);
-        spec.bias = self.bias.then_some(TensorSpec::f32(scores));
-        spec.mask = self.mask.then_some(scores);
+        let of_pairs = Layout::bhld([batch, q_heads, q_len, kv_len]);
+        spec.bias = self.bias.then_some(TensorSpec::f32(of_pairs));
+        spec.mask = self.mask.then_some(of_pairs);
         spec.q_lens = self.q_lens;
         spec.kv_lens = self.kv_lens;
         spec.row_ranges = self.row_ranges;
         spec.alibi_slopes = self.alibi.then_some(AlibiSlopes::PerHead);
         spec.sinks = self.sinks;
         spec.lse = self.lse;
-        spec.scores = probs.then_some(ScoreStage::Probs);
+        spec.scores = scores;
         for note in options.idle(&spec) {
             terminal.note(format_args!("warning: {note}"));
         }

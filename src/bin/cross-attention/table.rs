@@ -55,6 +55,17 @@ impl Table {
         }
     }
 
+    /// The table as Markdown has it, on as few lines as there are rows.
+    pub(crate) fn markdown(&self) -> String {
+        let line = |cells: &[String]| {
+            let cell = |cell: &String| cell.replace('|', "\\|").lines().collect::<Vec<_>>().join("<br>");
+            format!("| {} |", cells.iter().map(cell).collect::<Vec<_>>().join(" | "))
+        };
+        let rule = self.right.iter().map(|right| if *right { "---:" } else { "---" }.to_owned()).collect::<Vec<_>>();
+        let rows = self.rows.iter().map(|row| line(row));
+        [line(&self.header), line(&rule)].into_iter().chain(rows).collect::<Vec<_>>().join("\n")
+    }
+
     fn column_width(&self, column: usize) -> usize {
         let cells = self.rows.iter().map(|row| &row[column]).chain([&self.header[column]]);
         cells.flat_map(|cell| cell.lines()).map(width).max().unwrap_or(0)
@@ -110,6 +121,16 @@ a_row   1.25       2  because of it
          7.5";
         assert_eq!(table().text(None), wanted);
         assert_eq!(table().text(Some(80)), table().text(None));
+    }
+
+    #[test]
+    fn markdown_has_a_line_a_row() {
+        let wanted = "\
+| name | first | second | why |
+| --- | ---: | ---: | --- |
+| a_row | 1.25 | 2 | because of it |
+| 粒粒 | 10.5<br> 7.5 | 3 |  |";
+        assert_eq!(table().markdown(), wanted);
     }
 
     #[test]

@@ -46,9 +46,14 @@ impl Terminal {
         }
         let text = harmless(&line.to_string());
         let text = self.width.map_or(text.clone(), |width| wrap(&text, width));
+        self.verbatim(format!("{text}\n").as_bytes())
+    }
+
+    /// Writes bytes that are for another program, as they are. When the reader has gone away they are dropped without a word.
+    pub(crate) fn verbatim(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let written = self.bar.suspend(|| {
             let mut stdout = std::io::stdout().lock();
-            writeln!(stdout, "{text}").and_then(|()| stdout.flush())
+            stdout.write_all(bytes).and_then(|()| stdout.flush())
         });
         match written {
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {

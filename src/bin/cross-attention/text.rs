@@ -1,6 +1,7 @@
 //! Text of others' and of ours on a terminal: made harmless, wrapped, compared with what may have been meant.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -45,14 +46,37 @@ fn unsafe_to_print(char: char) -> bool {
     direction || matches!(char, '\u{2028}' | '\u{2029}' | '\u{feff}') || (char.is_control() && char != '\n')
 }
 
-/// A label cut to so many columns of a terminal, without those that `shown` would spell out.
+/// A name of a file as text that is one line and does nothing to a terminal.
+pub(crate) trait ShownPath {
+    fn shown(&self) -> String;
+}
+
+impl ShownPath for Path {
+    fn shown(&self) -> String {
+        shown(&self.to_string_lossy())
+    }
+}
+
+/// So many of something, in words that fit.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+/// A label of at most so many columns of a terminal, without what `shown` would spell out; where it is cut it ends in dots.
 pub(crate) fn clip(label: &str, most: usize) -> String {
-    let mut columns = 0;
+    let harmless = |char: &char| !unsafe_to_print(*char) && *char != '\n';
+    let label: String = label.trim().chars().filter(harmless).collect();
+    if width(&label) <= most {
+        return label;
+    }
+    let mut columns = 1;
     let fits = |char: &char| {
         columns += char.width().unwrap_or(0);
         columns <= most
     };
-    label.trim().chars().filter(|char| !unsafe_to_print(*char) && *char != '\n').take_while(fits).collect()
+    let mut clipped: String = label.chars().take_while(fits).collect();
+    clipped.push('…');
+    clipped
 }
 
 /// Lines that are too long, broken at spaces and continued two columns in.
@@ -105,6 +129,7 @@ mod tests {
         assert_eq!(shown("a\u{1b}[31mb\r\nc\u{202e}d\u{7f}é"), "a\\u001b[31mb\\u000d\\u000ac\\u202ed\\u007fé");
         assert_eq!(harmless("a\nb\u{9b}2J"), "a\nb\\u009b2J");
         assert_eq!(clip(" \u{1b}was\u{2067} it ", 6), "was it");
+        assert_eq!((clip("was it", 5), clip("粒粒粒", 5), clip("a", 1)), ("was …".into(), "粒粒…".into(), "a".into()));
         let names = ["a", "b\n"];
         assert_eq!(listed(names.into_iter()), r#""a", "b\u000a""#);
         assert!(listed(["x"; 20].into_iter()).ends_with("and 12 more"));

@@ -4,16 +4,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
-use cross_attention::files::{Ours, OutputFile};
+use cross_attention::files::{Ours, OutputFile, UpdateLock};
 use cross_attention::gpu::Gpu;
 use cross_attention::tune::{
     DeviceKey, Outcome, TuneCache, TuneCandidate, TuneOptions, TuneProgress, TuneReport, TuneWarning,
 };
-use cross_attention::{AttentionProblem, Device, Element, KernelChoice, Plan, PlanChoice, TileShape, workload};
+use cross_attention::{AttentionProblem, Choice, Device, Element, KernelChoice, Plan, PlanChoice, TileShape, workload};
+
+use serde_json::{Value, json};
 
 use crate::bench::{names, seconds, software, stored};
 use crate::error::Error;
 use crate::options::{DeviceFlags, OptionFlags};
+use crate::record;
 use crate::run::shape;
 use crate::shape::{KvFlags, ShapeFlags};
 use crate::table::Table;
@@ -30,8 +33,17 @@ Examples:
 /// The choices are kernels, their tiles, and the number of parts that keys are split into. What is found is used where
 /// --tune-cache names the file, on the same device with the same driver, for problems of the same class: equal widths,
 /// element types and terms, lengths and heads that round up to the same powers of two.
+///
+/// --json prints name, problem, device, flops, planned (the choice of the plan's rules), chosen (null if none), why, and
+/// candidates: choice, result (timed, wrong, failed or not_tried), median_ms, p10_ms, p90_ms, rounds, first_ms and reason.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLE)]
+#[command(
+    after_help = EXAMPLE,
+    mut_arg("q_heads", |flag| flag.required_unless_present("input")),
+    mut_arg("q_len", |flag| flag.required_unless_present("input")),
+    mut_arg("kv_len", |flag| flag.required_unless_present("input")),
+    mut_arg("head_dim", |flag| flag.required_unless_present("input")),
+)]
 pub(crate) struct Args {
     /// Workloads to tune (`bench --list` shows them); without any, the shape is given by flags
     #[arg(
@@ -50,6 +62,9 @@ pub(crate) struct Args {
     /// The file to keep the choices in; made if need be
     #[arg(long, value_name = "FILE")]
     cache: Option<PathBuf>,
+    /// Print a JSON object for each problem instead
+    #[arg(long)]
+    json: bool,
     /// Time to spend on each problem, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     seconds: Duration,
@@ -70,21 +85,39 @@ pub(crate) fn tune(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> 
         return Err(Error::NotTunable { device: choice.device.name() });
     };
     // what the file holds is not lost, whatever it is
-    let mut cache = args.cache.as_ref().map(|path| open(path, context, terminal)).transpose()?;
-    terminal.line(format_args!("device: {choice}"))?;
-    let (driver, backend) = (choice.device.driver(), choice.device.backend());
-    let kind = if software(&choice.device) { ", software: these times say nothing about GPUs" } else { "" };
-    terminal.line(format_args!("driver: {driver}, {backend}{kind}"))?;
+    let device = DeviceKey::of(context.info());
+    if let Some(path) = &args.cache {
+        for warning in open(path, &device)?.1 {
+            terminal.note(format_args!("warning: {warning}"));
+        }
+        // tried before anything is timed; that it is a cache is known
+        OutputFile::check(path, Ours::ANYTHING)?;
+    }
+    if !args.json {
+        tell_device(&choice, terminal)?;
+    }
     let mut failed = 0;
     for (name, problem) in &problems {
-        terminal.line(format_args!("{name}: {}", shape(problem)))?;
+        if !args.json {
+            terminal.line(format_args!("{name}: {}", shape(problem)))?;
+        }
         let kept = tune_one(args, context, problem, terminal).and_then(|report| {
-            terminal.line(format_args!("{}", table(&report).text(terminal.width())))?;
+            if args.json {
+                let record = as_json(name, problem, &choice, &report);
+                terminal.line(format_args!("{record}"))?;
+            } else {
+                terminal.line(format_args!("{}", table(&report).text(terminal.width())))?;
+            }
             let entry = report.entry().ok_or(Error::NothingChosen)?;
-            terminal.line(format_args!("chosen: {}, {}", entry.choice, entry.why()))?;
-            if let (Some(cache), Some(path)) = (&mut cache, &args.cache) {
+            if !args.json {
+                terminal.line(format_args!("chosen: {}, {}", entry.choice, entry.why()))?;
+            }
+            // after each problem, so that what was found is kept whatever happens next
+            if let Some(path) = &args.cache {
+                // read each time: another run may have added to it, or may want to now
+                let _alone = UpdateLock::of(path)?;
+                let (mut cache, _) = open(path, &device)?;
                 cache.insert(entry);
-                // after each problem, so that what was found is kept whatever happens next
                 cache.save(path)?;
             }
             let wrong = |candidate: &&TuneCandidate| matches!(candidate.outcome, Outcome::Wrong { .. });
@@ -106,6 +139,13 @@ pub(crate) fn tune(args: &Args, terminal: &mut Terminal) -> Result<bool, Error> 
         }
     }
     Ok(failed == 0)
+}
+
+fn tell_device(choice: &Choice, terminal: &mut Terminal) -> Result<(), Error> {
+    terminal.line(format_args!("device: {choice}"))?;
+    let (driver, backend) = (choice.device.driver(), choice.device.backend());
+    let kind = if software(&choice.device) { ", software: these times say nothing about GPUs" } else { "" };
+    terminal.line(format_args!("driver: {driver}, {backend}{kind}"))
 }
 
 fn tune_one(
@@ -155,7 +195,7 @@ impl Args {
         let element = self.shape.element.unwrap_or(Element::F32);
         if self.workloads.is_empty() {
             let problem =
-                self.shape.problem(self.kv, &self.options, self.output_type.unwrap_or(element), false, terminal)?;
+                self.shape.problem(self.kv, &self.options, self.output_type.unwrap_or(element), None, terminal)?;
             return Ok(vec![("problem".to_owned(), problem)]);
         }
         let workloads = self.workloads.iter().filter_map(|name| workload::find(name));
@@ -164,26 +204,62 @@ impl Args {
     }
 }
 
-/// Reads the cache that is to be written; a file that is something else is left alone.
-fn open(path: &std::path::Path, context: &Gpu, terminal: &Terminal) -> Result<TuneCache, Error> {
-    let device = DeviceKey::of(context.info());
+/// Reads the cache that is to be written, with what is to be said of it; a file that is something else is left alone.
+fn open(path: &std::path::Path, device: &DeviceKey) -> Result<(TuneCache, Vec<TuneWarning>), Error> {
     if std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0) {
-        return Ok(TuneCache::new(device));
+        return Ok((TuneCache::new(device.clone()), vec![]));
     }
-    let (cache, warnings) = TuneCache::load(path, &device);
+    let (cache, warnings) = TuneCache::load(path, device);
+    let mut said = vec![];
     for warning in warnings {
         match warning {
             TuneWarning::Missing { .. } | TuneWarning::Foreign { .. } => {}
             TuneWarning::Unreadable { .. } | TuneWarning::Format { .. } => return Err(Error::NotACache { warning }),
-            _ => terminal.note(format_args!("warning: {warning}")),
+            _ => said.push(warning),
         }
     }
-    // tried before anything is timed; that it is a cache is known
-    OutputFile::check(path, Ours::ANYTHING)?;
-    Ok(cache)
+    Ok((cache, said))
 }
 
-const COLUMNS: [&str; 13] = [
+fn as_json(name: &str, problem: &AttentionProblem, choice: &Choice, report: &TuneReport) -> Value {
+    let candidate = |TuneCandidate { choice, outcome, .. }: &TuneCandidate| {
+        let timed = match outcome {
+            Outcome::Timed { timing, first_ms, .. } => Some((timing, first_ms)),
+            _ => None,
+        };
+        let kind = match outcome {
+            Outcome::Timed { .. } => "timed",
+            Outcome::Wrong { .. } => "wrong",
+            Outcome::Failed { .. } => "failed",
+            _ => "not_tried",
+        };
+        json!({
+            "choice": choice,
+            "result": kind,
+            "median_ms": timed.map(|(timing, _)| timing.quantile(0.5)),
+            "p10_ms": timed.map(|(timing, _)| timing.quantile(0.1)),
+            "p90_ms": timed.map(|(timing, _)| timing.quantile(0.9)),
+            "rounds": timed.map(|(timing, _)| timing.millis.len()),
+            "first_ms": timed.map(|(_, first)| first),
+            "reason": result(outcome),
+        })
+    };
+    json!({
+        "name": name,
+        "problem": record::problem(problem),
+        "device": record::device(&choice.device),
+        "software": software(&choice.device),
+        "flops": report.flops,
+        "planned": report.planned,
+        "chosen": report.best().map(|best| best.choice),
+        "why": report.entry().map(|entry| entry.why()),
+        "candidates": report.candidates.iter().map(candidate).collect::<Vec<_>>(),
+    })
+}
+
+const COLUMNS: [&str; 14] = [
+    // what tells rows apart in every part of a table that is too wide
+    "#",
     "kernel",
     "block_q",
     "block_kv",
@@ -200,12 +276,13 @@ const COLUMNS: [&str; 13] = [
 ];
 
 fn table(report: &TuneReport) -> Table {
-    let mut table = Table::new(&COLUMNS, 1..COLUMNS.len() - 1);
+    let mut table = Table::new(&COLUMNS, 2..COLUMNS.len() - 1);
     let mut rows: Vec<_> = report.candidates.iter().enumerate().collect();
     let time = |outcome: &Outcome| outcome.median_ms().unwrap_or(f64::INFINITY);
     rows.sort_by(|(_, a), (_, b)| time(&a.outcome).total_cmp(&time(&b.outcome)));
-    for (n, candidate) in rows {
-        let mut cells = choice_cells(&candidate.choice);
+    for (place, (n, candidate)) in rows.into_iter().enumerate() {
+        let mut cells = vec![(place + 1).to_string()];
+        cells.extend(choice_cells(&candidate.choice));
         cells.extend(time_cells(&candidate.outcome, report.flops));
         let own = if candidate.choice == report.planned { " (the plan's own)" } else { "" };
         let result = if report.chosen == Some(n) { "chosen".to_owned() } else { result(&candidate.outcome) };

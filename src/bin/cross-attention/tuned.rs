@@ -17,6 +17,13 @@ pub(crate) struct TuneFlag {
     tune_cache: Option<PathBuf>,
 }
 
+impl TuneFlag {
+    /// Whether a file is named.
+    pub(crate) const fn is_given(&self) -> bool {
+        self.tune_cache.is_some()
+    }
+}
+
 /// Tuned choices for a device.
 #[derive(Debug)]
 pub(crate) struct Tuned {

@@ -5,10 +5,12 @@ use crate::cpu::simd::shared::{Fresh, TensorRows, Unit, writer};
 use crate::cpu::simd::{self, RowState};
 
 use super::Store;
+use super::not_finite::{add_rest, clean};
 use super::rows;
+use super::score::scoring;
 use super::scratch::Scratch;
 use super::stages::RowEnd;
-use super::task::{Job, NONE, add_rest, clean, scoring, union};
+use super::task::{Job, NONE, union};
 
 impl Job<'_> {
     /// Computes and stores the rows of a chunk. All keys are one block, so there is nothing to carry from one to the next.

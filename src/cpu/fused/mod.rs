@@ -4,11 +4,15 @@
 //! problem is cut up is in [`plan`] and depends on its shape and the vector unit alone, so the bits do not depend on the
 //! threads.
 
+mod as_stored;
 mod backward;
 mod handful;
+mod held;
+mod not_finite;
 mod plan;
 mod pool;
 mod rows;
+mod score;
 mod scratch;
 mod stages;
 mod store;
@@ -29,6 +33,7 @@ use crate::tensor::{Element, TensorData};
 use super::simd::SimdLevel;
 use super::simd::shared::{Consecutive, Shared, TensorRows, written};
 use super::simd::{self};
+use held::with_held;
 use pool::Pool;
 use scratch::{Buffer, Scratch};
 use stages::RowEnd;
@@ -39,7 +44,7 @@ use task::Job;
 /// An attention that is planned for the CPU and holds its workspace; it may be called many times.
 ///
 /// A call of [`run_into`](Self::run_into) allocates nothing, unless the pool has more threads than the one it was prepared
-/// on, or calls overlap. It runs on the caller's thread and, with feature `native`, on the others of the rayon pool that it
+/// on, or calls overlap. It runs on the caller's thread and, with feature `threads`, on the others of the rayon pool that it
 /// is called from. (From outside any pool, rayon itself allocates a few words for each thread of the global one.)
 #[derive(Debug)]
 pub struct CpuAttention {
@@ -153,9 +158,9 @@ impl CpuAttention {
         let output = &problem.spec().output.layout;
         let rows = TensorRows::new(plan.map, output);
         let shared = SharedState::new(problem, &plan, rows.is_some()).ok();
-        #[cfg(feature = "native")]
+        #[cfg(feature = "threads")]
         let threads = if plan.serial { 1 } else { rayon::current_num_threads() };
-        #[cfg(not(feature = "native"))]
+        #[cfg(not(feature = "threads"))]
         let threads = 1;
         let most = if made { threads.min(plan.map.chunks() * plan.splits) } else { 0 };
         let pool = (0..most).map(|_| Scratch::new(&plan, problem)).collect();
@@ -235,26 +240,7 @@ impl CpuAttention {
 
     /// Calls with the state that is held, or with one of its own.
     fn with_shared(&self, call: impl FnOnce(&mut SharedState)) -> Result<(), InputError> {
-        let mut fresh = None;
-        let mut held;
-        // a call that overlaps another gets a state of its own; waiting here could block a thread of the pool
-        let state = match self.shared.try_lock() {
-            Ok(state) => {
-                held = state;
-                &mut *held
-            }
-            Err(std::sync::TryLockError::Poisoned(poisoned)) => {
-                held = poisoned.into_inner();
-                &mut *held
-            }
-            Err(std::sync::TryLockError::WouldBlock) => &mut fresh,
-        };
-        let shared = match state {
-            Some(shared) => shared,
-            none => none.insert(SharedState::new(&self.problem, &self.plan, self.rows.is_some())?),
-        };
-        call(shared);
-        Ok(())
+        with_held(&self.shared, || SharedState::new(&self.problem, &self.plan, self.rows.is_some()), call)
     }
 
     fn check(&self, outputs: &CpuOutputs<'_>) -> Result<(), InputError> {

@@ -122,8 +122,8 @@ impl CpuPlan {
         plan
     }
 
-    /// The plan by which a backward scores: rows along the lanes unless they are few, and blocks that leave room in the first
-    /// cache for the gradients beside the scores. `chunk_tiles` tiles read keys and values together.
+    /// The plan by which a backward scores: by the forward's strategy, and in blocks that leave room in the first cache for the
+    /// gradients beside the scores.
     pub(super) fn for_backward(problem: &AttentionProblem, level: SimdLevel, map: RowMap) -> Self {
         /// Keys of a block.
         const BLOCK: usize = 64;
@@ -131,8 +131,12 @@ impl CpuPlan {
         const CHUNK_ROWS: usize = 256;
         let mut plan = Self::new(problem, level);
         let group_rows = map.group_rows();
-        let few = group_rows <= level.lanes() / 2;
-        plan.strategy = if few { CpuStrategy::FewQueries } else { CpuStrategy::ManyQueries };
+        // dot products are summed as the forward sums them, whose maximum and sum make weights of them: where scores are in the
+        // thousands another order would spoil these
+        if plan.strategy == CpuStrategy::FewKeys {
+            plan.strategy = CpuStrategy::ManyQueries;
+        }
+        let few = plan.strategy == CpuStrategy::FewQueries;
         let most = if few { 1 } else { level.tile_vectors() };
         plan.tile_rows = group_rows.div_ceil(level.lanes()).clamp(1, most) * level.lanes();
         let most = if few { 1 } else { (CHUNK_ROWS / plan.tile_rows).max(1) };

@@ -1,6 +1,6 @@
 //! Tasks on the threads of the pool that a call is made from, each with a workspace.
 
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -27,7 +27,7 @@ impl<T: Send> Pool<T> {
             task(number, &mut scratch);
             self.lock().push(scratch);
         };
-        #[cfg(feature = "native")]
+        #[cfg(feature = "threads")]
         if !serial && n > 1 {
             let next = AtomicUsize::new(0);
             let work = || {
@@ -64,7 +64,7 @@ impl<T: Send> Pool<T> {
 
 /// Does work on this thread and offers it to `helpers` others. Within a pool this allocates nothing, and who finds that
 /// nobody came need not wait.
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 fn share(helpers: usize, work: &(impl Fn() + Sync)) {
     match helpers {
         0 => work(),

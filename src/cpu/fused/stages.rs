@@ -7,8 +7,9 @@ use crate::problem::ScoreStage;
 use super::Store;
 use super::plan::CpuStrategy;
 use super::rows::block;
+use super::score::scoring;
 use super::scratch::Scratch;
-use super::task::{Job, Tile, scoring, union};
+use super::task::{Job, Tile, union};
 
 impl Job<'_> {
     /// Normalises the rows of a chunk, and stores them with what else is asked of them.

@@ -5,29 +5,11 @@ use crate::inputs::AttentionInputs;
 use crate::problem::AttentionProblem;
 use crate::tensor::TensorRef;
 
+use super::not_finite::{add_rest, clean};
 use super::plan::{CpuPlan, CpuStrategy};
-use super::rows::{self, Seen};
-use super::scratch::{Buffer, Scratch, borrowed};
-
-/// What of a workspace scoring reads and writes, the rest of it left free.
-macro_rules! scoring {
-    ($scratch:ident, $scale:expr) => {
-        $crate::cpu::fused::task::Scoring {
-            scale: $scale,
-            scores: &mut $scratch.scores,
-            extra: &mut $scratch.extra,
-            bits: &mut $scratch.bits,
-            keys: &$scratch.keys,
-            low: &mut $scratch.low,
-            high: &mut $scratch.high,
-            slope: &mut $scratch.slope,
-            far: &mut $scratch.far,
-            near: &mut $scratch.near,
-            lines: &mut $scratch.lines,
-        }
-    };
-}
-pub(super) use scoring;
+use super::rows;
+use super::score::scoring;
+use super::scratch::{Scratch, borrowed};
 
 /// No rows.
 pub(super) const NONE: Strided<'static> = Strided { data: &[], stride: 0 };
@@ -146,143 +128,6 @@ impl Job<'_> {
         }
     }
 
-    /// Scores of keys `keys` for the rows of a tile, all terms and masks applied; `key` and `value` start at the
-    /// first of them. Whether all rows see all keys; `None`, and no scores, if no row sees any.
-    #[expect(clippy::too_many_arguments, reason = "what is scored, and by what")]
-    pub(super) fn score(
-        &self,
-        chunk: usize,
-        tile: Tile,
-        keys: &std::ops::Range<usize>,
-        query: Strided<'_>,
-        key: Strided<'_>,
-        value: Strided<'_>,
-        scratch: &mut Scoring<'_>,
-    ) -> Option<bool> {
-        let Self { plan, problem, inputs } = *self;
-        let (level, n) = (plan.level(), keys.len());
-        let of = plan.map.chunk(chunk);
-        let places = |r| plan.map.place_in(of, tile.first_row + r);
-        let range = keys.clone();
-        let seen = rows::fill_extra(
-            level,
-            problem,
-            inputs,
-            places,
-            tile.rows,
-            range,
-            tile.width,
-            scratch.extra,
-            scratch.bits,
-            scratch.lines,
-        );
-        if seen == Seen::Nothing {
-            return None;
-        }
-        self.dots(tile, query, key, n, value, scratch);
-        let softcap = problem.spec().softcap.unwrap_or(0.0);
-        let extra: &[f32] = match seen {
-            Seen::Some => scratch.extra,
-            Seen::Alike => &scratch.extra[..n],
-            Seen::Everything | Seen::Bits | Seen::Nothing => &[],
-        };
-        if inputs.terms.alibi_slopes.is_some() {
-            for r in 0..tile.rows {
-                let [b, h, i] = places(r);
-                let slope = inputs.slope(problem, b, h).unwrap_or(0.0);
-                let diagonal = inputs.diagonal(problem, b, i) - keys.start as i64;
-                // both are exact: a position has 31 bits at most
-                let near = diagonal & 0xff;
-                (scratch.slope[r], scratch.far[r], scratch.near[r]) = (slope, (diagonal - near) as f32, near as f32);
-            }
-        }
-        if softcap > 0.0 || !extra.is_empty() || inputs.terms.alibi_slopes.is_some() {
-            let alike = seen == Seen::Alike;
-            let (scores, slope) = (&mut *scratch.scores, &*scratch.slope);
-            simd::add_terms(level, tile.vectors, n, scores, softcap, extra, alike, slope, scratch.far, scratch.near);
-        }
-        if seen == Seen::Bits {
-            simd::keep_by_bits(level, tile.vectors, scratch.scores, &scratch.bits[..n]);
-        }
-        let row_keys = &scratch.keys[tile.first_row..][..tile.rows];
-        let full = row_keys.iter().all(|&[start, end]| start <= keys.start && keys.end <= end);
-        if !full {
-            for (r, &[start, end]) in row_keys.iter().enumerate() {
-                let within = |key: usize| key.clamp(keys.start, keys.end) - keys.start;
-                (scratch.low[r], scratch.high[r]) = (within(start) as f32, within(end) as f32);
-            }
-            simd::keep_in_range(level, tile.vectors, n, scratch.scores, scratch.low, scratch.high);
-        }
-        Some(full && seen == Seen::Everything)
-    }
-
-    /// Whether scores of few queries may stand as `[row][key]`: nothing that differs from row to row goes into them.
-    fn in_lines(&self, tile: Tile) -> bool {
-        let spec = self.problem.spec();
-        let alike = spec.mask.is_none() && spec.bias.is_none();
-        self.few() && spec.alibi_slopes.is_none() && (alike || tile.rows == 1)
-    }
-
-    /// [`score`](Self::score) for few queries [in lines](Self::in_lines) of one block, all of which see all of `keys`.
-    #[expect(clippy::too_many_arguments, reason = "what is scored, and by what")]
-    fn score_lines(
-        &self,
-        chunk: usize,
-        tile: Tile,
-        keys: &std::ops::Range<usize>,
-        query: Strided<'_>,
-        key: Strided<'_>,
-        value: Strided<'_>,
-        scratch: &mut Scoring<'_>,
-    ) -> Option<bool> {
-        let Self { plan, problem, inputs } = *self;
-        let (level, n, lanes) = (plan.level(), keys.len(), plan.level().lanes());
-        let places = |r| plan.map.place(chunk, tile.first_row + r);
-        let Scoring { scale, scores, extra, bits, lines, .. } = scratch;
-        let (rows, width) = (tile.rows, tile.width);
-        let seen = rows::fill_extra(level, problem, inputs, places, rows, keys.clone(), width, extra, bits, lines);
-        if seen == Seen::Nothing {
-            return None;
-        }
-        simd::products(level, query, rows, key, n, problem.head_dim(), *scale, scores, plan.block_kv, value);
-        let softcap = problem.spec().softcap.unwrap_or(0.0);
-        let padded = n.next_multiple_of(lanes);
-        extra.iter_mut().take(padded).skip(n).for_each(|x| *x = 0.0);
-        let extra: &[f32] = if seen == Seen::Alike { extra } else { &[] };
-        for line in scores.chunks_exact_mut(plan.block_kv).take(rows) {
-            if softcap > 0.0 || !extra.is_empty() {
-                simd::add_terms(level, padded / lanes, 1, line, softcap, extra, false, &[], &[], &[]);
-            }
-            line[n..padded].fill(f32::NEG_INFINITY);
-        }
-        Some(seen == Seen::Everything)
-    }
-
-    /// `scale * dot(query, key)` for the rows of a tile, given by [`query`](Self::query); the rows of `value` are needed
-    /// next.
-    pub(super) fn dots(
-        &self,
-        tile: Tile,
-        query: Strided<'_>,
-        key: Strided<'_>,
-        n: usize,
-        value: Strided<'_>,
-        scratch: &mut Scoring<'_>,
-    ) {
-        let (level, dim, scale) = (self.plan.level(), self.problem.head_dim(), scratch.scale);
-        match self.plan.strategy() {
-            CpuStrategy::FewQueries => {
-                simd::dots(level, query, tile.rows, key, n, dim, scale, scratch.scores, tile.width, value);
-            }
-            CpuStrategy::HandfulOfKeys => {
-                simd::products(level, key, n, query, tile.rows, dim, scale, scratch.scores, tile.width, NONE);
-            }
-            CpuStrategy::ManyQueries | CpuStrategy::FewKeys => {
-                simd::scores(level, tile.vectors, query.data, key, n, dim, scale, scratch.scores, value);
-            }
-        }
-    }
-
     /// Computes the rows of a chunk over part `split` of the keys. Leaves sums, maxima and masses in the scratch.
     pub(super) fn attend(&self, chunk: usize, split: usize, scratch: &mut Scratch) {
         let Self { plan, problem, inputs } = *self;
@@ -394,60 +239,6 @@ impl Job<'_> {
         }
     }
 
-    /// Whether a chunk's keys and values are read as they are stored: a few rows, all of which see the same keys by position
-    /// alone, so that what is widened is used at once and but once or twice.
-    fn reads_as_stored(&self, chunk: usize, keys: &[[usize; 2]]) -> bool {
-        /// Rows that share what is widened in a register.
-        const MOST: usize = 4;
-        // there elements are widened one by one either way, and a package for browsers is to be small
-        if cfg!(target_arch = "wasm32") {
-            return false;
-        }
-        let (rows, spec) = (self.plan.map.rows(chunk), self.problem.spec());
-        let bare = spec.mask.is_none() && spec.bias.is_none() && spec.alibi_slopes.is_none();
-        self.few() && bare && rows <= MOST && keys[..rows].iter().all(|seen| *seen == keys[0])
-    }
-
-    /// One block of keys of [`attend`](Self::attend), where [`reads_as_stored`](Self::reads_as_stored); `false`, and nothing done, if
-    /// keys or values do not lie as that needs. Scales of rows go into scores and weights, rather than into each element.
-    fn attend_as_stored(&self, chunk: usize, block: std::ops::Range<usize>, scratch: &mut Scratch) -> bool {
-        let Self { plan, problem, inputs } = *self;
-        let (kv_head, level, n) = (plan.map.kv_head(chunk), plan.level(), block.len());
-        let (all_keys, all_values) = (inputs.keys(problem), inputs.values(problem));
-        let Some(key) = rows::in_place(level, &all_keys, kv_head, block.clone(), &mut scratch.key_block) else {
-            return false;
-        };
-        let Some(value) = rows::in_place(level, &all_values, kv_head, block, &mut scratch.value_block) else {
-            return false;
-        };
-        let (rows, dim, v_dim) = (plan.map.rows(chunk), problem.head_dim(), problem.v_head_dim());
-        let query = Strided { data: &scratch.query, stride: dim };
-        let scores = &mut scratch.scores;
-        simd::products_stored(level, query, rows, key.rows, n, dim, self.scale(), scores, plan.block_kv);
-        let (softcap, padded) = (problem.spec().softcap.unwrap_or(0.0), n.next_multiple_of(level.lanes()));
-        for line in scores.chunks_exact_mut(plan.block_kv).take(rows) {
-            line.iter_mut().zip(key.scales).for_each(|(score, scale)| *score *= scale);
-            if softcap > 0.0 {
-                simd::add_terms(level, padded / level.lanes(), 1, line, softcap, &[], false, &[], &[], &[]);
-            }
-            line[n..padded].fill(f32::NEG_INFINITY);
-        }
-        let (max, sum, rescale) = (&mut scratch.row_max[..], &mut scratch.row_sum[..], &mut scratch.rescale[..]);
-        let fresh = std::mem::replace(&mut scratch.fresh[0], false);
-        let state = RowState { max, sum, rescale, fresh };
-        let grew = simd::soften_lines(level, rows, n, scores, plan.block_kv, state, plan.exponents);
-        for line in scores.chunks_exact_mut(plan.block_kv).take(rows) {
-            line.iter_mut().zip(value.scales).for_each(|(weight, scale)| *weight *= scale);
-        }
-        let acc_stride = v_dim.next_multiple_of(level.lanes());
-        if grew && !fresh {
-            simd::rescale_rows(&mut scratch.acc, acc_stride, &scratch.rescale[..rows]);
-        }
-        let steps = [1, plan.block_kv];
-        simd::weigh_stored(level, scores, steps, rows, value.rows, n, v_dim, &mut scratch.acc, acc_stride);
-        true
-    }
-
     /// Every row as it is before the first key.
     fn start(&self, scratch: &mut Scratch) {
         scratch.row_max.fill(f32::NEG_INFINITY);
@@ -484,64 +275,9 @@ impl Job<'_> {
     }
 }
 
-/// What scoring a tile reads and writes.
-pub(super) struct Scoring<'a> {
-    /// That of the problem, or 1.
-    pub(super) scale: f32,
-    pub(super) scores: &'a mut [f32],
-    pub(super) extra: &'a mut [f32],
-    pub(super) bits: &'a mut [u64],
-    pub(super) keys: &'a [[usize; 2]],
-    pub(super) low: &'a mut [f32],
-    pub(super) high: &'a mut [f32],
-    pub(super) slope: &'a mut [f32],
-    pub(super) far: &'a mut [f32],
-    pub(super) near: &'a mut [f32],
-    pub(super) lines: &'a mut Buffer,
-}
-
-impl Scoring<'_> {
-    /// The same places once more, for as long as the copy is used.
-    pub(super) fn again(&mut self) -> Scoring<'_> {
-        let Self { scale, scores, extra, bits, keys, low, high, slope, far, near, lines } = self;
-        Scoring { scale: *scale, scores, extra, bits, keys, low, high, slope, far, near, lines }
-    }
-}
-
 /// From the first key that any of the rows sees to the end of the last.
 pub(super) fn union(keys: &[[usize; 2]]) -> [usize; 2] {
     let some = keys.iter().filter(|[start, end]| start < end);
     let [start, end] = some.fold([usize::MAX, 0], |[first, last], &[start, end]| [first.min(start), last.max(end)]);
     [start.min(end), end]
-}
-
-/// The block with zeros in the places of what is not finite: 0 * NaN would carry it to rows that must not see it.
-pub(super) fn clean<'a>(value: Strided<'_>, n: usize, dim: usize, buffer: &'a mut [f32]) -> Strided<'a> {
-    for (j, row) in buffer.chunks_exact_mut(dim).take(n).enumerate() {
-        for (x, &v) in row.iter_mut().zip(&value.data[j * value.stride..]) {
-            *x = if v.is_finite() { v } else { 0.0 };
-        }
-    }
-    Strided { data: buffer, stride: dim }
-}
-
-/// Adds what [`clean`] left out to the rows that see it. Slow, and rare.
-#[expect(clippy::too_many_arguments, reason = "sizes and strides")]
-pub(super) fn add_rest(
-    value: Strided<'_>,
-    n: usize,
-    dim: usize,
-    (weights, [of_key, of_row]): (&[f32], [usize; 2]),
-    rows: usize,
-    seen: impl Fn(usize, usize) -> bool,
-    acc: &mut [f32],
-    [row_stride, column_stride]: [usize; 2],
-) {
-    for j in 0..n {
-        for (d, &v) in value.data[j * value.stride..][..dim].iter().enumerate().filter(|(_, v)| !v.is_finite()) {
-            for r in (0..rows).filter(|&r| seen(r, j)) {
-                acc[r * row_stride + d * column_stride] += weights[j * of_key + r * of_row] * v;
-            }
-        }
-    }
 }

@@ -27,8 +27,8 @@ dispatch! {
 }
 
 dispatch! {
-    /// `gradients *= scale * (1 - tanh(capped * score)^2)` for scores before the softcap, and `capped` its inverse.
-    fn uncap(gradients: &mut [f32], scores: &[f32], capped: f32, scale: f32) = uncap_on
+    /// `gradients *= 1 - tanh(scale * dot / softcap)^2`.
+    fn uncap(gradients: &mut [f32], dots: &[f32], scale: f32, softcap: f32) = uncap_on
 }
 
 dispatch! {
@@ -129,18 +129,25 @@ fn differentiate_lines_on<S: Simd>(
 }
 
 #[inline(always)]
-fn uncap_on<S: Simd>(s: S, gradients: &mut [f32], scores: &[f32], capped: f32, scale: f32) {
-    assert!(gradients.len() == scores.len() && scores.len().is_multiple_of(S::LANES));
-    let (capped, scale, one) = (s.splat(capped), s.splat(scale), s.splat(1.0));
-    for at in (0..scores.len()).step_by(S::LANES) {
+fn uncap_on<S: Simd>(s: S, gradients: &mut [f32], dots: &[f32], scale: f32, softcap: f32) {
+    assert!(gradients.len() == dots.len() && dots.len().is_multiple_of(S::LANES));
+    let (factor, one) = (scale / softcap, s.splat(1.0));
+    for at in (0..dots.len()).step_by(S::LANES) {
         // SAFETY: at + LANES <= len, compared above
         unsafe {
             let to = gradients.as_mut_ptr().add(at);
-            let t = tanh(s, s.mul(s.load(scores.as_ptr().add(at)), capped));
+            let dot = s.load(dots.as_ptr().add(at));
+            // an infinite factor would make NaN of a dot product of 0
+            let ratio = if factor.is_finite() {
+                s.mul(dot, s.splat(factor))
+            } else {
+                s.div(s.mul(dot, s.splat(scale)), s.splat(softcap))
+            };
+            let t = tanh(s, ratio);
             // (1 - t)(1 + t) loses nothing where t is close to 1
             let slope = s.mul(s.sub(one, t), s.add(one, t));
             let gradient = s.load(to);
-            let sloped = s.mul(s.mul(gradient, slope), scale);
+            let sloped = s.mul(gradient, slope);
             // of a gradient of 0 the score may be anything, for what is hidden has one; a NaN stays
             let other = s.lt(gradient, s.splat(0.0), sloped, s.mul(gradient, s.splat(0.0)));
             s.store(to, s.lt(s.splat(0.0), gradient, sloped, other));

@@ -21,7 +21,7 @@ mod masks;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod outer;
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 mod peak;
 mod portable;
 pub(super) mod shared;
@@ -38,7 +38,7 @@ pub(super) use exp::Exponents;
 pub(super) use few::{dots, rescale_rows, weigh, weigh_stored};
 pub(super) use masks::{all_finite, ask_for, count, forbid, permit, row_bits};
 pub(super) use outer::outer;
-#[cfg(feature = "native")]
+#[cfg(feature = "threads")]
 pub(super) use peak::{flops_per_round, fma_chains, read_all};
 pub(super) use softmax::{
     RowState, add_terms, exp_all, keep_by_bits, keep_in_range, merge_into, scale_lanes, soften, soften_lines,

@@ -45,7 +45,54 @@ pub struct LinearOutput<'a> {
     pub offset: usize,
 }
 
+/// A matrix of a product, without gaps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Factor<'a> {
+    pub(crate) buffer: &'a wgpu::Buffer,
+    pub(crate) element: Element,
+    /// Whether it lies transposed.
+    pub(crate) turned: bool,
+}
+
 impl Gpu {
+    /// Records `x W^T + b` into an encoder, with `x` `[rows, in_features]` and `W` `[out_features, in_features]`, either transposed.
+    pub(crate) async fn encode_product(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        [x, weight]: [Factor<'_>; 2],
+        bias: Option<&wgpu::Buffer>,
+        [rows, in_features, out_features]: [usize; 3],
+        output: LinearOutput<'_>,
+    ) -> Result<(), Error> {
+        LinearError::float("input", x.element)?;
+        LinearError::float("output", output.element)?;
+        if output.stride < out_features {
+            return Err(LinearError::Stride { stride: output.stride, out_features }.into());
+        }
+        let shape = LinearShape {
+            rows,
+            in_features,
+            out_features,
+            output_stride: output.stride,
+            output_offset: output.offset,
+            turned: [x.turned, weight.turned],
+        };
+        let plan =
+            LinearPlan::new(shape, bias.is_some(), self.caps()).map_err(|reason| Error::LinearPlan { reason })?;
+        let Some(plan) = plan else { return Ok(()) };
+        let bytes =
+            |elements: usize, element: Element| (elements as u64 * element.size_bytes() as u64).next_multiple_of(4);
+        let bound = [
+            (x.buffer, bytes(rows * in_features, x.element)),
+            (weight.buffer, bytes(out_features * in_features, weight.element)),
+            bias.map_or((self.empty_buffer(false), 4), |bias| (bias, bytes(out_features, Element::F32))),
+            (output.buffer, bytes(plan.extent, output.element)),
+        ];
+        let variant = Variant::linear(plan.shader, x.element, weight.element, output.element);
+        self.encode_beside(encoder, &variant, bytemuck::bytes_of(&plan.params), &bound, plan.grid).await?;
+        Ok(())
+    }
+
     /// Copies the weights of a linear map to the device: `weight` is `[out_features, in_features]`, row after row, `bias`
     /// `[out_features]`.
     ///
@@ -76,7 +123,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`prepare_linear`](Self::prepare_linear).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn prepare_linear_blocking(
         &self,
         weight: TensorRef<'_>,
@@ -105,35 +152,14 @@ impl PreparedLinear {
         input: LinearInput<'_>,
         output: LinearOutput<'_>,
     ) -> Result<(), Error> {
-        let (out_features, in_features) = (self.out_features, self.in_features);
-        LinearError::float("input", input.element)?;
-        LinearError::float("output", output.element)?;
-        if output.stride < out_features {
-            return Err(LinearError::Stride { stride: output.stride, out_features }.into());
-        }
-        let shape = LinearShape {
-            rows: input.rows,
-            in_features,
-            out_features,
-            output_stride: output.stride,
-            output_offset: output.offset,
-        };
-        let plan = LinearPlan::new(shape, self.bias.is_some(), self.gpu.caps())
-            .map_err(|reason| Error::LinearPlan { reason })?;
-        let Some(plan) = plan else { return Ok(()) };
-        let bytes =
-            |elements: usize, element: Element| (elements as u64 * element.size_bytes() as u64).next_multiple_of(4);
-        let bias = self.bias.as_ref().unwrap_or_else(|| self.gpu.empty_buffer(false));
-        let bound = [
-            (input.buffer, bytes(input.rows * in_features, input.element)),
-            (&self.weight, bytes(out_features * in_features, self.element)),
-            (bias, if self.bias.is_some() { bytes(out_features, Element::F32) } else { 4 }),
-            (output.buffer, bytes(plan.extent, output.element)),
-        ];
-        let variant = Variant::linear(plan.shader, input.element, self.element, output.element);
-        let params = bytemuck::bytes_of(&plan.params);
-        self.gpu.encode_beside(encoder, &variant, params, &bound, plan.grid).await?;
-        Ok(())
+        let x = Factor { buffer: input.buffer, element: input.element, turned: false };
+        let shape = [input.rows, self.in_features, self.out_features];
+        self.gpu.encode_product(encoder, [x, self.factor()], self.bias.as_ref(), shape, output).await
+    }
+
+    /// The weights, without the bias.
+    pub(crate) const fn factor(&self) -> Factor<'_> {
+        Factor { buffer: &self.weight, element: self.element, turned: false }
     }
 
     /// One call from host memory to host memory: `[rows, in_features]` to `[rows, out_features]`.
@@ -157,7 +183,7 @@ impl PreparedLinear {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn run_blocking(&self, input: TensorRef<'_>) -> Result<Vec<f32>, Error> {
         self.gpu.block_on(self.run(input))
     }

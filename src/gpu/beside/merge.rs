@@ -34,7 +34,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`merge`](Self::merge).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn merge_blocking(&self, parts: &[PartialState<'_>], v_head_dim: usize) -> Result<MergedState, Error> {
         self.block_on(self.merge(parts, v_head_dim))
     }
@@ -58,6 +58,9 @@ impl Gpu {
 
     /// The same by maximum and sum of each row, as attentions write them whose spec asks for `row_state`: `part_lse` is
     /// `[parts, rows, 2]`, and `lse`, written, `[rows, 2]`.
+    ///
+    /// Nothing is looked at here: a sum below 0 or an infinite one, which [`merge_states`](crate::cpu::merge_states) refuses, is
+    /// taken as it is.
     ///
     /// # Errors
     /// As [`encode_merge`](Self::encode_merge).

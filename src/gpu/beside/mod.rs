@@ -9,6 +9,8 @@ mod record;
 mod weights;
 
 pub use backward::{BackwardBuffers, GpuBackward, GradientBuffers};
+#[cfg(feature = "layer")]
+pub(crate) use linear::Factor;
 pub use linear::{LinearError, LinearInput, LinearOutput, PreparedLinear};
 pub use merge::MergeBuffers;
 #[cfg(feature = "layer")]

@@ -129,7 +129,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`prepare_weights`](Self::prepare_weights).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn prepare_weights_blocking(&self, problem: &WeightsProblem) -> Result<PreparedWeights, Error> {
         self.block_on(self.prepare_weights(problem))
     }
@@ -167,7 +167,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`weights`](Self::weights).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn weights_blocking<'n>(
         &self,
         problem: &WeightsProblem,
@@ -213,7 +213,7 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`attention_with_weights`](Self::attention_with_weights).
-    #[cfg(feature = "native")]
+    #[cfg(feature = "threads")]
     pub fn attention_with_weights_blocking(
         &self,
         problem: &AttentionProblem,

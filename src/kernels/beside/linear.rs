@@ -22,6 +22,8 @@ pub(crate) struct LinearShape {
     pub(crate) out_features: usize,
     pub(crate) output_stride: usize,
     pub(crate) output_offset: usize,
+    /// Whether the input lies as `[in_features, rows]`, and the weight as `[in_features, out_features]`.
+    pub(crate) turned: [bool; 2],
 }
 
 /// What a linear map runs.
@@ -37,7 +39,7 @@ pub(crate) struct LinearPlan {
 impl LinearPlan {
     /// `None` where there are no rows.
     pub(crate) fn new(shape: LinearShape, bias: bool, caps: &DeviceCaps) -> Result<Option<Self>, Unsupported> {
-        let LinearShape { rows, in_features, out_features, output_stride, output_offset } = shape;
+        let LinearShape { rows, in_features, out_features, output_stride, output_offset, turned } = shape;
         if rows == 0 {
             return Ok(None);
         }
@@ -55,6 +57,9 @@ impl LinearPlan {
             (Shader::Linear, rows.div_ceil(BLOCK), out_features.div_ceil(BLOCK))
         };
         needs(shader, in_features).check(workgroup_bytes(shader), shader.ports().len(), caps)?;
+        let strides = |turned, rows| if turned { [1, rows] } else { [in_features, 1] };
+        let ([input_row_stride, input_stride], [weight_row_stride, weight_stride]) =
+            (strides(turned[0], rows), strides(turned[1], out_features));
         let grid = flat_grid("rows * out_features", row_blocks.saturating_mul(column_blocks), caps)?;
         Ok(Some(Self {
             shader,
@@ -67,6 +72,10 @@ impl LinearPlan {
                 blocks_per_row: grid[0],
                 column_blocks: position("out_features", column_blocks)?,
                 has_bias: u32::from(bias),
+                input_row_stride: position("in_features", input_row_stride)?,
+                input_stride: position("rows", input_stride)?,
+                weight_row_stride: position("in_features", weight_row_stride)?,
+                weight_stride: position("out_features", weight_stride)?,
             },
             grid,
             extent,

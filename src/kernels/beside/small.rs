@@ -68,8 +68,14 @@ mod tests {
                 if let Ok(Some(plan)) = MergePlan::new(3, n, 8, &caps) {
                     assert!(plan.grid.iter().all(|n| (1..=limit).contains(n)), "{caps:?}");
                 }
-                let shape =
-                    LinearShape { rows: n, in_features: 40, out_features: 24, output_stride: 24, output_offset: 0 };
+                let shape = LinearShape {
+                    rows: n,
+                    in_features: 40,
+                    out_features: 24,
+                    output_stride: 24,
+                    output_offset: 0,
+                    turned: [false; 2],
+                };
                 if let Ok(Some(plan)) = LinearPlan::new(shape, true, &caps) {
                     assert!(plan.grid.iter().all(|n| (1..=limit).contains(n)), "{caps:?}");
                 }
@@ -86,8 +92,14 @@ mod tests {
     #[test]
     fn small_shaders_compare_what_they_need() {
         let usual = DeviceCaps::webgpu_defaults;
-        let shape =
-            |rows, in_features| LinearShape { rows, in_features, out_features: 8, output_stride: 8, output_offset: 0 };
+        let shape = |rows, in_features| LinearShape {
+            rows,
+            in_features,
+            out_features: 8,
+            output_stride: 8,
+            output_offset: 0,
+            turned: [false; 2],
+        };
         let linear =
             |rows, in_features, caps: &DeviceCaps| LinearPlan::new(shape(rows, in_features), false, caps).err();
         let merge = |parts, caps: &DeviceCaps| MergePlan::new(parts, 2, 8, caps).err();
@@ -132,7 +144,8 @@ mod tests {
         let positions = |error: Option<Unsupported>| matches!(error, Some(Unsupported::Positions { .. }));
         assert!(positions(MergePlan::new(4, 1 << 27, 8, &caps).err()));
         let linear = |rows, in_features, output_stride, output_offset| {
-            let shape = LinearShape { rows, in_features, out_features: 8, output_stride, output_offset };
+            let shape =
+                LinearShape { rows, in_features, out_features: 8, output_stride, output_offset, turned: [false; 2] };
             LinearPlan::new(shape, false, &caps)
         };
         let plan = linear(3, 40, 10, 5).unwrap().unwrap();

@@ -1,152 +1,114 @@
-//! What `bench` says: a table for people, a line of JSON for programs.
+//! What one row says: an object for programs, and the lines about it for people.
 
-use cross_attention::workload::Workload;
-use cross_attention::{Device, Timing};
+use cross_attention::{Device, KernelChoice, Timing};
 use serde_json::{Value, json};
 
-use super::{Common, Row, software};
+use super::cases::Case;
+use super::format::Output;
+use super::measure::Row;
+use super::{Common, software};
+use crate::about;
 use crate::error::Error;
-use crate::table::Table;
 use crate::terminal::Terminal;
-
-const COLUMNS: [&str; 16] = [
-    "workload",
-    "batch x heads x q_len x kv_len x dim",
-    "kernel",
-    "element",
-    "median ms",
-    "p10",
-    "p90",
-    "GFLOP/s",
-    "GB/s",
-    "of roof",
-    "plan us",
-    "encode us",
-    "prepare ms",
-    "first run",
-    "max error",
-    "timing",
-];
+use crate::text::{listed, shown};
 
 /// What holds for all rows, and how the first result came about.
 pub(super) fn opening(
+    case: &Case,
     common: &Common<'_>,
-    workload: &Workload,
     first: &Result<Row, Error>,
+    output: &mut Output,
     terminal: &mut Terminal,
 ) -> Result<(), Error> {
     if let Some(roofline) = &common.roofline {
-        terminal.line(format_args!(
-            "peak: {:.1} GFLOP/s, {:.1} GB/s, measured ({}); memory limits below {:.1} FLOP a byte",
-            roofline.gflops,
-            roofline.gbps,
-            roofline.timing,
-            roofline.ridge(),
-        ))?;
+        output.detail(
+            format_args!(
+                "peak: {:.1} GFLOP/s, {:.1} GB/s, measured ({}); memory limits below {:.1} FLOP a byte",
+                roofline.gflops,
+                roofline.gbps,
+                roofline.timing,
+                roofline.ridge(),
+            ),
+            terminal,
+        )?;
     }
     if let Ok(row) = first {
-        terminal.line(format_args!(
-            "cold start: {:.1} ms from the start of the program to the device, {:.1} to plan and make {} pipelines, \
-             {:.1} for the first run of {}",
-            common.device_ms, row.prepare_ms, row.pipelines, row.first_run_ms, workload.name,
-        ))?;
+        output.detail(
+            format_args!(
+                "cold start: {:.1} ms from the start of the program to the device, {:.1} to plan and make {} pipelines, \
+                 {:.1} for the first run of {}",
+                common.device_ms, row.prepare_ms, row.pipelines, row.first_run_ms, shown(&case.name),
+            ),
+            terminal,
+        )?;
     }
     Ok(())
 }
 
-pub(super) fn headed_table() -> Table {
-    Table::new(&COLUMNS, 4..15)
-}
-
-/// The row of a workload.
-pub(super) fn add_row(table: &mut Table, workload: &Workload, common: &Common<'_>, result: &Result<Row, Error>) {
-    let mut cells = vec![workload.name.to_owned(), short_shape(workload)];
-    let Ok(row) = result else {
-        cells.push("failed".to_owned());
-        table.push(cells);
-        return;
-    };
-    let median_ms = row.timing.quantile(0.5);
-    let (gflops, gbps) = rates(row);
-    let of_roof = common.roofline.map_or_else(String::new, |roofline| {
-        let share = roofline.share(row.flops, row.bytes, median_ms);
-        format!("{:.0} % {}", share * 100.0, roofline.roof(row.flops, row.bytes))
-    });
-    let encode = row.gpu.as_ref().map_or_else(String::new, |gpu| {
-        let us = |timing: &Timing| timing.quantile(0.5) * 1e3;
-        format!("{:.1}, wgpu's {:.1}", us(&gpu.host.encode), us(&gpu.host.encode_wgpu))
-    });
-    // a line for each shader under that of the whole, where there are several
-    let shaders = row.gpu.as_ref().and_then(|gpu| gpu.kernels.as_deref()).filter(|shaders| shaders.len() > 1);
-    let mut kernel = row.kernel.to_owned();
-    let mut times = [0.5, 0.1, 0.9].map(|share| format!("{:.3}", row.timing.quantile(share)));
-    for shader in shaders.unwrap_or_default() {
-        kernel += &format!("\n  {}", shader.shader.name());
-        if shader.dispatches > 1 {
-            kernel += &format!(" x {}", shader.dispatches);
-        }
-        for (text, share) in times.iter_mut().zip([0.5, 0.1, 0.9]) {
-            *text += &format!("\n{:.3}", shader.timing.quantile(share));
-        }
+/// Says which rows something came between: other work on the machine, a clock that still rose.
+pub(super) fn warn(rows: &[(Value, Result<Row, Error>)], terminal: &Terminal) {
+    let measured = || rows.iter().filter_map(|(row, result)| Some((row["workload"].as_str()?, result.as_ref().ok()?)));
+    let names = |is: fn(&Row) -> bool| measured().filter(|(_, row)| is(row)).map(|(name, _)| name).collect::<Vec<_>>();
+    let disturbed = names(|row| row.spread.is_disturbed(row.timing.millis.len()));
+    if !disturbed.is_empty() {
+        terminal.note(format_args!(
+            "warning: more than 1 % of the rounds are outliers: {}; does other work run on this machine?",
+            listed(disturbed.into_iter())
+        ));
     }
-    let element = common.args.element;
-    cells.extend([kernel, common.args.kv.words().map_or_else(|| element.to_string(), |kv| format!("{element}, {kv}"))]);
-    cells.extend(times);
-    cells.extend([
-        format!("{gflops:.1}"),
-        format!("{gbps:.1}"),
-        of_roof,
-        format!("{:.1}", row.plan_us),
-        encode,
-        format!("{:.1}", row.prepare_ms),
-        format!("{:.1}", row.first_run_ms),
-        format!("{:.1e}", row.max_abs_error),
-        format!("{}{}", row.timing.source, if software(common.device) { ", software" } else { "" }),
-    ]);
-    table.push(cells);
-}
-
-/// `batch x q_heads/kv_heads x q_len x kv_len x head_dim/v_head_dim`, where equal ones are named once.
-fn short_shape(workload: &Workload) -> String {
-    let [batch, q_heads, q_len, head_dim] = workload.spec.query.layout.shape;
-    let [_, kv_heads, kv_len, _] = workload.spec.key.layout.shape;
-    let pair = |first, second| if first == second { format!("{first}") } else { format!("{first}/{second}") };
-    let (heads, dim) = (pair(q_heads, kv_heads), pair(head_dim, workload.spec.value.layout.shape[3]));
-    format!("{batch} x {heads} x {q_len} x {kv_len} x {dim}")
+    let unsteady = names(|row| row.warm_up.steady == Some(false));
+    if !unsteady.is_empty() {
+        terminal.note(format_args!(
+            "warning: times still changed when the warm-up was over: {}; --seconds gives it more",
+            listed(unsteady.into_iter())
+        ));
+    }
 }
 
 /// GFLOP/s and GB/s at the median.
-fn rates(row: &Row) -> (f64, f64) {
+pub(super) fn rates(row: &Row) -> (f64, f64) {
     let median_ms = row.timing.quantile(0.5);
     (row.flops / (median_ms * 1e6), row.bytes / (median_ms * 1e6))
 }
 
-/// One workload as an object. `cold`: nothing ran on the device before.
-pub(super) fn as_json(workload: &Workload, common: &Common<'_>, result: &Result<Row, Error>, cold: bool) -> Value {
-    let device = common.device;
-    let [batch, q_heads, q_len, head_dim] = workload.spec.query.layout.shape;
-    let [_, kv_heads, kv_len, _] = workload.spec.key.layout.shape;
+/// One case as an object. `cold`: nothing ran on the device before.
+pub(super) fn as_json(case: &Case, common: &Common<'_>, result: &Result<Row, Error>, run: u32, cold: bool) -> Value {
+    let Common { args, device, cpu, .. } = common;
+    let shape = &case.shape;
     let mut object = json!({
-        "workload": workload.name,
+        "workload": case.name,
+        "version": env!("CARGO_PKG_VERSION"),
+        "commit": about::COMMIT,
+        "rustc": about::RUSTC,
+        "cpu": cpu.model,
+        "cores": cpu.cores,
+        "threads": cpu.threads,
         "device": kind(device),
         "adapter": device.name(),
         "driver": device.driver(),
         "backend": device.backend(),
         "software": software(device),
-        "element": common.args.element.name(),
-        "kv": common.args.kv.format().unwrap_or(common.args.element.name()),
-        "page_len": common.args.kv.page_len(),
-        "batch": batch,
-        "q_heads": q_heads,
-        "kv_heads": kv_heads,
-        "q_len": q_len,
-        "kv_len": kv_len,
-        "head_dim": head_dim,
-        "v_head_dim": workload.spec.value.layout.shape[3],
+        "kernel_choice": asked_kernel(common),
+        "backward": args.backward,
+        "element": shape.element,
+        "kv": shape.kv,
+        "page_len": shape.page_len,
+        "output": shape.output,
+        "layout": shape.layout,
+        "batch": shape.batch,
+        "q_heads": shape.q_heads,
+        "kv_heads": shape.kv_heads,
+        "q_len": shape.q_len,
+        "kv_len": shape.kv_len,
+        "head_dim": shape.head_dim,
+        "v_head_dim": shape.v_head_dim,
+        "scale": shape.scale,
+        "terms": shape.terms,
         "peak_gflops": common.roofline.map(|roofline| roofline.gflops),
         "peak_gbps": common.roofline.map(|roofline| roofline.gbps),
         "peak_timing": common.roofline.map(|roofline| roofline.timing.to_string()),
         "device_ms": common.device_ms,
+        "run": run,
         "cold": cold,
     });
     let measured = match result {
@@ -178,9 +140,21 @@ fn measured(row: &Row, common: &Common<'_>) -> Value {
     });
     json!({
         "kernel": row.kernel,
+        "gradients": row.gradients,
         "median_ms": median_ms,
+        "min_ms": row.spread.min,
         "p10_ms": row.timing.quantile(0.1),
+        "p25_ms": row.timing.quantile(0.25),
+        "p75_ms": row.timing.quantile(0.75),
         "p90_ms": row.timing.quantile(0.9),
+        "p99_ms": row.timing.quantile(0.99),
+        "max_ms": row.spread.max,
+        "mean_ms": row.spread.mean,
+        "stddev_ms": row.spread.stddev,
+        "blocks_ms": row.spread.blocks,
+        "outliers": row.spread.outliers,
+        "warmup_rounds": row.warm_up.rounds,
+        "warmup_steady": row.warm_up.steady,
         "rounds": row.timing.millis.len(),
         "timing": row.timing.source.to_string(),
         "gflops": gflops,
@@ -200,6 +174,16 @@ fn measured(row: &Row, common: &Common<'_>) -> Value {
         "encode_wgpu_us": host.map(|host| us(&host.encode_wgpu)),
         "kernels": kernels,
     })
+}
+
+/// Who chose the kernel: the plan, a tuned choice, or the flag that names it.
+fn asked_kernel(common: &Common<'_>) -> String {
+    match common.args.device.kernel {
+        KernelChoice::Auto if common.args.tuned.is_given() => "tuned".to_owned(),
+        KernelChoice::Auto => "auto".to_owned(),
+        KernelChoice::Gpu(kernel) => kernel.to_string(),
+        KernelChoice::Cpu(kernel) => kernel.name().to_owned(),
+    }
 }
 
 const fn kind(device: &Device) -> &'static str {

@@ -1,15 +1,14 @@
 //! One task: rows of one or more groups against keys, chunk by chunk and block by block.
 
-use std::ops::Range;
-
-use super::chosen::{Chosen, Line};
-use super::narrow;
+use super::chosen::Chosen;
 use super::plan::BackwardPlan;
+use super::workspace::Workspace;
 use crate::backward::{BackwardInputs, BackwardProblem};
+use crate::cpu::fused::not_finite::{add_not_finite, clean};
 use crate::cpu::fused::plan::CpuStrategy;
 use crate::cpu::fused::rows;
-use crate::cpu::fused::scratch::{Buffer, Scratch};
-use crate::cpu::fused::task::{Job, NONE, Scoring, Tile, clean, scoring, union};
+use crate::cpu::fused::score::{Scoring, scoring};
+use crate::cpu::fused::task::{Job, NONE, Tile, union};
 use crate::cpu::simd::shared::Fresh;
 use crate::cpu::simd::{self, RowsBefore, Strided};
 use crate::problem::AttentionProblem;
@@ -54,106 +53,8 @@ pub(super) struct Share {
     pub(super) first_keys: bool,
 }
 
-/// Workspace of a task.
-#[derive(Debug)]
-pub(super) struct Workspace {
-    pub(super) scores: Scratch,
-    /// `[tile][head_dim][row]`; with few queries `[row][head_dim, padded]`.
-    pub(super) d_query: Buffer,
-    /// `[tile][v_head_dim][row]`.
-    d_output: Buffer,
-    /// Rows of query and of the gradient of the output that are not read where they lie, `[chunk row][columns]`.
-    query_rows: Buffer,
-    d_output_rows: Buffer,
-    /// One tile of the output, as `d_output`.
-    output: Buffer,
-    /// `[key][row]`: products of values and the gradient of the output, then the gradient of the scores.
-    products: Buffer,
-    /// The same of dot products, before the softcap.
-    dots: Buffer,
-    /// The same of the gradient of chosen weights.
-    chosen: Buffer,
-    /// `[tile][row]`.
-    delta: Buffer,
-    shift: Buffer,
-    by: Buffer,
-    /// One for each row of a tile.
-    ones: Buffer,
-    /// A vector of rows of the gradient of the queries.
-    lines: Buffer,
-    /// A block of keys, and the rows of a tile, without what is not finite.
-    clean_key: Buffer,
-    clean_query: Buffer,
-    clean_d_output: Buffer,
-    /// `[tile]`: whether anything was added to the gradient of its queries.
-    fresh: Vec<bool>,
-}
-
-impl Workspace {
-    fn sizes(plan: &BackwardPlan, problem: &BackwardProblem) -> [usize; 16] {
-        let (scores, forward, spec) = (&plan.scores, problem.forward(), problem.spec());
-        let (rows, tile, block) = (scores.chunk_rows(), scores.tile_rows, scores.block_kv);
-        let (dim, v_dim) = (forward.head_dim(), forward.v_head_dim());
-        let lanes = scores.level().lanes();
-        let hides = rows::may_hide(forward);
-        let has_raw = spec.attention.softcap.is_some() || spec.d_scale;
-        [
-            rows * dim.next_multiple_of(lanes),
-            rows * v_dim,
-            rows * dim,
-            rows * v_dim,
-            tile * v_dim,
-            block * tile,
-            if has_raw { block * tile } else { 0 },
-            if problem.weights().is_some() { block * tile } else { 0 },
-            rows,
-            rows,
-            rows,
-            tile,
-            lanes * dim,
-            if hides { block * dim } else { 0 },
-            if hides { tile * dim } else { 0 },
-            if hides { tile * v_dim } else { 0 },
-        ]
-    }
-
-    pub(super) fn new(plan: &BackwardPlan, problem: &BackwardProblem) -> Self {
-        let [d_query, d_output, query_rows, d_output_rows, output, products, dots, chosen, delta, shift, by, rest @ ..] =
-            Self::sizes(plan, problem).map(Buffer::new);
-        let [ones, lines, clean_key, clean_query, clean_d_output] = rest;
-        let mut all = Self {
-            scores: Scratch::new(&plan.scores, problem.forward()),
-            d_query,
-            d_output,
-            query_rows,
-            d_output_rows,
-            output,
-            products,
-            dots,
-            chosen,
-            delta,
-            shift,
-            by,
-            ones,
-            lines,
-            clean_key,
-            clean_query,
-            clean_d_output,
-            fresh: vec![true; plan.scores.tiles],
-        };
-        all.ones.fill(1.0);
-        all
-    }
-
-    /// Bytes of a workspace.
-    pub(super) fn bytes(plan: &BackwardPlan, problem: &BackwardProblem) -> usize {
-        let own: usize = Self::sizes(plan, problem).into_iter().map(|n| n.div_ceil(16) * 64).sum();
-        own + Scratch::bytes(&plan.scores, problem.forward()) + plan.scores.tiles
-    }
-}
-
 /// Rows of a tile where they lie, or as they were copied.
-fn tile_rows<'a>(
+pub(super) fn tile_rows<'a>(
     tensor: &TensorSpec,
     data: TensorRef<'a>,
     places: impl Fn(usize) -> [usize; 3],
@@ -170,93 +71,8 @@ impl<'a> Backward<'a> {
         Job { plan: &self.plan.scores, problem: self.problem.forward(), inputs: &self.inputs.attention }
     }
 
-    fn few(&self) -> bool {
+    pub(super) fn few(&self) -> bool {
         self.plan.scores.strategy() == CpuStrategy::FewQueries
-    }
-
-    /// Puts everything in place that is known of the rows of a chunk before their scores.
-    fn load(&self, chunk: usize, work: &mut Workspace) {
-        let (job, spec) = (self.job(), self.problem.spec());
-        let (plan, forward, level) = (job.plan, self.problem.forward(), job.plan.level());
-        let (dim, v_dim) = (forward.head_dim(), forward.v_head_dim());
-        let of = plan.map.chunk(chunk);
-        job.load(chunk, &mut work.scores);
-        work.fresh.fill(true);
-        let d_output = (&spec.d_output, self.inputs.d_output);
-        let output = (&spec.attention.output, self.inputs.output);
-        for tile in job.tiles(chunk) {
-            let places = |r| plan.map.place_in(of, tile.first_row + r);
-            let (lines, at) = (&mut work.scores.lines, tile.number * plan.tile_rows);
-            if rows::rows_in_place(d_output.0, d_output.1, places, tile.rows).is_none() {
-                let copied = &mut work.d_output_rows[tile.first_row * v_dim..];
-                rows::copy_rows(d_output.0, d_output.1, places, tile.rows, copied);
-            }
-            let delta = &mut work.delta[at..];
-            if self.few() {
-                // in the order in which the products with the values are summed
-                let of_d = tile_rows(d_output.0, d_output.1, places, tile, &work.d_output_rows);
-                for r in 0..tile.rows {
-                    let place = |_| places(r);
-                    let of_o = rows::rows_of(output.0, output.1, place, 1, &mut work.output);
-                    simd::products(level, of_d.from(r), 1, of_o, 1, v_dim, 1.0, &mut delta[r..], 1, NONE);
-                }
-            } else {
-                job.load_tile(chunk, tile, &mut work.scores.query, lines);
-                let queries = &forward.spec().query;
-                if rows::rows_in_place(queries, job.inputs.query, places, tile.rows).is_none() {
-                    let copied = &mut work.query_rows[tile.first_row * dim..];
-                    rows::copy_rows(queries, job.inputs.query, places, tile.rows, copied);
-                }
-                let turned = &mut work.d_output[at * v_dim..];
-                rows::turn_rows(level, d_output.0, d_output.1, places, tile.rows, tile.width, turned, lines);
-                rows::turn_rows(level, output.0, output.1, places, tile.rows, tile.width, &mut work.output, lines);
-                simd::lane_dots(level, tile.vectors, turned, &work.output, v_dim, delta);
-            }
-            let row_state = self.inputs.row_state;
-            for (r, delta) in delta.iter_mut().enumerate().take(tile.width) {
-                if r >= tile.rows {
-                    (*delta, work.shift[at + r], work.by[at + r]) = (0.0, 0.0, 0.0);
-                    continue;
-                }
-                let place = places(r);
-                let row = row_of(forward, place);
-                let (max, sum) = (row_state.row_max[row], row_state.row_sum[row]);
-                let no_mass = max == f32::NEG_INFINITY || sum == 0.0;
-                (work.shift[at + r], work.by[at + r]) = if no_mass { (0.0, 0.0) } else { (max, 1.0 / sum) };
-                if !delta.is_finite() {
-                    *delta = self.careful_delta(place);
-                }
-                if let Some(d_lse) = self.inputs.d_lse {
-                    *delta -= d_lse[row];
-                }
-            }
-        }
-    }
-
-    /// The product of an output row with its gradient, without what an output of exactly 0 is multiplied by: a row that sees no key
-    /// has such an output, and its gradient may be anything.
-    fn careful_delta(&self, place: [usize; 3]) -> f32 {
-        let (spec, [b, h, i]) = (self.problem.spec(), place);
-        let (d, o) = (&spec.d_output.layout, &spec.attention.output.layout);
-        let of = |at| [b, h, i, at];
-        let columns = 0..self.problem.forward().v_head_dim();
-        let pairs = columns.map(|c| (self.inputs.d_output.get(d.index(of(c))), self.inputs.output.get(o.index(of(c)))));
-        pairs.filter(|(_, o)| *o != 0.0).map(|(d, o)| d * o).sum()
-    }
-
-    /// Whether nothing of a chunk's queries and gradients of outputs is infinite or NaN.
-    fn rows_are_finite(&self, chunk: usize, work: &Workspace) -> bool {
-        let (job, forward) = (self.job(), self.problem.forward());
-        let (level, of) = (job.plan.level(), job.plan.map.chunk(chunk));
-        let (d_output, query) = (&self.problem.spec().d_output, &forward.spec().query);
-        job.tiles(chunk).all(|tile| {
-            let places = |r| job.plan.map.place_in(of, tile.first_row + r);
-            let d_output = tile_rows(d_output, self.inputs.d_output, places, tile, &work.d_output_rows);
-            let copied = if self.few() { &work.scores.query } else { &work.query_rows };
-            let query = tile_rows(query, job.inputs.query, places, tile, copied);
-            simd::all_finite(level, d_output, tile.rows, forward.v_head_dim())
-                && simd::all_finite(level, query, tile.rows, forward.head_dim())
-        })
     }
 
     /// Computes a share of rows and keys: adds to the sums of the keys and to all others, and leaves the gradient of the queries
@@ -364,7 +180,7 @@ impl<'a> Backward<'a> {
                         self.add_terms(tile, places, &keys, start, products, others);
                         let gradients = &mut products[..len];
                         if let Some(cap) = spec.attention.softcap {
-                            simd::uncap(level, gradients, &dots[..len], forward.scale() / cap, 1.0);
+                            simd::uncap(level, gradients, &dots[..len], forward.scale(), cap);
                         }
                         if let Some(d_scale) = others.d_scale.as_deref_mut() {
                             let rows = gradients.chunks_exact(tile.width).zip(dots.chunks_exact(tile.width));
@@ -474,134 +290,7 @@ impl<'a> Backward<'a> {
             }
         }
     }
-
-    /// Adds the gradients of the scores, softcap not taken back, to those of bias and slopes.
-    fn add_terms(
-        &self,
-        tile: Tile,
-        places: impl Fn(usize) -> [usize; 3],
-        keys: &Range<usize>,
-        first_key: usize,
-        gradients: &[f32],
-        others: &mut OtherSums<'_>,
-    ) {
-        let (forward, inputs) = (self.problem.forward(), &self.inputs.attention);
-        let of_row = |r: usize| gradients.iter().skip(r).step_by(tile.width).take(keys.len());
-        if let (Some(d_bias), Some(slab)) = (others.d_bias.as_deref_mut(), self.plan.bias) {
-            let [heads, rows, columns] = slab.shape;
-            for r in 0..tile.rows {
-                let [_, h, i] = places(r);
-                let (head, row) = (if heads == 1 { 0 } else { h % heads }, if rows == 1 { 0 } else { i });
-                let line = &mut d_bias[(head * rows + row) * columns..][..columns];
-                if columns == 1 && forward.kv_len() > 1 {
-                    line[0] += narrow(of_row(r).map(|&d| f64::from(d)).sum());
-                } else {
-                    let line = &mut line[keys.start - first_key..];
-                    line.iter_mut().zip(of_row(r)).for_each(|(x, d)| *x += d);
-                }
-            }
-        }
-        if let Some(d_slopes) = others.d_slopes.as_deref_mut() {
-            for r in 0..tile.rows {
-                let [b, h, i] = places(r);
-                let diagonal = inputs.diagonal(forward, b, i) - keys.start as i64;
-                let of_key = |(j, &d): (usize, &f32)| f64::from(d) * (diagonal - j as i64).abs() as f64;
-                d_slopes[self.head_of_group([b, h])] -= of_row(r).enumerate().map(of_key).sum::<f64>();
-            }
-        }
-    }
-
-    /// Which of its group's heads a head is.
-    fn head_of_group(&self, [b, h]: [usize; 2]) -> usize {
-        let group_size = self.problem.forward().group_size();
-        let entry = if self.plan.scores.map.is_one_context() { b } else { 0 };
-        entry * group_size + h % group_size
-    }
-
-    /// Adds what the rows of a chunk give to the sinks.
-    fn add_sinks(&self, chunk: usize, work: &Workspace, d_sinks: &mut [f64]) {
-        let job = self.job();
-        let forward = self.problem.forward();
-        for tile in job.tiles(chunk) {
-            for r in 0..tile.rows {
-                let place = job.plan.map.place(chunk, tile.first_row + r);
-                let sink = job.inputs.sink(forward, place);
-                let row = row_of(forward, place);
-                let (max, sum) = (self.inputs.row_state.row_max[row], self.inputs.row_state.row_sum[row]);
-                if sink == f32::NEG_INFINITY || sum == 0.0 {
-                    continue;
-                }
-                // a row that sees no key has its sink for a maximum, whatever that is
-                let alone = sum.to_bits() == 1f32.to_bits() && sink.to_bits() == max.to_bits();
-                let weight = if alone { 1.0 } else { (f64::from(sink) - f64::from(max)).exp() / f64::from(sum) };
-                let delta = work.delta[tile.number * job.plan.tile_rows + r];
-                d_sinks[self.head_of_group([place[0], place[1]])] -= weight * f64::from(delta);
-            }
-        }
-    }
-
-    /// The gradient of chosen weights of a tile and some keys, `[key][row]`. Whether there is any.
-    fn fill_chosen(
-        &self,
-        chosen: &Chosen,
-        tile: Tile,
-        places: impl Fn(usize) -> [usize; 3],
-        keys: &Range<usize>,
-        out: &mut [f32],
-    ) -> bool {
-        let given = self.inputs.d_weights.unwrap_or_default();
-        if !chosen.has_keys(keys) || !(0..tile.rows).any(|r| chosen.has(places(r))) {
-            return false;
-        }
-        out[..keys.len() * tile.width].fill(0.0);
-        for r in 0..tile.rows {
-            chosen.add(given, places(r), keys, &mut Line { out: &mut out[r..], stride: tile.width });
-        }
-        true
-    }
-
-    /// Adds to the delta of each row what its chosen weights are times their gradients: a pass over their keys before all others.
-    fn add_chosen(&self, chosen: &Chosen, chunk: usize, work: &mut Workspace) {
-        let (job, forward) = (self.job(), self.problem.forward());
-        let (plan, level) = (job.plan, job.plan.level());
-        let (all_keys, kv_head) = (job.inputs.keys(forward), plan.map.kv_head(chunk));
-        let of = plan.map.chunk(chunk);
-        let Workspace { scores: scratch, products, delta, shift, by, .. } = work;
-        for start in (0..forward.kv_len()).step_by(plan.block_kv) {
-            let block = start..(start + plan.block_kv).min(forward.kv_len());
-            if !chosen.has_keys(&block) {
-                continue;
-            }
-            let key = rows::block(level, &all_keys, kv_head, block.clone(), &mut scratch.key_block);
-            for tile in job.tiles(chunk) {
-                let places = |r| plan.map.place_in(of, tile.first_row + r);
-                let seen = union(&scratch.keys[tile.first_row..][..tile.rows]);
-                let keys = seen[0].max(block.start)..seen[1].min(block.end);
-                if keys.is_empty() || !self.fill_chosen(chosen, tile, places, &keys, products) {
-                    continue;
-                }
-                let query = job.query(chunk, tile, &mut scratch.query);
-                let mut scoring = scoring!(scratch, job.scale());
-                let key = key.from(keys.start - block.start);
-                if job.score(chunk, tile, &keys, query, key, NONE, &mut scoring).is_none() {
-                    continue;
-                }
-                let at = tile.number * plan.tile_rows;
-                let factor = if plan.exponents.factor.is_some() { forward.scale() } else { 1.0 };
-                let zeros = [0.0; MAX_WIDTH];
-                let before = RowsBefore { shift: &shift[at..], by: &by[at..], delta: &zeros };
-                let n = keys.len();
-                simd::differentiate(level, tile.vectors, n, scoring.scores, products, before, factor, 1.0);
-                for (r, delta) in delta[at..].iter_mut().take(tile.rows).enumerate() {
-                    *delta += products.iter().skip(r).step_by(tile.width).take(n).sum::<f32>();
-                }
-            }
-        }
-    }
 }
-
-/// Rows of a tile at most: four vectors of 16 lanes.
-const MAX_WIDTH: usize = 64;
 
 /// What the gradients that are asked for need of a block.
 struct Asked {
@@ -630,11 +319,6 @@ impl Asked {
     }
 }
 
-/// Adds the elements of a row that [`clean`] left out.
-fn add_not_finite(to: &mut [f32], by: f32, row: &[f32]) {
-    to.iter_mut().zip(row).filter(|(_, x)| !x.is_finite()).for_each(|(to, x)| *to += by * x);
-}
-
-fn row_of(problem: &AttentionProblem, [b, h, i]: [usize; 3]) -> usize {
+pub(super) fn row_of(problem: &AttentionProblem, [b, h, i]: [usize; 3]) -> usize {
     (b * problem.q_heads() + h) * problem.q_len() + i
 }
