@@ -234,8 +234,9 @@ def share_of_backward(found, every_loop, shader):
             weight[n] = 0 if alone else -(-dims["HEAD_DIM"] // chunk) // chunks if fmas(loop) else 1
     counted = sum(found[n].fmas * weight[n] for n in over_tiles)
     everything = sum(found[n].instructions * weight[n] for n in over_tiles)
-    products = c["PRODUCTS"] * c["OWN_REG"] * 4 * c["COLUMNS"] * c["OTHER_REG"] * c["LANES"]
-    wanted = c["TURNS"] * pairs * -(-dims["HEAD_DIM"] // chunk) * chunk + products
+    others = c["STEP"] * c["GROUPS"] * c["LANES"]
+    products = (c["DOT_PRODUCTS"] + c["WEIGHT_PRODUCTS"]) * c["OWN_REG"] * 4 * c["COLUMNS"] * others
+    wanted = (1 + c["VALUE_TURNS"]) * pairs * -(-dims["HEAD_DIM"] // chunk) * chunk + products
     if abs(counted - wanted) > 0.1 * wanted:
         raise SystemExit(f"backward: {counted} FMAs counted in the loop over tiles, there must be {wanted}")
     return percent(counted, everything)

@@ -1,4 +1,4 @@
-//! WGSL text of a variant: directives, constants, snippets, kernel file, in this order.
+//! WGSL text of a variant: directives, constants, snippets, kernel file, in this order, and snippets with flags.
 
 use std::fmt::Write;
 
@@ -84,6 +84,10 @@ const TEMPLATES: &[(&str, &str)] = files!(
     "wide",
 );
 
+/// Snippets with words of workgroup memory, which stand behind the kernel: drivers lay out that memory in the order of the text, and
+/// read tiles four numbers at a time only where they see that these lie at multiples of 16 bytes.
+const FLAGS: [&str; 1] = ["tile_mask_bytes"];
+
 /// What templates call things by, and what these are for the query, the key, the value, an output that is read and its gradient;
 /// the longer names first.
 const TENSORS: [(&str, [&str; 5]); 7] = [
@@ -158,13 +162,15 @@ impl Variant {
             // writing to a String cannot fail
             let _ = writeln!(text, "const {name}: u32 = {value}u;");
         }
-        for wanted in &self.snippets {
-            // a snippet that is not in the lists leaves its functions undefined; a test assembles every variant
+        // a snippet that is not in the lists leaves its functions undefined; a test assembles every variant
+        let of = |wanted: &&str| snippet(wanted, &self.snippets).unwrap_or_default();
+        let behind = |wanted: &&&'static str| FLAGS.contains(wanted);
+        let before = self.snippets.iter().filter(|wanted| !behind(wanted)).map(of);
+        let kernel = std::iter::once(self.shader.text().to_owned());
+        for part in before.chain(kernel).chain(self.snippets.iter().filter(behind).map(of)) {
             text.push('\n');
-            text.push_str(&snippet(wanted, &self.snippets).unwrap_or_default());
+            text.push_str(&part);
         }
-        text.push('\n');
-        text.push_str(self.shader.text());
         let head = format!("// assembled: {}.wgsl with {}\n\n", self.shader.name(), self.snippets.join(", "));
         format!("{head}{}{}", directives(&text, reader), repeat::expand(&text, &self.constants))
     }

@@ -259,7 +259,7 @@ impl Pass {
     pub(crate) fn step(&self, problem: &BackwardProblem, caps: &DeviceCaps, part: &Part) -> Step {
         let (spec, forward) = (problem.spec(), problem.forward());
         let attention = forward.spec();
-        let Tiles { lanes, row_reg, key_reg, columns, column_blocks } = self.tiles;
+        let Tiles { lanes, row_reg, key_reg, columns, column_blocks, .. } = self.tiles;
         let mut bindings = Bindings::new(forward, part, caps);
         bindings.read(&[Slot::Query, Slot::Key, Slot::Value]).read_pairs();
         bindings.row_stats(&row_stats(problem), false);
@@ -279,6 +279,8 @@ impl Pass {
         }
         let [dots, weights] = self.products();
         let (own_reg, other_reg) = if self.owns_keys() { (key_reg, row_reg) } else { (row_reg, key_reg) };
+        // rows that are loaded at a time: two keep registers free for more waves, one where there are few
+        let at_a_time = if caps.class != DeviceClass::Integrated && row_reg.is_multiple_of(2) { 2 } else { 1 };
         let (alibi, scale) = match self.made {
             Made::Rows { alibi, scale, .. } => (alibi, scale),
             Made::Chosen => (false, true),
@@ -289,18 +291,21 @@ impl Pass {
             ("ROW_REG", row_reg),
             ("KEY_REG", key_reg),
             ("OWN_REG", own_reg),
-            ("OTHER_REG", other_reg),
             ("OWN_KEYS", usize::from(self.owns_keys())),
             ("PAIR_SUMS", usize::from(self.made == Made::Bias)),
             ("CHUNK", CHUNK),
             ("STAGE", self.tiles.stage(dots + weights > 0)),
             ("STAGED_ROWS", self.tiles.staged(row_reg)),
             ("STAGED_KEYS", self.tiles.staged(key_reg)),
-            ("TURNS", 1 + usize::from(self.needs_values())),
-            ("PRODUCTS", dots + weights),
+            ("VALUE_TURNS", usize::from(self.needs_values())),
+            ("STEP", self.tiles.step),
+            ("GROUPS", other_reg / self.tiles.step),
+            ("PART", at_a_time),
+            ("PARTS", row_reg / at_a_time),
+            ("WITH_PRODUCTS", usize::from(dots + weights > 0)),
             ("DOT_PRODUCTS", dots),
+            ("WEIGHT_PRODUCTS", weights),
             ("COLUMNS", columns),
-            ("SUMS", ((dots + weights) * columns).max(1)),
             ("ALIBI_SUM", usize::from(alibi)),
             ("SCALE_SUM", usize::from(scale)),
             ("CHOSEN_SUM", usize::from(self.made == Made::Chosen)),

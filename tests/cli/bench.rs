@@ -55,6 +55,16 @@ fn a_shape_of_ones_own() {
     for nothing_to_compare in [&["bench", "gqa", "--device", "cpu"][..], &["bench", "gqa", "--list"]] {
         assert!(bad(&[nothing_to_compare, &["--fail-if-slower", "5"]].concat()).contains("--compare"));
     }
+    // streams where files are
+    for (usage, said) in [
+        (&["bench", "gqa", "--save", "-"][..], "--json prints them"),
+        (&["bench", "gqa", "--plot", "-"], "name it .svg or .png"),
+        (&["bench", "--file", "-"], "name a file"),
+        (&["bench", "--compare", "-", "-"], "one of them can be"),
+    ] {
+        let message = bad(usage);
+        assert!(message.contains(said), "{usage:?}: {message}");
+    }
     if cfg!(not(feature = "mpi")) {
         assert!(bad(&["bench", "gqa", "--mpi"]).contains("--features cli,mpi"));
     }

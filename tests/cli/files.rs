@@ -141,6 +141,24 @@ fn ctrl_c_leaves_nothing_half_written() {
 }
 
 #[cfg(target_os = "linux")]
+#[test]
+fn what_ctrl_c_leaves_of_all_shaders_is_told() {
+    let folder = Folder::new();
+    let args = ["shaders", "--all", "--kernel", "tiled", "-o", &folder.at("out"), "--jobs", "1"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cross-attention"));
+    let child = command.args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let started = std::time::Instant::now();
+    while !Path::new(&folder.at("out")).exists() || folder.list("out").len() < 3 {
+        assert!(started.elapsed().as_secs() < 60, "nothing is written");
+    }
+    assert!(Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("without manifest.json"), "{said}");
+    assert!(folder.list("out").iter().all(|name| name.ends_with(".wgsl")), "{:?}", folder.list("out"));
+}
+
+#[cfg(target_os = "linux")]
 fn seen_growing(folder: &Folder, name: &str) -> bool {
     fs::metadata(folder.at(&format!("out/{name}"))).is_ok_and(|found| found.len() > 0)
 }

@@ -34,7 +34,28 @@ fn a_plan_needs_the_header_alone() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("its header describes"));
 }
 
-/// `ulimit -v` in steps: the program does it or says why not.
+/// Calls the program with `ulimit -v` in steps: it does what it is asked to, or says why not.
+#[cfg(target_os = "linux")]
+fn with_little_memory(args: &str, mib: std::ops::RangeInclusive<usize>) {
+    let (mut done, mut refused) = (0, 0);
+    for mib in mib.step_by(40) {
+        let run = format!("ulimit -v {} && exec {} {args}", mib << 10, env!("CARGO_BIN_EXE_cross-attention"));
+        let output = Command::new("sh").args(["-c", &run]).env("RAYON_NUM_THREADS", "2").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.code() {
+            Some(0) => done += 1,
+            Some(1) => {
+                refused += 1;
+                assert!(said.contains("error: "), "{mib} MiB: {said}");
+            }
+            // not even the program itself could be loaded
+            Some(126 | 127) => {}
+            code => panic!("{args} in {mib} MiB: {code:?}: {said}"),
+        }
+    }
+    assert!(done > 0 && refused > 0, "{args}: {done} done, {refused} refused");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn little_memory_is_an_error_and_no_abort() {
@@ -46,25 +67,9 @@ fn little_memory_is_an_error_and_no_abort() {
         f32s("value", &[1, 4, 4096, 16], wave(0.9)),
     ];
     let (input, output) = (folder.write("in.safetensors", &tensors, &[]), folder.at("out.safetensors"));
-    let (mut done, mut refused) = (0, 0);
-    for mib in (40..=640).step_by(40) {
-        let run = format!(
-            "ulimit -v {} && exec {} run {input} -o {output} --device cpu --probs -q",
-            mib << 10,
-            env!("CARGO_BIN_EXE_cross-attention")
-        );
-        let output = Command::new("sh").args(["-c", &run]).env("RAYON_NUM_THREADS", "2").output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        match output.status.code() {
-            Some(0) => done += 1,
-            Some(1) => {
-                refused += 1;
-                assert!(said.contains("error: "), "{mib} MiB: {said}");
-            }
-            // not even the program itself could be loaded
-            Some(126 | 127) => {}
-            code => panic!("{mib} MiB: {code:?}: {said}"),
-        }
+    with_little_memory(&format!("run {input} -o {output} --device cpu --probs -q"), 40..=640);
+    for (name, most) in [("map.png", 400), ("map.svg", 400), ("map.csv", 640)] {
+        let output = folder.at(name);
+        with_little_memory(&format!("map {input} --out {output} --reduce none --heads 0-1 --device cpu -q"), 40..=most);
     }
-    assert!(done > 0 && refused > 0, "{done} done, {refused} refused");
 }

@@ -22,6 +22,7 @@ use cross_attention::{AttentionProblem, Device, DeviceClass, Element, Layout, Ro
 
 use crate::error::Error;
 use crate::host::Cpu;
+use crate::input::is_dash;
 use crate::open::{self, CacheFlag};
 use crate::options::{DeviceFlags, OptionFlags};
 use crate::shape::{KvFlags, ShapeFlags};
@@ -186,11 +187,15 @@ pub(crate) fn bench(args: &Args, started: Instant, terminal: &mut Terminal) -> R
         return format::list(&cases::workloads(&args.names), format, terminal).map(|()| true);
     }
     if let [old, new] = &args.compare[..] {
+        if is_dash(old) && is_dash(new) {
+            return Err(BenchError::CompareStdinTwice.into());
+        }
         return compare::compare(old, new, args.fail_if_slower, format, terminal);
     }
     if args.fail_if_slower.is_some() {
         return Err(BenchError::NothingToCompare.into());
     }
+    args.no_streams()?;
     if args.ranks.mpi {
         return ranks::bench(args, started, terminal);
     }
@@ -247,6 +252,19 @@ pub(crate) fn bench(args: &Args, started: Instant, terminal: &mut Terminal) -> R
         plot.draw(middle_runs(&rows, cases.len()).into_iter())?;
     }
     Ok(failed == 0 && !unsaved)
+}
+
+impl Args {
+    /// Whether `-` stands where only a file does.
+    fn no_streams(&self) -> Result<(), BenchError> {
+        let dash = |path: Option<&PathBuf>| path.is_some_and(|path| is_dash(path));
+        match () {
+            () if dash(self.save.as_ref()) => Err(BenchError::SaveToStdout),
+            () if dash(self.plot.as_ref()) => Err(BenchError::PlotToStdout),
+            () if self.file.iter().any(|path| is_dash(path)) => Err(BenchError::FileFromStdin),
+            () => Ok(()),
+        }
+    }
 }
 
 /// Of the runs of each case, the one with the middle time.

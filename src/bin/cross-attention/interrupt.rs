@@ -1,8 +1,35 @@
 //! Ctrl-C: files that are half written go, then the signal does what it does to every program.
 
+use std::sync::Mutex;
+
+/// What is said on standard error if a signal ends the program now.
+static LAST_WORDS: Mutex<Option<Box<dyn Fn() -> String + Send>>> = Mutex::new(None);
+
+/// While it lives, a signal that ends the program says this on standard error.
+pub(crate) struct LastWords(());
+
+impl LastWords {
+    pub(crate) fn new(words: impl Fn() -> String + Send + 'static) -> Self {
+        set(Some(Box::new(words)));
+        Self(())
+    }
+}
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        set(None);
+    }
+}
+
+fn set(words: Option<Box<dyn Fn() -> String + Send>>) {
+    *LAST_WORDS.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = words;
+}
+
 /// Waits for signals that end the program, on a thread of its own.
 #[cfg(unix)]
 pub(crate) fn watch() {
+    use std::io::Write;
+
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
     use signal_hook::iterator::Signals;
 
@@ -14,6 +41,11 @@ pub(crate) fn watch() {
     let wait = move || {
         if let Some(signal) = signals.forever().next() {
             cross_attention::files::remove_unfinished();
+            let words = LAST_WORDS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Some(words) = &*words {
+                // where nobody hears it, the signal says enough
+                let _ = writeln!(std::io::stderr(), "{}", words());
+            }
             // ends the program by the signal, as its parent expects
             let _ = signal_hook::low_level::emulate_default_handler(signal);
         }

@@ -13,7 +13,7 @@ use cross_attention::{AttentionProblem, Device, DeviceRequest};
 use crate::draw::scale::Spacing;
 use crate::draw::scene;
 use crate::error::Error;
-use crate::file::{FileFlags, Opened, Wish};
+use crate::file::{FileFlags, Opened, Wish, reserved};
 use crate::input::{Source, is_dash};
 use crate::options::Metadata;
 use crate::output;
@@ -186,9 +186,10 @@ pub(crate) fn map(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
     if wanted.elements() == 0 {
         return Err(Error::NoWeights { shape: wanted.shape() });
     }
-    if Vec::<f32>::new().try_reserve_exact(wanted.elements()).is_err() {
-        return Err(Error::Memory { bytes: 4 * wanted.elements() as u128 });
-    }
+    // before anything is computed: the weights, and the names of what they are of
+    let [_, heads, rows, columns] = wanted.shape();
+    let names = heads.saturating_mul(rows).saturating_add(columns).saturating_mul(NAME_BYTES);
+    room(wanted.elements().saturating_mul(size_of::<f32>()).saturating_add(names))?;
     let choice = Device::choose_blocking(&args.device)?;
     if !args.quiet {
         terminal.line(format_args!("device: {choice}"))?;
@@ -200,7 +201,7 @@ pub(crate) fn map(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
     let result = result?;
     let table = Table::new((&args.input, &spec), problem, &request.metadata, args.batch, &result);
     let bytes = match format {
-        Format::Csv => table.csv().into_bytes(),
+        Format::Csv => table.csv()?,
         Format::Picture(format) => picture(args, &table, format, terminal)?,
     };
     output::write(&args.output, format.ours(), &bytes)?;
@@ -217,6 +218,19 @@ pub(crate) fn map(args: &Args, terminal: &mut Terminal) -> Result<(), Error> {
         terminal.line(format_args!("{output}: {heads}, {} by {columns}", count(rows, "row")))?;
     }
     Ok(())
+}
+
+/// Bytes of the name of a row or a column, as a label, in a list and in a picture.
+const NAME_BYTES: usize = 256;
+/// Bytes of all that is small, and of no size that a file could tell.
+const SMALL_BYTES: usize = 8 << 20;
+
+/// Asks for memory that is about to be taken piece by piece, by what could not tell that there is none.
+///
+/// # Errors
+/// [`Error::Memory`].
+fn room(bytes: usize) -> Result<(), Error> {
+    reserved::<u8>(bytes.saturating_add(SMALL_BYTES)).map(drop)
 }
 
 /// The bytes of a picture; what cannot be drawn as it is written is told.

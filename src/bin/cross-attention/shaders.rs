@@ -6,6 +6,7 @@ mod list;
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cross_attention::dispatch::{Step, Variant};
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 pub(crate) use self::args::Args;
 use self::list::{listed, name};
 use crate::error::Error;
+use crate::interrupt::LastWords;
 use crate::terminal::Terminal;
 use crate::translate::{Source, Target};
 
@@ -70,7 +72,14 @@ pub(crate) fn shaders(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
     }
     make_folder(&args.output, args.force)?;
     terminal.start_bar(jobs.len());
-    let (done, bar) = (AtomicUsize::new(0), terminal.bar());
+    let (done, bar) = (Arc::new(AtomicUsize::new(0)), terminal.bar());
+    let (so_far, count, folder) = (Arc::clone(&done), jobs.len(), args.output.display().to_string());
+    let interrupted = LastWords::new(move || {
+        let written = so_far.load(Ordering::Relaxed);
+        format!(
+            "interrupted: {folder} holds {written} of {count} shaders, without {MANIFEST}; --force writes over them"
+        )
+    });
     let write = |job: &Job| {
         let listed = write_one(job, &targets, &args.output)?;
         done.fetch_add(1, Ordering::Relaxed);
@@ -91,6 +100,7 @@ pub(crate) fn shaders(args: &Args, terminal: &mut Terminal) -> Result<(), Error>
     });
     OutputFile::write(&args.output.join(MANIFEST), Ours::ANYTHING, format!("{manifest:#}\n").as_bytes())
         .map_err(|error| partly(error.into()))?;
+    drop(interrupted);
     let folder = args.output.display();
     terminal.line(format_args!("{folder}: {} shaders and {MANIFEST}", jobs.len()))?;
     for target in targets {

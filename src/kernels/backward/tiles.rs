@@ -18,6 +18,8 @@ pub(crate) struct Tiles {
     pub(super) key_reg: usize,
     /// vec4 columns of an invocation, and blocks of columns, each in workgroups of its own.
     pub(super) columns: usize,
+    /// Slices of the others that are staged at a time.
+    pub(super) step: usize,
     pub(crate) column_blocks: usize,
 }
 
@@ -30,10 +32,10 @@ impl Tiles {
         self.key_reg * self.lanes
     }
 
-    /// vec4s of a lane in workgroup memory: the chunks of its rows and keys, a slice of the others, or numbers of all other lanes.
+    /// vec4s of a lane in workgroup memory: the chunks of its rows and keys, slices of the others, or numbers of all other lanes.
     pub(super) fn stage(&self, products: bool) -> usize {
         let chunks = (self.row_reg + self.key_reg) * CHUNK;
-        let slice = if products { self.lanes * (1 + self.columns) } else { 0 };
+        let slice = if products { self.step * self.lanes * (1 + self.columns) } else { 0 };
         // an odd number: lanes start in different banks
         chunks.max(slice).max(2 * self.lanes) | 1
     }
@@ -57,6 +59,10 @@ pub(super) fn tiles(
     made: Made,
     rows: usize,
 ) -> Result<Tiles, Unsupported> {
+    let fits = |tiles: &Tiles| {
+        tiles.lanes * tiles.lanes <= caps.max_compute_invocations_per_workgroup as usize
+            && tiles.workgroup_bytes(true) <= u64::from(caps.max_compute_workgroup_storage_size)
+    };
     let of_width = |lanes: usize| {
         let width = match made {
             Made::Rows { query: true, .. } | Made::Keys { key: true, value: false } => forward.head_dim(),
@@ -67,22 +73,25 @@ pub(super) fn tiles(
         let vecs = width.div_ceil(4);
         // 128 columns at a time
         let columns = vecs.div_ceil(lanes).clamp(1, 32 / lanes);
-        // of what is owned, of the others
-        let most = match caps.class {
+        // rows, keys
+        let [row_most, key_most] = match caps.class {
             // what is written out takes software drivers long to compile
             DeviceClass::Software => [2, 2],
-            // their registers do not hold four by four beside the sums of what is owned
-            DeviceClass::Integrated => [2, 4],
+            // 128 registers do not hold four by four beside the sums of what is owned, and less beside elements that are asked for
+            DeviceClass::Integrated => {
+                let both = matches!(made, Made::Keys { key: true, value: true });
+                [if both && !width.is_multiple_of(4 * CHUNK) { 3 } else { 4 }, 3]
+            }
             _ => [4, 4],
         };
-        let [row_most, key_most] = if matches!(made, Made::Keys { .. }) { [most[1], most[0]] } else { most };
-        let reg = |n: usize, most: usize| n.div_ceil(lanes).clamp(1, most).next_power_of_two();
+        let reg = |n: usize, most: usize| n.div_ceil(lanes).clamp(1, most);
         let column_blocks = vecs.div_ceil(lanes * columns).max(1);
-        Tiles { lanes, row_reg: reg(rows, row_most), key_reg: reg(forward.kv_len(), key_most), columns, column_blocks }
-    };
-    let fits = |tiles: &Tiles| {
-        tiles.lanes * tiles.lanes <= caps.max_compute_invocations_per_workgroup as usize
-            && tiles.workgroup_bytes(true) <= u64::from(caps.max_compute_workgroup_storage_size)
+        let (row_reg, key_reg) = (reg(rows, row_most), reg(forward.kv_len(), key_most));
+        let other_reg = if matches!(made, Made::Keys { .. }) { row_reg } else { key_reg };
+        let tiles = Tiles { lanes, row_reg, key_reg, columns, step: 1, column_blocks };
+        // slices that are staged together need fewer barriers; what is written out takes software drivers long to compile
+        let several = Tiles { step: if other_reg == 4 { 2 } else { other_reg }, ..tiles };
+        if caps.class != DeviceClass::Software && fits(&several) { several } else { tiles }
     };
     // small tiles compile sooner, and software drivers have no lanes to fill
     let wide = Some(of_width(16)).filter(|tiles| caps.class != DeviceClass::Software && fits(tiles));

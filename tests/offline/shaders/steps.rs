@@ -226,7 +226,9 @@ pub(super) fn backward_steps() -> Vec<Step> {
         (backward.d_lse, backward.d_scale) = (n % 2 == 0, n % 4 == 1);
         backward.d_weights = (n % 6 == 0).then(WeightsSpec::default);
         let problem = BackwardProblem::new(backward).expect("a sound spec");
-        let caps = DeviceCaps { class: classes[n / 7 % 3], ..smallest.clone() };
+        // as much workgroup memory as every device has, and as most have
+        let max_compute_workgroup_storage_size = [16384, 32768][n / 7 % 2];
+        let caps = DeviceCaps { class: classes[n / 7 % 3], max_compute_workgroup_storage_size, ..smallest.clone() };
         let plan = BackwardPlan::new(&problem, &caps).expect("it fits");
         plan.check(&caps).expect("it runs on what it was made for");
         assert!(!plan.to_string().is_empty());

@@ -8,6 +8,14 @@ use std::path::PathBuf;
 pub(crate) enum BenchError {
     #[error("--fail-if-slower is about two files of rows: --compare OLD NEW")]
     NothingToCompare,
+    #[error("--save adds rows to a file, and - is none; --json prints them, and a shell's > keeps what is printed")]
+    SaveToStdout,
+    #[error("--plot draws into a file, and - is none; name it .svg or .png")]
+    PlotToStdout,
+    #[error("--file reads a file in two goes, its header and later its numbers, and - is standard input; name a file")]
+    FileFromStdin,
+    #[error("OLD and NEW are both standard input; one of them can be")]
+    CompareStdinTwice,
     #[error("cannot read {}", path.shown())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} is longer than {most} bytes, which no list of shapes or rows is", path.shown())]

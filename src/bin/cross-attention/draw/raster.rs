@@ -30,7 +30,8 @@ pub(crate) fn pixels(scene: &Scene) -> io::Result<Image> {
     let [red, green, blue] = PAPER;
     map.fill(tiny_skia::Color::from_rgba8(red, green, blue, 255));
     scene.items.iter().try_for_each(|item| draw(&mut map, item))?;
-    let pixels = map.pixels().iter().flat_map(|pixel| [pixel.red(), pixel.green(), pixel.blue()]).collect();
+    let mut pixels = Vec::with_capacity(3 * width * height);
+    pixels.extend(map.pixels().iter().flat_map(|pixel| [pixel.red(), pixel.green(), pixel.blue()]));
     Ok(Image { size: scene.size, pixels })
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use cross_attention::AttentionProblem;
 use cross_attention::weights::{AttentionWithWeights, HeadReduce, Keys, WeightsSpec};
 
-use super::positions;
+use super::{positions, room};
 use crate::draw::heat::{Figure, HeatMap};
 use crate::draw::scale::{Spacing, round_step};
 use crate::draw::scene::{MAX_PIXELS, Scene};
@@ -17,6 +17,9 @@ use crate::show::{self, ranges};
 
 /// What every table starts with.
 pub(super) const CSV_START: &str = "heads,row,label";
+
+/// Bytes that a pixel takes at most while a picture is written: as an image, drawn, encoded, and as the text of an SVG.
+const PIXEL_BYTES: usize = 28;
 
 /// The weights of one batch entry, with names.
 pub(super) struct Table<'a> {
@@ -33,6 +36,25 @@ pub(super) struct Table<'a> {
     about: String,
     titles: Vec<String>,
     notes: Vec<String>,
+}
+
+/// Text that grows as far as there is memory.
+#[derive(Default)]
+struct Text {
+    bytes: Vec<u8>,
+    /// What there was no memory for.
+    refused: usize,
+}
+
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        if self.bytes.try_reserve(text.len()).is_err() {
+            self.refused = self.bytes.len() + text.len();
+            return Err(std::fmt::Error);
+        }
+        self.bytes.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
 }
 
 /// What the columns are.
@@ -124,40 +146,45 @@ impl<'a> Table<'a> {
     }
 
     /// A line of names, then a line a head and row: its numbers, its label, its weights.
-    pub(super) fn csv(&self) -> String {
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub(super) fn csv(&self) -> Result<Vec<u8>, Error> {
+        let mut text = Text::default();
+        match self.write_csv(&mut text) {
+            Ok(()) => Ok(text.bytes),
+            Err(std::fmt::Error) => Err(Error::Memory { bytes: text.refused as u128 }),
+        }
+    }
+
+    fn write_csv(&self, text: &mut Text) -> std::fmt::Result {
         let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
-        let mut text = CSV_START.to_owned();
-        // writing to a String cannot fail
-        let mut name = |name: std::fmt::Arguments<'_>| {
-            let _ = write!(text, ",{name}");
-        };
+        text.write_str(CSV_START)?;
         match (&self.keys, self.seconds) {
             (Columns::Keys(keys), Some(seconds)) => {
-                keys.iter().for_each(|&key| name(format_args!("{:.3} s", key as f64 * seconds)));
+                keys.iter().try_for_each(|&key| write!(text, ",{:.3} s", key as f64 * seconds))?;
             }
-            (Columns::Keys(keys), None) => keys.iter().for_each(|key| name(format_args!("key {key}"))),
+            (Columns::Keys(keys), None) => keys.iter().try_for_each(|key| write!(text, ",key {key}"))?,
             (Columns::Segments(segments), _) => {
-                segments.iter().for_each(|keys| name(format_args!("keys {} to {}", keys.start, keys.end - 1)));
+                segments.iter().try_for_each(|keys| write!(text, ",keys {} to {}", keys.start, keys.end - 1))?;
             }
         }
-        text.push('\n');
+        text.write_char('\n')?;
         let mut lines = self.weights.chunks(self.keys.len());
         for head in &self.heads {
             for (row, label) in self.rows.iter().zip(&self.labels) {
-                let _ = write!(text, "{},{row},{}", quoted(head), quoted(label.trim()));
-                for weight in lines.next().unwrap_or_default() {
-                    let _ = write!(text, ",{weight}");
-                }
-                text.push('\n');
+                write!(text, "{},{row},{}", quoted(head), quoted(label.trim()))?;
+                lines.next().unwrap_or_default().iter().try_for_each(|weight| write!(text, ",{weight}"))?;
+                text.write_char('\n')?;
             }
         }
-        text
+        Ok(())
     }
 
     /// A panel a head.
     ///
     /// # Errors
-    /// [`Error::LargePicture`].
+    /// [`Error::LargePicture`], [`Error::Memory`].
     pub(super) fn scene(&self, spacing: Spacing, each: bool) -> Result<Scene, Error> {
         let (ticks, axis) = self.ticks();
         let single = self.heads.len() == 1;
@@ -181,6 +208,7 @@ impl<'a> Table<'a> {
         if width.saturating_mul(height) > MAX_PIXELS {
             return Err(Error::LargePicture { width, height, max: MAX_PIXELS });
         }
+        room(width * height * PIXEL_BYTES)?;
         Ok(figure.scene())
     }
 
