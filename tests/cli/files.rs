@@ -144,7 +144,7 @@ fn ctrl_c_leaves_nothing_half_written() {
 #[test]
 fn what_ctrl_c_leaves_of_all_shaders_is_told() {
     let folder = Folder::new();
-    let args = ["shaders", "--all", "--kernel", "tiled", "-o", &folder.at("out"), "--jobs", "1"];
+    let args = ["shaders", "--all", "--kernel", "split", "-o", &folder.at("out"), "--jobs", "1"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_cross-attention"));
     let child = command.args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let started = std::time::Instant::now();
