@@ -142,7 +142,7 @@ fn ctrl_c_leaves_nothing_half_written() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn what_ctrl_c_leaves_of_all_shaders_is_told() {
+fn what_a_signal_leaves_of_all_shaders_is_told() {
     let folder = Folder::new();
     let args = ["shaders", "--all", "--kernel", "split", "-o", &folder.at("out"), "--jobs", "1"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_cross-attention"));
@@ -151,7 +151,7 @@ fn what_ctrl_c_leaves_of_all_shaders_is_told() {
     while !Path::new(&folder.at("out")).exists() || folder.list("out").len() < 3 {
         assert!(started.elapsed().as_secs() < 60, "nothing is written");
     }
-    assert!(Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("without manifest.json"), "{said}");
