@@ -52,17 +52,14 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
     // the tiles of GPUs, which software drivers have no use for
     let table = cases::all().into_iter().step_by(GPU_TILES);
     for case in own_cases().into_iter().chain(table).step_by(every) {
-        let on = adapter.clone();
+        let class = if case.name.len() % 2 == 0 { DeviceClass::Discrete } else { DeviceClass::Integrated };
         let name = format!("gpu_tiles_{}", case.name);
-        trials.push(trial(adapter, GROUP, &name, move || {
-            backward::case_with(&case, &|problem, inputs| {
-                let class = if case.name.len() % 2 == 0 { DeviceClass::Discrete } else { DeviceClass::Integrated };
-                let plan = BackwardPlan::new(problem, &DeviceCaps { class, ..on.context.caps().clone() });
-                let plan = plan.map_err(|error| error.to_string())?;
-                let prepared = pollster::block_on(on.context.prepare_backward_plan(plan));
-                prepared.and_then(|prepared| prepared.run_blocking(inputs)).map_err(|error| message(&error))
-            })
-        }));
+        trials.push(on_tiles_of(adapter, class, name, case));
+    }
+    if !adapter.sparing {
+        for (class, name) in [(DeviceClass::Discrete, "discrete"), (DeviceClass::Integrated, "integrated")] {
+            trials.push(on_tiles_of(adapter, class, format!("whole_tiles_{name}"), whole_tiles()));
+        }
     }
     let others: [(&str, Check); 3] = [("shared_batch", shared_batch), ("cut", cut), ("encoded", encoded)];
     for (name, check) in others {
@@ -70,6 +67,25 @@ pub(crate) fn trials(adapter: &Adapter) -> Vec<Trial> {
         trials.push(trial(adapter, GROUP, name, move || check(&on)));
     }
     trials
+}
+
+/// A case on the tiles of another class of device.
+fn on_tiles_of(adapter: &Adapter, class: DeviceClass, name: String, case: Case) -> Trial {
+    let on = adapter.clone();
+    trial(adapter, GROUP, &name, move || {
+        backward::case_with(&case, &|problem, inputs| {
+            let plan = BackwardPlan::new(problem, &DeviceCaps { class, ..on.context.caps().clone() });
+            let plan = plan.map_err(|error| error.to_string())?;
+            let prepared = pollster::block_on(on.context.prepare_backward_plan(plan));
+            prepared.and_then(|prepared| prepared.run_blocking(inputs)).map_err(|error| message(&error))
+        })
+    })
+}
+
+/// Enough rows and keys for every register of every tile, in slices of their own, and keys that nobody may read, which are not
+/// finite.
+fn whole_tiles() -> Case {
+    Case::new("backward_whole_tiles", "", 1, [2, 1], [67, 131], [64, 64]).mask("b11k").poisoned()
 }
 
 fn prepared(on: &Adapter, problem: &BackwardProblem) -> Result<GpuBackward, String> {
